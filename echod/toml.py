@@ -1,0 +1,173 @@
+"""The TOML file: its values, and the line on which each key stands.
+
+Knows nothing of which settings exist. The standard library parses (and judges) the file but keeps no positions, and no
+maintained TOML library for Python gives them, so a scanner walks the text once more. It runs only on text that
+`tomllib` has accepted, and so may take the grammar for granted (https://toml.io/en/v1.0.0).
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from echod.errors import Refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands: table and key names, and the index within an array."""
+
+MAX_SIZE = 1 << 20
+"""Bytes. A configuration has a few hundred; what is a thousand times larger was named by mistake."""
+
+_MANY_PARTS = re.compile(r"""(?>(?>[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""", re.ASCII)
+"""A key of more than 50 parts; the settings have two."""
+
+
+class Document(NamedTuple):
+    """A parsed file: its tables as nested dictionaries, and the line (from 1) of each key path."""
+
+    values: dict[str, Any]
+    lines: dict[KeyPath, int]
+
+
+def read(path: Path) -> Document:
+    """Read and parse the file.
+
+    Raises `Refusal` with exit code 66 if it can't be read, 78 if it is no TOML (`FILE:LINE: message`).
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise Refusal(f"{path}: can't be read: {error.strerror}", exit_code=os.EX_NOINPUT) from None
+    if len(raw) > MAX_SIZE:
+        raise Refusal(f"{path}: larger than {MAX_SIZE} bytes: not a configuration of echod")
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Refusal(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
+    if deep := _MANY_PARTS.search(text):  # tomllib's time and memory grow with the square of their number
+        raise Refusal(f"{path}:{text.count(chr(10), 0, deep.start()) + 1}: nested too deeply")
+    try:
+        values = tomllib.loads(text)
+        return Document(values, _Scanner(text.replace("\r\n", "\n")).scan())
+    except ValueError as error:  # TOMLDecodeError, and plainly ValueError for an integer of thousands of digits
+        line, message = _position(str(error), text)
+        raise Refusal(f"{path}:{line}: {message}") from None
+    except RecursionError:
+        raise Refusal(f"{path}: nested too deeply") from None
+
+
+def _position(message: str, text: str) -> tuple[int, str]:
+    """Split tomllib's "… (at line 3, column 5)" into the line and the rest."""
+    found = re.fullmatch(r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message)
+    if found is None:
+        digits = re.search(r"[\d_]{4300}", text, re.ASCII)  # the default of sys.set_int_max_str_digits()
+        return text.count("\n", 0, digits.start() if digits else 0) + 1, "a number with thousands of digits"
+    what, line, column = found.groups()
+    if what.startswith(("Invalid value", "Expected newline")):
+        what = f"{what}; strings need quotes"
+    if line is None:
+        return text.count("\n") + 1, f"{what} (at the end of the file)"
+    return int(line), f"{what} (column {column})"
+
+
+class _Scanner:
+    """Finds the line of each key path in a valid TOML text."""
+
+    _GAP = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
+    _KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*'""")
+    _SCALAR = re.compile(
+        r'"""(?:\\.|[^\\])*?"{3,5}'
+        r"|'''(?:.)*?'{3,5}"
+        r'|"(?:\\.|[^"\\])*"'
+        r"|'[^']*'"
+        r"|[^,\]}#\n]+",
+        re.DOTALL,
+    )
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._line = 1
+        self._lines: dict[KeyPath, int] = {}
+        self._tables: dict[KeyPath, int] = {}  # how many there are in each array of tables, so far
+
+    def scan(self) -> dict[KeyPath, int]:
+        """Return the line on which each path first stands, in file order."""
+        table: KeyPath = ()
+        while self._skip_gap():
+            line = self._line
+            if self._take("[["):
+                table = self._key((), line)
+                self._tables[table] = index = self._tables.get(table, -1) + 1
+                table = (*table, index)
+                self._lines[table] = line
+                self._take("]]")
+            elif self._take("["):
+                table = self._key((), line)
+                self._take("]")
+            else:
+                self._pair(table)
+        return self._lines
+
+    def _pair(self, table: KeyPath) -> None:
+        path = self._key(table, self._line)
+        self._take("=")
+        self._value(path)
+
+    def _value(self, path: KeyPath) -> None:
+        if self._take("["):
+            index = 0
+            while not self._take("]"):
+                self._lines[*path, index] = self._line
+                self._value((*path, index))
+                self._take(",")
+                index += 1
+        elif self._take("{"):
+            while not self._take("}"):
+                self._pair(path)
+                self._take(",")
+        else:
+            self._advance(self._SCALAR)
+
+    def _key(self, path: KeyPath, line: int) -> KeyPath:
+        """Read a dotted key below `path`, and note the line of each of its parts."""
+        while True:
+            if path in self._tables:  # below an array of tables, the last one is meant
+                path = (*path, self._tables[path])
+            path = (*path, self._key_part())
+            self._lines.setdefault(path, line)
+            if not self._take("."):
+                return path
+
+    def _key_part(self) -> str:
+        self._skip_gap()
+        part = self._advance(self._KEY_PART)
+        return str(tomllib.loads(f"key = {part}")["key"]) if part[0] in "\"'" else part
+
+    def _skip_gap(self) -> bool:
+        """Skip space, newlines and comments; say whether anything is left."""
+        self._advance(self._GAP)
+        return self._at < len(self._text)
+
+    def _take(self, token: str) -> bool:
+        self._skip_gap()
+        if not self._text.startswith(token, self._at):
+            return False
+        self._at += len(token)
+        return True
+
+    def _advance(self, pattern: re.Pattern[str]) -> str:
+        found = pattern.match(self._text, self._at)
+        assert found, "tomllib accepted what this grammar does not know"  # noqa: S101 - the invariant of this class
+        self._at = found.end()
+        self._line += found[0].count("\n")
+        return found[0]
