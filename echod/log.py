@@ -1,0 +1,235 @@
+"""Logging: structlog's set-up, and the sink that never blocks the event loop.
+
+Knows nothing of what is logged; the names of the events stand where they happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
+
+import orjson
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+    from echod.settings import Format, Level
+
+_GATHER = 0.005
+"""Seconds the writer waits for company before it writes: one system call for many lines."""
+_BATCH = 256
+"""Lines written at once; joining more would hold the interpreter's lock for long."""
+_RETRY = 1.0
+"""Seconds between attempts on a sink that fails."""
+_LAST_ATTEMPTS = 5
+
+
+class Sink:
+    """Writes lines to a descriptor from a thread of its own, so that a slow, full or broken one delays nobody.
+
+    A thread, and not O_NONBLOCK: that flag is shared with every process that has the same open file (fcntl(2)), and
+    regular files ignore it. At most `limit` lines are held; beyond, the newest are dropped, counted, and reported
+    through `dropped_line` as soon as what is held has been written. A failed write is tried again until `close`.
+    """
+
+    def __init__(self, fd: int, limit: int, dropped_line: Callable[[int], bytes]) -> None:
+        self._fd = fd
+        self._limit = limit
+        self._dropped_line = dropped_line
+        self._lines: deque[bytes] = deque()
+        self._held = 0  # lines not yet written: those in the queue and those the writer has in hand
+        self._dropped = 0  # lines, since the last report
+        self._closing = False
+        self._idle = True
+        self._written = 0  # bytes, ever
+        self._changed = threading.Condition()  # on an RLock: a finalizer may log while this thread has it
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: bytes) -> None:
+        """Take a line, with its newline. Never blocks."""
+        with self._changed:
+            if self._held >= self._limit:
+                self._dropped += 1
+                return
+            self._held += 1
+            self._lines.append(line)
+            if self._idle:
+                self._idle = False
+                self._changed.notify()
+
+    def close(self, patience: float) -> None:
+        """Write what is held, but give up on a sink that takes nothing for `patience` seconds, or very little each."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        written = -1
+        for _ in range(_LAST_ATTEMPTS):
+            if written == self._written:
+                break
+            written = self._written
+            self._thread.join(patience)
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        while True:
+            with self._changed:
+                self._idle = not self._lines and not self._dropped
+                self._changed.wait_for(lambda: not self._idle or self._closing)
+                if not self._lines and not self._dropped:
+                    return
+            if len(self._lines) < _BATCH and not self._closing:
+                time.sleep(_GATHER)
+            with self._changed:
+                lines = [self._lines.popleft() for _ in range(min(_BATCH, len(self._lines)))]
+            self._write(b"".join(lines))
+            with self._changed:
+                self._held -= len(lines)
+                dropped, self._dropped = self._dropped, 0
+            if dropped:
+                self._write(self._dropped_line(dropped))
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                written = os.write(self._fd, view)
+            except BlockingIOError:  # somebody else made it non-blocking
+                with contextlib.suppress(OSError):
+                    select.select([], [self._fd], [], _RETRY)
+            except OSError:
+                with self._changed:
+                    if self._closing:
+                        return
+                    self._changed.wait(_RETRY)
+            else:
+                self._written += written
+                view = view[written:]
+
+
+class Log:
+    """The daemon's log: `log` is what everyone logs with, `close` ends it."""
+
+    def __init__(self, output: TextIO, *, level: Level, form: Format, queue: int) -> None:
+        fd = output.fileno()
+        terminal = os.isatty(fd)
+        console = form == "console" or (form == "auto" and terminal)
+        self._chain: list[Processor]
+        if console:
+            colors = terminal and not os.environ.get("NO_COLOR")
+            self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
+        else:
+            self._chain = [_stamp, structlog.processors.format_exc_info, _json, _line]
+        self._sink = Sink(fd, queue, self._dropped_line)
+        self.log: FilteringBoundLogger = structlog.wrap_logger(
+            _Output(self._sink.put),
+            processors=self._chain,
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            context_class=dict,
+        ).bind()
+        self._capture(level)
+
+    def close(self, patience: float = 1.0) -> None:
+        """Write what is held, and let Python's own log, warnings and exceptions go to standard error again."""
+        logging.captureWarnings(capture=False)
+        logging.getLogger().handlers.clear()
+        sys.excepthook = sys.__excepthook__
+        threading.excepthook = threading.__excepthook__
+        sys.unraisablehook = sys.__unraisablehook__
+        self._sink.close(patience)
+
+    def _capture(self, level: Level) -> None:
+        """Bring in what does not come through structlog: asyncio, warnings, and exceptions that nobody caught."""
+        root = logging.getLogger()
+        root.handlers[:] = [_Handler(self.log)]
+        root.setLevel(level.upper())
+        logging.captureWarnings(capture=True)
+        sys.excepthook = self._uncaught
+        threading.excepthook = lambda args: self._uncaught(
+            args.exc_type, args.exc_value, args.exc_traceback, f"in thread {args.thread and args.thread.name}"
+        )
+        sys.unraisablehook = lambda args: self._uncaught(
+            args.exc_type, args.exc_value, args.exc_traceback, args.err_msg or f"in {args.object!r}"
+        )
+
+    def _uncaught(
+        self,
+        kind: type[BaseException],
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        where: str = "in the main thread",
+    ) -> None:
+        message = f"uncaught {kind.__name__} {where}"
+        self.log.error("internal.error", message=message, exc_info=(kind, exc, traceback))
+
+    def _dropped_line(self, lines: int) -> bytes:
+        event: Any = {"event": "log.dropped", "lines": lines}
+        for process in self._chain:
+            event = process(None, "warning", event)
+        return bytes(event)
+
+
+class _Output:
+    """What structlog calls a logger: a method for each level; all lead to one place."""
+
+    def __init__(self, put: Callable[[bytes], None]) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = put
+
+
+class _Handler(logging.Handler):
+    """Brings the standard library's log records into the same log."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - the format and its arguments are the caller's
+            message = f"{record.msg} % {record.args!r}"
+        level = min(logging.ERROR, max(logging.DEBUG, record.levelno // 10 * 10))  # to one of the four we have
+        event = f"internal.{logging.getLevelName(level).lower()}"
+        self._log.log(level, event, message=message, logger=record.name, exc_info=record.exc_info)
+
+
+def _stamp(_: object, level: str, event: EventDict) -> EventDict:
+    """Put first what every line begins with. The time is RFC 3339, UTC, with microseconds also when they are 0."""
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    return {"timestamp": f"{now}Z", "level": level, "event": event.pop("event"), **event}
+
+
+def _flat(_: object, __: str, event: EventDict) -> EventDict:
+    """Write what is nested as people read it: client.address=192.0.2.1."""
+    flat: EventDict = {}
+    for name, value in event.items():
+        flat.update(
+            {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def _json(_: object, __: str, event: EventDict) -> bytes:
+    try:
+        return orjson.dumps(event, default=str)
+    except TypeError:  # text from outside that is no Unicode, such as a file's name: the standard library escapes it
+        return json.dumps(event, default=str).encode()
+
+
+def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - the renderer's str or bytes; structlog types it as a dict
+    line: bytes = rendered if isinstance(rendered, bytes) else rendered.encode(errors="backslashreplace")
+    return line + b"\n"

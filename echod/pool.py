@@ -1,0 +1,136 @@
+"""The pool: the workers, which of them are free, who is in use, and the books of what they did.
+
+Knows nothing of listeners and timers. A worker is either in the free list or in `in_use`, never in both.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from echod import tcp
+from echod.worker import Worker
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from echod.settings import Lifecycle
+    from echod.worker import Listener
+
+
+class Pool:
+    """A fixed number of workers, all made at once.
+
+    `when_free` is called, if set, each time a worker comes back.
+    """
+
+    def __init__(self, log: FilteringBoundLogger, *, size: int, lifecycle: Lifecycle) -> None:
+        self._log = log
+        self._log_opened = lifecycle == "all"
+        self._log_closed = lifecycle != "none"
+        self._free = [Worker(self.release) for _ in range(size)]
+        self._told_full = False
+        self.size = size
+        self.in_use: dict[int, Worker] = {}  # by connection number, oldest first
+        self.when_free: Callable[[], None] | None = None
+        self.accepted = 0
+        self.closed: Counter[str] = Counter()  # by reason
+        self.bytes_received = 0  # of closed connections
+        self.bytes_sent = 0
+
+    @property
+    def free(self) -> int:
+        """The number of connections that could come in now."""
+        return len(self._free)
+
+    def take(self, sock: socket.socket, client: tuple[str, int], listener: Listener) -> Worker:
+        """Give the connection a worker. Raises `IndexError` if none is free."""
+        worker = self._free.pop()
+        self.accepted += 1
+        worker.take(sock, client, listener, self.accepted, time.monotonic())
+        self.in_use[self.accepted] = worker
+        if self._log_opened:
+            self._log.info(
+                "connection.opened",
+                connection=worker.connection,
+                client=peer(client),
+                listener=listener.url,
+                in_use=len(self.in_use),
+            )
+        if not self._free and not self._told_full:
+            self._told_full = True
+            self._log.warning("pool.full", size=self.size)
+        return worker
+
+    def tell_available(self) -> None:
+        """Log the end of `pool.full`.
+
+        Called by the janitor and not with each worker that comes back: a busy pool is full and not full thousands of
+        times a second.
+        """
+        if self._told_full and self._free:
+            self._told_full = False
+            self._log.info("pool.available", size=self.size)
+
+    def release(self, worker: Worker, exc: Exception | None) -> None:
+        """Take back a worker whose connection has ended, by `exc` if it is not None, and book it."""
+        try:
+            self._book(worker, exc)
+        finally:  # whatever went wrong, the seat comes back
+            del self.in_use[worker.connection]
+            worker.leave()
+            self._free.append(worker)
+            if self.when_free:
+                self.when_free()
+
+    def _book(self, worker: Worker, exc: Exception | None) -> None:
+        reason = worker.reason or _reason(exc)
+        try:
+            info = tcp.info(worker.sock)
+        except OSError:
+            info = None
+        sent = worker.received - worker.dropped - worker.pending()
+        if info:
+            # After an error the transport forgets what it could not write; the kernel remembers what it was given.
+            sent = min(sent, info.written)
+        self.closed[reason] += 1
+        self.bytes_received += worker.received
+        self.bytes_sent += sent
+        if self._log_closed:
+            fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
+            self._log.info(
+                "connection.closed",
+                connection=worker.connection,
+                client=peer(worker.client),
+                listener=worker.listener.url,
+                bytes_received=worker.received,
+                bytes_sent=sent,
+                duration=round(time.monotonic() - worker.opened, 6),
+                reason=reason,
+                in_use=len(self.in_use) - 1,
+                tcp=info and {"rtt_us": info.rtt_us, "retransmits": info.retransmits},
+                **fields,
+            )
+
+
+def peer(client: tuple[str, int]) -> dict[str, Any]:
+    """Return an address as log lines have it; an IPv4-mapped one (RFC 4291, 2.5.5.2) appears as IPv4."""
+    address = client[0]
+    if address.startswith("::ffff:") and "." in address:
+        address = address[len("::ffff:") :]
+    return {"address": address, "port": client[1]}
+
+
+def _reason(exc: Exception | None) -> str:
+    if exc is None:
+        return "eof"
+    return "reset" if isinstance(exc, ConnectionError) else "error"
+
+
+def _name(exc: Exception | None) -> str:
+    return errno.errorcode.get(getattr(exc, "errno", 0), type(exc).__name__)

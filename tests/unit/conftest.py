@@ -1,0 +1,31 @@
+"""What the tests of the janitor and of the drain share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import tcp
+from tests.fakes import House
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    house = House()
+
+    def info(_: object) -> tcp.Info:
+        return tcp.Info(house.peer_finished, house.rtt_us, 0, 1 << 40)
+
+    def reset(_: object) -> None:
+        house.resets += 1
+
+    monkeypatch.setattr(tcp, "unacknowledged", lambda _: house.unacknowledged)
+    monkeypatch.setattr(tcp, "info", info)
+    monkeypatch.setattr(tcp, "reset_on_close", reset)
+    yield house
+    for sock in house.open:
+        sock.close()

@@ -1,0 +1,144 @@
+"""The janitor on a clock that goes when told to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import tcp
+from echod.janitor import Janitor
+
+if TYPE_CHECKING:
+    from tests.fakes import House
+
+
+def watch(house: House, *, idle: float | None = None, write: float | None = None) -> Janitor:
+    return Janitor(house.loop.asyncio, house.lines.log, house.pool, idle=idle, write=write)
+
+
+def test_an_idle_connection_is_ended_by_fin(house: House) -> None:
+    """Not before its time, and at most two looks after."""
+    watch(house, idle=60.0)
+    house.connect()
+    house.loop.advance(60)
+    assert house.reasons() == {}
+    house.loop.advance(2)
+    assert house.reasons() == {"idle_timeout": 1}
+    assert house.resets == 0
+
+
+def test_a_byte_now_and_then_keeps_a_connection(house: House) -> None:
+    """Idle is no byte for the whole time."""
+    watch(house, idle=60.0)
+    _, transport = house.connect()
+    for _ in range(5):
+        house.loop.advance(58)
+        transport.receive(b"x")
+    assert house.reasons() == {}
+
+
+def test_a_peer_that_does_not_read_is_reset(house: House) -> None:
+    """The kernel forgets its echo at once."""
+    watch(house, idle=300.0, write=30.0)
+    _, transport = house.connect()
+    transport.window = 0
+    transport.receive(b"never read")
+    house.loop.advance(30)
+    assert house.reasons() == {}
+    house.loop.advance(2)
+    assert house.reasons() == {"write_timeout": 1}
+    assert house.resets == 1
+
+
+def test_a_peer_that_reads_slowly_is_left_alone(house: House) -> None:
+    """Each byte that the transport or the kernel gets rid of begins the time anew."""
+    watch(house, idle=300.0, write=30.0)
+    _, transport = house.connect()
+    transport.window = 0
+    house.unacknowledged = 100
+    transport.receive(b"slowly read")
+    for _ in range(5):
+        house.loop.advance(28)
+        transport.take(1)
+        house.loop.advance(28)
+        house.unacknowledged -= 1
+    assert house.reasons() == {}
+
+
+def test_a_quiet_connection_is_not_stalled(house: House) -> None:
+    """The write timeout is for those that have output pending."""
+    watch(house, write=30.0)
+    house.connect()
+    house.loop.advance(1000)
+    assert house.reasons() == {}
+
+
+def test_without_a_write_timeout_the_idle_one_frees_a_stalled_worker(house: House) -> None:
+    """No byte either way is idle, whatever is pending."""
+    watch(house, idle=60.0)
+    _, transport = house.connect()
+    transport.window = 0
+    transport.receive(b"never read")
+    house.loop.advance(62)
+    assert house.reasons() == {"idle_timeout": 1}
+    assert house.resets == 1
+
+
+@pytest.mark.parametrize(
+    ("idle", "write", "tick"), [(None, None, 1.0), (300.0, 30.0, 1.0), (2.0, 30.0, 0.5), (60.0, 0.001, 0.05)]
+)
+def test_it_looks_often_enough_for_the_shortest_timeout(
+    house: House, idle: float | None, write: float | None, tick: float
+) -> None:
+    """Once a second, more often for short timeouts, within reason."""
+    looks = 0
+    watch(house, idle=idle, write=write)
+
+    def count() -> None:
+        nonlocal looks
+        looks += 1
+
+    house.pool.tell_available = count  # type: ignore[method-assign]
+    house.loop.advance(10.001)
+    assert looks == round(10 / tick)
+
+
+def test_it_says_that_the_pool_is_available_again(house: House) -> None:
+    """That line comes from here, at most once a look."""
+    watch(house)
+    transports = [house.connect()[1] for _ in range(3)]
+    transports[0].receive_eof()
+    house.loop.run()
+    assert house.lines.events("pool.available") == []
+    house.loop.advance(1)
+    assert len(house.lines.events("pool.available")) == 1
+
+
+def test_after_close_it_looks_no_more(house: House) -> None:
+    """No timer stays behind."""
+    janitor = watch(house, idle=1.0)
+    house.connect()
+    janitor.close()
+    house.loop.advance(10)
+    assert house.reasons() == {}
+    assert house.loop.timers == 0
+
+
+def test_a_connection_that_cannot_be_looked_at_does_not_hide_the_others(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each failure is a line, and the timer goes on."""
+    watch(house, idle=60.0)
+    broken, _ = house.connect()
+    house.connect()
+
+    def ask(sock: object) -> int:
+        if sock is broken.sock:
+            raise OSError("no such descriptor")
+        return 0
+
+    monkeypatch.setattr(tcp, "unacknowledged", ask)
+    house.loop.advance(63)
+    assert house.reasons() == {"idle_timeout": 1}
+    assert house.lines.events("internal.error")[0]["message"] == "looking at connection 1 failed"

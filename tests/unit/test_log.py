@@ -1,0 +1,399 @@
+"""The log: lines of JSON through a sink that never blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from echod import log as module
+from echod.log import Log, Sink
+from tests.harness import DEADLINE, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from echod.settings import Format, Level
+
+PIPE_SIZE = 65536
+
+
+class Pipe:
+    """A pipe with the writing end as a text stream, as standard output is."""
+
+    def __init__(self) -> None:
+        self.reader, writer = os.pipe()
+        self.output = os.fdopen(writer, "w")
+
+    def read_all(self) -> bytes:
+        """Close the writing end and read to the end."""
+        self.output.close()
+        with os.fdopen(self.reader, "rb") as stream:
+            return stream.read()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.output.close()
+    with contextlib.suppress(OSError):  # read_all has closed it
+        os.close(pipe.reader)
+
+
+@pytest.fixture
+def log(pipe: Pipe) -> Iterator[Log]:
+    """A log as the daemon has it, with JSON lines into the pipe."""
+    made = Log(pipe.output, level="debug", form="json", queue=1000)
+    yield made
+    made.close()
+
+
+def written(log: Log, pipe: Pipe) -> list[dict[str, Any]]:
+    """Return the lines after everything has been written."""
+    log.close()
+    return [json.loads(line) for line in pipe.read_all().splitlines()]
+
+
+def dropped(lines: int) -> bytes:
+    return b"dropped %d\n" % lines
+
+
+# The sink
+
+
+def test_lines_are_written_in_order(pipe: Pipe) -> None:
+    """Also when there are more than one write takes."""
+    sink = Sink(pipe.output.fileno(), 10_000, dropped)
+    lines = [b"%d\n" % number for number in range(3 * module._BATCH)]
+    for line in lines:
+        sink.put(line)
+    sink.close(DEADLINE)
+    assert pipe.read_all() == b"".join(lines)
+
+
+def test_a_full_pipe_delays_nobody_and_drops_are_said(pipe: Pipe) -> None:
+    """The newest go, the oldest stay, and their number adds up."""
+    limit, size, total = 100, 1000, 1000
+    sink = Sink(pipe.output.fileno(), limit, dropped)
+    for number in range(total):
+        sink.put(b"%0*d\n" % (size - 1, number))
+    data = bytearray()
+    while b"dropped" not in data:
+        data += os.read(pipe.reader, PIPE_SIZE)
+    sink.put(b"after\n")
+    sink.close(DEADLINE)
+    data += pipe.read_all()
+    *lines, report, after = data.splitlines()
+    assert after == b"after"
+    assert [int(line) for line in lines] == list(range(len(lines)))
+    assert limit <= len(lines) <= limit + PIPE_SIZE // size + module._BATCH
+    assert report == b"dropped %d" % (total - len(lines))
+
+
+def test_a_sink_that_fails_is_tried_again(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk may have room later, and nothing that was held is lost."""
+    monkeypatch.setattr(module, "_RETRY", 0.01)
+    failures = [errno.ENOSPC, errno.EIO, errno.EPIPE]
+    real_write = os.write
+
+    def write(fd: int, data: memoryview) -> int:
+        if failures:
+            raise OSError(failures.pop(0), "no")
+        return real_write(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink.put(b"one\n")
+    sink.put(b"two\n")
+    until(lambda: not failures)
+    sink.close(DEADLINE)
+    assert pipe.read_all() == b"one\ntwo\n"
+
+
+def test_a_write_that_takes_a_part_is_continued(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is cut or written twice."""
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, data[:3]))
+    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink.put(b"a line of some length\n")
+    sink.close(DEADLINE)
+    assert pipe.read_all() == b"a line of some length\n"
+
+
+def test_a_descriptor_that_somebody_made_nonblocking_works_too(pipe: Pipe) -> None:
+    """The flag is shared with other processes, and not ours to change."""
+    os.set_blocking(pipe.output.fileno(), False)
+    lines = [b"x" * 999 + b"\n"] * (3 * PIPE_SIZE // 1000)
+    sink = Sink(pipe.output.fileno(), len(lines), dropped)
+    for line in lines:
+        sink.put(line)
+    data = bytearray()
+    while len(data) < sum(map(len, lines)):
+        data += os.read(pipe.reader, PIPE_SIZE)
+    sink.close(DEADLINE)
+    assert data == b"".join(lines)
+
+
+def test_close_gives_up_on_a_sink_that_takes_nothing(pipe: Pipe) -> None:
+    """A stop does not wait for a reader that never comes."""
+    sink = Sink(pipe.output.fileno(), 1000, dropped)
+    for _ in range(1000):
+        sink.put(bytes(1000))
+    sink.close(0.1)
+    assert sink._thread.is_alive()
+    os.close(pipe.reader)  # and with an error it ends
+    sink._thread.join(DEADLINE)
+    assert not sink._thread.is_alive()
+
+
+def test_close_gives_up_on_a_sink_that_fails() -> None:
+    """What can't be written then is lost."""
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 - a descriptor is all it takes
+        sink = Sink(full.fileno(), 10, dropped)
+        sink.put(b"lost\n")
+        sink.close(DEADLINE)
+        assert not sink._thread.is_alive()
+
+
+def test_close_does_not_wait_for_ever_on_a_slow_sink(pipe: Pipe) -> None:
+    """A reader that takes a little each time keeps a stop only so long."""
+    joins: list[float] = []
+    sink = Sink(pipe.output.fileno(), 10, dropped)
+
+    class Slow:
+        def join(self, patience: float) -> None:
+            joins.append(patience)
+            sink._written += 1
+
+    real, sink._thread = sink._thread, cast("threading.Thread", Slow())
+    sink.close(0.5)
+    assert joins == [0.5] * module._LAST_ATTEMPTS
+    real.join()
+
+
+# The lines
+
+
+def test_a_line_begins_with_time_level_and_event(log: Log, pipe: Pipe) -> None:
+    """One JSON object each; the time is RFC 3339 in UTC with microseconds."""
+    log.log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7})
+    log.close()
+    raw = pipe.read_all()
+    assert raw.endswith(b"\n")
+    assert raw.count(b"\n") == 1
+    line = json.loads(raw)
+    assert list(line) == ["timestamp", "level", "event", "connection", "client"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
+    assert line == {
+        "level": "info",
+        "event": "connection.opened",
+        "connection": 1,
+        "client": {"address": "192.0.2.1", "port": 7},
+    }
+
+
+@pytest.mark.parametrize(("level", "events"), [("debug", "abcd"), ("info", "bcd"), ("warning", "cd"), ("error", "d")])
+def test_only_what_is_severe_enough_is_logged(pipe: Pipe, level: Level, events: str) -> None:
+    """By log.level, for structlog and the standard library alike."""
+    log = Log(pipe.output, level=level, form="json", queue=100)
+    for name, event in zip(("debug", "info", "warning", "error"), "abcd", strict=True):
+        getattr(log.log, name)(event)
+        getattr(logging.getLogger("library"), name)(event)
+    assert [line.get("message", line["event"]) for line in written(log, pipe)] == [e for e in events for _ in "12"]
+
+
+def test_exceptions_carry_their_traceback_in_a_field(log: Log, pipe: Pipe) -> None:
+    """So that a line stays a line."""
+    try:
+        raise ValueError("on\npurpose")
+    except ValueError:
+        log.log.exception("internal.error", message="it failed")
+    (line,) = written(log, pipe)
+    assert line["level"] == "error"
+    assert line["exception"].startswith("Traceback (most recent call last)")
+    assert "test_log.py" in line["exception"]
+
+
+def _asyncio() -> None:
+    logging.getLogger("asyncio").error("a callback failed", exc_info=ValueError("why"))
+
+
+def _bad_format() -> None:
+    careless = logging.Logger("careless")  # noqa: LOG001 - not below the root, where pytest's own handler would raise
+    careless.addHandler(
+        next(handler for handler in logging.getLogger().handlers if isinstance(handler, module._Handler))
+    )
+    careless.warning("%d lines", "many")
+
+
+def _custom_level() -> None:
+    logging.getLogger("odd").log(logging.CRITICAL + 5, "very bad")
+
+
+def _warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+
+def _main_thread() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError:
+        sys.excepthook(*sys.exc_info())
+
+
+def _other_thread() -> None:
+    thread = threading.Thread(target=lambda: 1 // 0, name="worker")
+    thread.start()
+    thread.join()
+
+
+def _unraisable() -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("why")
+
+    Broken()
+
+
+@pytest.mark.parametrize(
+    ("happen", "event", "fields"),
+    [
+        (_asyncio, "internal.error", {"message": "a callback failed", "logger": "asyncio"}),
+        (_bad_format, "internal.warning", {"message": "%d lines % ('many',)", "logger": "careless"}),
+        (_custom_level, "internal.error", {"message": "very bad", "logger": "odd"}),
+        (_warning, "internal.warning", {"logger": "py.warnings"}),
+        (_main_thread, "internal.error", {"message": "uncaught ValueError in the main thread"}),
+        (_other_thread, "internal.error", {"message": "uncaught ZeroDivisionError in thread worker"}),
+        (_unraisable, "internal.error", {"logger": None}),
+    ],
+)
+def test_what_python_says_by_itself_comes_out_here(
+    log: Log, pipe: Pipe, happen: Callable[[], None], event: str, fields: dict[str, str]
+) -> None:
+    """asyncio's log, warnings, and exceptions that nobody caught."""
+    happen()
+    (line,) = written(log, pipe)
+    assert line["event"] == event
+    assert {name: line.get(name) for name in fields} == fields
+    assert ("exception" in line) == (happen not in (_custom_level, _warning, _bad_format))
+
+
+def test_an_exception_in_a_finalizer_is_told_with_its_place(log: Log, pipe: Pipe) -> None:
+    """Nobody could have caught it, and the traceback alone does not say whose it was."""
+    _unraisable()
+    (line,) = written(log, pipe)
+    assert line["message"].startswith("uncaught ValueError in ")
+    assert "Broken.__del__" in line["message"]
+
+
+def test_a_finalizer_may_log_while_a_line_is_taken(log: Log, pipe: Pipe) -> None:
+    """The garbage collector runs it whenever it likes, also while this very thread holds the sink's lock."""
+    with log._sink._changed:
+        log.log.info("from a finalizer")
+    assert [line["event"] for line in written(log, pipe)] == ["from a finalizer"]
+
+
+def test_close_gives_python_its_own_ways_back(log: Log) -> None:
+    """A test or a later log finds them as they were."""
+    log.close()
+    assert sys.excepthook is sys.__excepthook__
+    assert sys.unraisablehook is sys.__unraisablehook__
+    assert threading.excepthook is threading.__excepthook__
+    assert logging.getLogger().handlers == []
+
+
+def test_drops_are_a_line_like_any_other(log: Log) -> None:
+    """log.dropped is a warning with the number of lines."""
+    line = json.loads(log._dropped_line(17))
+    assert line.pop("timestamp")
+    assert line == {"level": "warning", "event": "log.dropped", "lines": 17}
+
+
+@pytest.mark.parametrize(("value", "shown"), [(OSError("x"), "x"), ("caf\udce9", "caf\udce9"), (1 << 80, 1 << 80)])
+def test_no_content_can_make_a_line_fail(log: Log, pipe: Pipe, value: object, shown: object) -> None:
+    """Objects are written as text, and text that is no Unicode is escaped."""
+    log.log.info("odd", value=value)
+    assert written(log, pipe)[0]["value"] == shown
+
+
+@pytest.mark.parametrize(("form", "json_lines"), [("auto", True), ("json", True), ("console", False)])
+def test_into_a_pipe_auto_is_json(pipe: Pipe, form: Format, *, json_lines: bool) -> None:
+    """And console, when asked for, has no colours there."""
+    log = Log(pipe.output, level="info", form=form, queue=10)
+    log.log.info("daemon.started", pid=1)
+    log.close()
+    raw = pipe.read_all()
+    assert raw.startswith(b"{") == json_lines
+    assert b"\x1b" not in raw
+    assert b"daemon.started" in raw
+
+
+def test_people_read_what_is_nested_flat(pipe: Pipe) -> None:
+    """In the order in which it was logged."""
+    log = Log(pipe.output, level="info", form="console", queue=10)
+    log.log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7}, in_use=1)
+    log.close()
+    assert pipe.read_all().decode().split()[-4:] == [
+        "connection=1",
+        "client.address=192.0.2.1",
+        "client.port=7",
+        "in_use=1",
+    ]
+
+
+@pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])
+def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, no_colour: str, *, coloured: bool) -> None:
+    """By the variable that other programs obey."""
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        log = Log(terminal, level="info", form="auto", queue=10)
+        log.log.info("daemon.started")
+        log.close()
+        data = os.read(master, 65536)
+    os.close(master)
+    assert (b"\x1b[" in data) == coloured
+
+
+def test_on_a_terminal_auto_is_for_people() -> None:
+    """With the traceback below the line, and JSON nowhere."""
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        log = Log(terminal, level="info", form="auto", queue=10)
+        try:
+            raise ValueError("on purpose")
+        except ValueError:
+            log.log.exception("internal.error")
+        log.close()
+        data = os.read(master, 65536)
+    os.close(master)
+    assert not data.startswith(b"{")
+    assert b"internal.error" in data
+    assert b"ValueError: on purpose" in data
+
+
+def test_an_overload_that_lasts_is_told_while_it_lasts(pipe: Pipe) -> None:
+    """Whoever reads slowly learns what is missing before the load ends."""
+    sink = Sink(pipe.output.fileno(), 10, dropped)
+    data = bytearray()
+    for _ in range(1000):
+        for _ in range(100):
+            sink.put(b"x" * 999 + b"\n")
+        data += os.read(pipe.reader, 4096)
+        if b"dropped" in data:
+            break
+    assert b"dropped" in data
+    os.close(pipe.reader)
+    sink.close(0.1)

@@ -1,0 +1,249 @@
+"""The pool: seats taken and given back, and the books."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from echod import tcp
+from echod.pool import Pool, peer
+from tests.fakes import FakeListener, FakeLoop, FakeTransport, Lines, sockets
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from echod.settings import Lifecycle
+    from echod.worker import Worker
+
+
+class House:
+    """A pool, its log, and connections to it."""
+
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.lines = Lines()
+        self.pool = self.make()
+        self.open: list[socket.socket] = []
+
+    def make(self, size: int = 2, lifecycle: Lifecycle = "all") -> Pool:
+        return Pool(self.lines.log, size=size, lifecycle=lifecycle)
+
+    def connect(self, pool: Pool | None = None) -> tuple[Worker, FakeTransport]:
+        ours, theirs = sockets()
+        self.open += [ours, theirs]
+        worker = (pool or self.pool).take(ours, ("192.0.2.9", 4711), FakeListener())
+        transport = FakeTransport(self.loop, worker, ours)
+        transport.made()
+        return worker, transport
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    house = House()
+    yield house
+    for sock in house.open:
+        sock.close()
+
+
+def test_a_worker_is_free_or_in_use(house: House) -> None:
+    """Seats are taken up to the size and come back with the end of their connection."""
+    assert (house.pool.free, len(house.pool.in_use)) == (2, 0)
+    _, first = house.connect()
+    house.connect()
+    assert (house.pool.free, len(house.pool.in_use)) == (0, 2)
+    ours, theirs = sockets()
+    with ours, theirs, pytest.raises(IndexError):
+        house.pool.take(ours, ("192.0.2.9", 1), FakeListener())
+    assert house.pool.accepted == 2
+    first.receive_eof()
+    house.loop.run()
+    assert (house.pool.free, list(house.pool.in_use)) == (1, [2])
+
+
+def test_no_worker_is_made_after_the_start(house: House) -> None:
+    """The same objects serve all connections."""
+    pool = house.make(size=1)
+    seen = set()
+    for _ in range(3):
+        worker, transport = house.connect(pool)
+        seen.add(id(worker))
+        transport.receive_eof()
+        house.loop.run()
+    assert len(seen) == 1
+
+
+def test_who_waits_is_told_of_each_worker_that_comes_back(house: House) -> None:
+    """The acceptors resume by this, and the drain ends by it."""
+    told: list[int] = []
+    house.pool.when_free = lambda: told.append(house.pool.free)
+    for _ in range(2):
+        _, transport = house.connect()
+        transport.receive_eof()
+        house.loop.run()
+    assert told == [2, 2]
+
+
+def test_a_connection_is_two_lines(house: House) -> None:
+    """Opened and closed, with the fields of the contract."""
+    _, transport = house.connect()
+    transport.receive(b"12345")
+    transport.receive_eof()
+    house.loop.run()
+    opened, closed = house.lines.lines
+    common = {"connection": 1, "client": {"address": "192.0.2.9", "port": 4711}, "listener": FakeListener.url}
+    assert opened == {"level": "info", "event": "connection.opened", "in_use": 1, **common}
+    assert closed.pop("duration") >= 0
+    assert closed == {
+        "level": "info",
+        "event": "connection.closed",
+        "bytes_received": 5,
+        "bytes_sent": 5,
+        "reason": "eof",
+        "in_use": 0,
+        "tcp": None,  # the pair is no TCP connection
+        **common,
+    }
+
+
+@pytest.mark.parametrize(
+    ("lifecycle", "names"),
+    [("all", ["connection.opened", "connection.closed"]), ("closed", ["connection.closed"]), ("none", [])],
+)
+def test_lifecycle_lines_can_be_left_out(house: House, lifecycle: Lifecycle, names: list[str]) -> None:
+    """log.connections says which there are; the books are kept in any case."""
+    pool = house.make(lifecycle=lifecycle)
+    _, transport = house.connect(pool)
+    transport.receive_eof()
+    house.loop.run()
+    assert house.lines.names() == names
+    assert pool.closed == {"eof": 1}
+
+
+@pytest.mark.parametrize(
+    ("exc", "reason", "fields"),
+    [
+        (None, "eof", {}),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "reset", {}),
+        (BrokenPipeError(errno.EPIPE, "broken pipe"), "reset", {}),
+        (TimeoutError(errno.ETIMEDOUT, "keepalive"), "error", {"error": "ETIMEDOUT"}),
+        (ValueError("a bug"), "error", {"error": "ValueError"}),
+    ],
+)
+def test_the_reason_is_what_ended_it(house: House, exc: Exception | None, reason: str, fields: dict[str, str]) -> None:
+    """A client that finished, one that broke off, and everything else."""
+    worker, _ = house.connect()
+    worker.connection_lost(exc)
+    closed = house.lines.events("connection.closed")[0]
+    assert closed["reason"] == reason
+    assert {key: closed[key] for key in closed if key == "error"} == fields
+
+
+def test_the_reason_is_ours_if_we_ended_it(house: House) -> None:
+    """Whatever the transport says then."""
+    worker, _ = house.connect()
+    worker.abort("idle_timeout")
+    house.loop.run()
+    assert house.pool.closed == {"idle_timeout": 1}
+
+
+def test_what_was_not_sent_is_not_counted_as_sent(house: House) -> None:
+    """Neither what was still pending nor what was dropped."""
+    worker, transport = house.connect()
+    transport.window = 2
+    transport.receive(b"12345")
+    worker.dropped = 1
+    worker.abort("write_timeout")
+    house.loop.run()
+    assert (house.pool.bytes_received, house.pool.bytes_sent) == (5, 1)
+
+
+def test_after_an_error_the_kernel_says_what_it_was_given(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transport has forgotten by then what it could not write."""
+    monkeypatch.setattr(tcp, "info", lambda _: tcp.Info(peer_finished=False, rtt_us=5, retransmits=1, written=2))
+    _, transport = house.connect()
+    transport.receive(b"12345")
+    transport.fail(ConnectionResetError())
+    house.loop.run()
+    closed = house.lines.events("connection.closed")[0]
+    assert (closed["bytes_received"], closed["bytes_sent"]) == (5, 2)
+    assert closed["tcp"] == {"rtt_us": 5, "retransmits": 1}
+
+
+def test_full_is_said_once_and_available_when_the_janitor_asks(house: House) -> None:
+    """A busy pool is full and not full thousands of times a second: the log is not."""
+    house.connect()
+    _, transport = house.connect()
+    for _ in range(3):
+        transport.receive_eof()
+        house.loop.run()
+        _, transport = house.connect()
+    house.pool.tell_available()
+    assert house.lines.events("pool.full") == [{"level": "warning", "event": "pool.full", "size": 2}]
+    assert house.lines.events("pool.available") == []
+    transport.receive_eof()
+    house.loop.run()
+    for _ in range(2):
+        house.pool.tell_available()
+    assert house.lines.events("pool.available") == [{"level": "info", "event": "pool.available", "size": 2}]
+    house.connect()
+    assert len(house.lines.events("pool.full")) == 2
+
+
+def test_a_failure_in_the_books_costs_no_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seat comes back whatever happens."""
+
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tcp, "info", fail)
+    worker, _ = house.connect()
+    with pytest.raises(MemoryError):
+        worker.connection_lost(None)
+    assert (house.pool.free, house.pool.in_use) == (2, {})
+
+
+def test_a_free_worker_holds_on_to_nothing(house: House) -> None:
+    """A pool of idle workers keeps no sockets and transports alive."""
+    worker, transport = house.connect()
+    transport.receive_eof()
+    house.loop.run()
+    assert worker.transport is None
+    assert not hasattr(worker, "sock")
+
+
+def test_a_worker_can_be_given_back_only_once(house: House) -> None:
+    """Twice in the free list, it would serve two connections at one time."""
+    worker, _ = house.connect()
+    worker.connection_lost(None)
+    with pytest.raises(KeyError):
+        worker.connection_lost(None)
+    assert house.pool.free == 2
+
+
+def test_a_connection_that_never_was_is_booked_as_an_error(house: House) -> None:
+    """Opened and closed stay equal."""
+    ours, theirs = sockets()
+    with ours, theirs:
+        worker = house.pool.take(ours, ("192.0.2.9", 1), FakeListener())
+        house.pool.release(worker, OSError(errno.ENOMEM, "no memory"))
+    assert house.pool.free == 2
+    closed = house.lines.events("connection.closed")[0]
+    assert (closed["reason"], closed["error"]) == ("error", "ENOMEM")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::ffff:0:c000:201", "::ffff:0:c000:201"),
+        ("2001:db8::1", "2001:db8::1"),
+    ],
+)
+def test_an_ipv4_client_appears_as_ipv4(address: str, shown: str) -> None:
+    """Also on a dual-stack socket."""
+    expected: dict[str, Any] = {"address": shown, "port": 7}
+    assert peer((address, 7)) == expected
