@@ -1,4 +1,4 @@
-# echod from a bare machine with Python 3.11 or newer: `make test`. `make` alone says what there is.
+# echod from a bare machine with Python 3.11 or newer: `make run`, `make test`. `make` alone says what there is.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,10 +8,13 @@ RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format lock clean
+.PHONY: help run test lint format lock clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(RUN) ## serve in the foreground on port 7007, by config/echod.toml
+	@exec $(BIN)/echod run --config config/echod.toml
 
 test: $(DEV) ## the whole suite, with coverage
 	@$(BIN)/coverage erase

@@ -1,0 +1,32 @@
+"""What the tests of the real process share."""
+
+from __future__ import annotations
+
+import functools
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import Echod
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _descriptors() -> None:
+    """Thousands of clients are as many descriptors; the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
+
+
+@pytest.fixture
+def echod(tmp_path: Path) -> Callable[..., Echod]:
+    """Return what starts a daemon; see `Echod`."""
+    return functools.partial(Echod, directory=tmp_path)

@@ -1,0 +1,211 @@
+"""What comes out on standard output: whole lines, the contract's fields, sums that agree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvloop
+
+from tests.harness import (
+    DEADLINE,
+    FIELDS,
+    LOCAL,
+    TIMESTAMP,
+    Echod,
+    check_line,
+    read_all,
+    read_exactly,
+    reserved_port,
+    reset,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Daemon = Callable[..., Echod]
+
+
+def test_every_line_of_a_storm_is_whole_and_the_sums_agree(echod: Daemon) -> None:
+    """5,000 connections, 200 at a time: opened = closed, and each line has the bytes that its client sent."""
+    rng = random.Random(5000)
+    sent: dict[int, int] = {}
+    seats = asyncio.Semaphore(200)
+    sample = rng.randbytes(50_000)
+
+    async def client(port: int, connection: int) -> None:
+        async with seats:
+            reader, writer = await asyncio.open_connection(LOCAL, port)
+            data = sample[: rng.randrange(1, rng.choice((10, 1000, 50_000)))]
+            writer.write(data)
+            if rng.random() < 0.1:
+                assert await reader.readexactly(len(data)) == data
+                reset(writer.get_extra_info("socket").dup())
+            else:
+                writer.write_eof()
+                assert await reader.read(-1) == data
+            writer.transport.abort()
+            sent[connection] = len(data)
+
+    async def storm(port: int) -> None:
+        async with asyncio.timeout(3 * DEADLINE), asyncio.TaskGroup() as group:
+            for connection in range(5000):
+                group.create_task(client(port, connection))
+
+    began = datetime.now(UTC)
+    with echod() as daemon:
+        uvloop.run(storm(daemon.port))
+        daemon.wait_for("connection.closed", count=5000)
+        assert daemon.stop() == 0  # the harness has parsed every line, and checks the fields of each at the end
+        opened, closed = daemon.events("connection.opened"), daemon.events("connection.closed")
+        assert len(daemon.lines) == len(opened) + len(closed) + 5
+        assert [line["connection"] for line in opened] == list(range(1, 5001))
+        assert Counter(line["connection"] for line in closed) == Counter(range(1, 5001))
+        assert Counter(line["bytes_received"] for line in closed) == Counter(sent.values())
+        assert all(line["bytes_sent"] == line["bytes_received"] for line in closed)
+        assert daemon.lines[-1]["bytes_received"] == sum(sent.values())
+        assert daemon.lines[-1]["connections"] == 5000
+        assert Counter(line["reason"] for line in closed).keys() == {"eof", "reset"}
+        assert closed[-1]["in_use"] == 0
+        times = [datetime.fromisoformat(line["timestamp"]) for line in daemon.lines]
+        assert times == sorted(times)
+        assert began - timedelta(seconds=1) < times[0] < times[-1] < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_every_event_has_the_contracts_fields(echod: Daemon) -> None:
+    """One session that brings about each event that this version has, and no line with a field too many or too few."""
+    with echod("[pool]\nsize = 1", flags=["--timeouts.write", "200ms"]) as daemon:
+        with daemon.connect() as only:
+            daemon.wait_for("pool.full")
+            until(lambda: _rejected_and_counted(daemon), what="a count of rejections")
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for("config.rejected")
+            only.shutdown(2)
+            daemon.wait_for("pool.available")
+        soft = daemon.limit_descriptors(3)
+        with daemon.connect():
+            daemon.wait_for("accept.paused")
+            daemon.limit_descriptors(soft)
+            daemon.wait_for("accept.resumed")
+        assert daemon.stop() == 0
+        for line in daemon.lines:
+            check_line(line)
+        assert {line["event"] for line in daemon.lines} == FIELDS.keys() - {"log.dropped"}
+
+
+def _rejected_and_counted(daemon: Echod) -> bool:
+    with daemon.connect() as sock:
+        assert read_all(sock) == b""
+    return any("suppressed" in line for line in daemon.events("connection.rejected"))
+
+
+def test_numbers_are_numbers(echod: Daemon) -> None:
+    """Bytes and counts are integers; durations are seconds, with a fraction."""
+    with echod() as daemon, daemon.connect() as sock:
+        sock.sendall(b"12345")
+        assert read_exactly(sock, 5) == b"12345"
+        sock.shutdown(1)
+        line = daemon.closed(sock)
+    numbers = {name: type(value) for name, value in _flat(line).items() if not isinstance(value, str)}
+    assert numbers == {
+        "connection": int,
+        "client.port": int,
+        "bytes_received": int,
+        "bytes_sent": int,
+        "duration": float,
+        "in_use": int,
+        "tcp.rtt_us": int,
+        "tcp.retransmits": int,
+    }
+    assert line["tcp"]["rtt_us"] > 0
+    assert 0 < line["duration"] < DEADLINE
+
+
+def _flat(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in line.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+@pytest.mark.parametrize(
+    ("flags", "events"),
+    [
+        (["--log.connections", "all"], {"connection.opened", "connection.closed"}),
+        (["--log.connections", "closed"], {"connection.closed"}),
+        (["--log.connections", "none"], set()),
+    ],
+)
+def test_which_lifecycle_lines_there_are(echod: Daemon, flags: list[str], events: set[str]) -> None:
+    """`log.connections` chooses; the daemon's own lines and its sums stay."""
+    with echod(flags=flags) as daemon:
+        assert daemon.echo(b"hello") == b"hello"
+        assert daemon.stop() == 0
+        assert {line["event"] for line in daemon.lines if line["event"].startswith("connection.")} == events
+        assert daemon.lines[-1]["connections"] == 1
+        assert daemon.lines[-1]["bytes_received"] == 5
+
+
+def test_the_level_cuts_off_what_is_below(echod: Daemon) -> None:
+    """With `warning`, a rejection is logged and nothing else is."""
+    with (
+        reserved_port() as port,
+        echod("[pool]\nsize = 1", flags=["--log.level", "warning"], port=port) as daemon,
+        daemon.connect() as first,
+    ):
+        first.sendall(b"x")
+        assert read_exactly(first, 1) == b"x"
+        with daemon.connect() as second:
+            assert read_all(second) == b""
+        daemon.signal(signal.SIGTERM)
+        first.close()
+        assert daemon.wait() == 0
+        assert [line["event"] for line in daemon.lines] == ["pool.full", "connection.rejected"]
+
+
+def test_on_a_terminal_it_is_for_people(echod: Daemon) -> None:
+    """With format `auto` and a terminal, lines are rendered in colour, with the same facts, and are no JSON."""
+    master, slave = os.openpty()
+    try:
+        with reserved_port() as port, echod(stdout=slave, port=port) as daemon:
+            os.close(slave)
+            assert daemon.echo(b"hello") == b"hello"
+            assert daemon.stop() == 0
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other side open any more
+            while chunk := os.read(master, 1 << 16):
+                shown += chunk
+    finally:
+        os.close(master)
+    assert b"\x1b[" in shown
+    lines = re.sub(r"\x1b\[[\d;]*m", "", shown.decode()).splitlines()
+    events = ["listener.started", "daemon.started", "connection.opened", "connection.closed"]
+    events += ["daemon.draining", "listener.stopped", "daemon.stopped"]
+    assert [next(event for event in events if event in line) for line in lines] == events
+    for line in lines:
+        assert TIMESTAMP.match(line)
+        assert not line.startswith("{")
+    assert "reason=eof" in lines[3]
+    assert "bytes_received=5" in lines[3]
+
+
+def test_the_format_can_be_chosen(echod: Daemon) -> None:
+    """`console` also where there is no terminal, and then without colours."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe:
+        with reserved_port() as port, echod(flags=["--log.format", "console"], stdout=writer, port=port) as daemon:
+            os.close(writer)
+            assert daemon.echo(b"hello") == b"hello"
+        shown = pipe.read()
+    assert b"\x1b" not in shown
+    assert b"daemon.started" in shown
+    assert not shown.startswith(b"{")

@@ -1,0 +1,122 @@
+"""Who is silent or does not read is ended; who is slow is not."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import Echod, read_all, read_exactly, send_all, until
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    Daemon = Callable[..., Echod]
+
+
+def test_an_idle_connection_ends_with_eof_and_an_active_one_stays(echod: Daemon) -> None:
+    """Without a byte for the idle timeout, a client gets EOF (not a reset); another that goes on sending is kept."""
+    with echod('[timeouts]\nidle = "500ms"') as daemon, daemon.connect() as idle, daemon.connect() as active:
+        idle.sendall(b"last words")
+        assert read_exactly(idle, 10) == b"last words"
+        idle.settimeout(0.05)
+
+        def ended() -> bool:
+            active.sendall(b"ping")
+            assert read_exactly(active, 4) == b"ping"
+            try:
+                return idle.recv(1) == b""
+            except TimeoutError:
+                return False
+
+        until(ended, what="the end of the idle connection")
+        line = daemon.closed(idle)
+        assert line["reason"] == "idle_timeout"
+        assert line["duration"] > 0.5
+        assert len(daemon.events("connection.closed")) == 1
+        active.sendall(b"here")
+        assert read_exactly(active, 4) == b"here"
+
+
+def test_a_client_that_still_reads_is_not_idle(echod: Daemon) -> None:
+    """The kernel has taken all of its echo and goes on sending: bytes move, and what the client says next is echoed."""
+    data = os.urandom(400_000)
+    with echod('[timeouts]\nidle = "500ms"') as daemon, daemon.connect(receive_buffer=4096) as reader:
+        reader.sendall(data)
+        begun, received = time.monotonic(), bytearray()
+        while time.monotonic() < begun + 2:
+            received += read_exactly(reader, 2000)
+            time.sleep(0.01)  # the reader's pace: 200 kB a second
+        assert len(received) < len(data)
+        reader.sendall(b"more")
+        received += read_exactly(reader, len(data) + 4 - len(received))
+        assert received == data + b"more"
+
+
+def test_a_client_that_never_says_anything_is_idle(echod: Daemon) -> None:
+    """The idle timeout counts from the beginning of the connection, and its worker serves the next client."""
+    with echod('[timeouts]\nidle = "200ms"\n[pool]\nsize = 1') as daemon:
+        with daemon.connect() as silent:
+            assert read_all(silent) == b""
+            line = daemon.closed(silent)
+        assert (line["reason"], line["bytes_received"], line["in_use"]) == ("idle_timeout", 0, 0)
+        assert daemon.echo(b"next") == b"next"
+
+
+def test_idle_off_keeps_the_silent(echod: Daemon) -> None:
+    """With the idle timeout off, what ends others leaves a silent connection alone."""
+    config = '[timeouts]\nidle = "off"\nwrite = "200ms"'
+    with echod(config) as daemon, daemon.connect() as silent, daemon.connect() as stalled:
+        _stall(stalled)
+        assert daemon.closed(stalled)["reason"] == "write_timeout"
+        silent.sendall(b"here")
+        assert read_exactly(silent, 4) == b"here"
+
+
+def _stall(sock: socket.socket) -> int:
+    """Send without reading until nothing more goes out for a moment; return the bytes."""
+    sock.settimeout(0.2)
+    sent = 0
+    try:
+        while True:
+            sent += sock.send(bytes(1 << 16))
+    except (TimeoutError, ConnectionError):
+        return sent
+
+
+def test_a_client_that_does_not_read_ends_with_write_timeout(echod: Daemon) -> None:
+    """Its echo does not move for the write timeout: it is reset, and its worker serves the next client."""
+    with echod('[timeouts]\nwrite = "300ms"\n[pool]\nsize = 1') as daemon:
+        with daemon.connect(receive_buffer=1 << 14) as sock:
+            _stall(sock)
+            line = daemon.closed(sock)
+            assert line["reason"] == "write_timeout"
+            assert 0 < line["bytes_sent"] < line["bytes_received"]
+            with pytest.raises(ConnectionError):
+                read_all(sock)
+        assert daemon.echo(b"next") == b"next"
+
+
+def test_a_slow_reader_that_makes_progress_is_no_stalled_one(echod: Daemon) -> None:
+    """A client that takes some of its echo now and then gets all of it, though it takes many times the timeout."""
+    data = os.urandom(12 << 20)
+    with (
+        echod('[timeouts]\nwrite = "400ms"\nidle = "400ms"') as daemon,
+        daemon.connect(receive_buffer=1 << 16) as sock,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        sending = threads.submit(send_all, sock, data)
+        back = b""
+        for _ in range(16):  # the pace is what is tested
+            back += read_exactly(sock, 1 << 17)
+            time.sleep(0.1)
+        back += read_all(sock)
+        sending.result()
+        assert back == data
+        line = daemon.closed(sock)
+        assert (line["reason"], line["bytes_sent"]) == ("eof", len(data))
+        assert line["duration"] > 1.5

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import __version__, cli, config, daemon, log
+from echod.settings import Setting, declared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMANDS = ["run", "check"]
+SETTINGS = list(declared())
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without configuration, whatever the one is like on which the tests run."""
+    for name in os.environ:
+        if name.startswith("ECHOD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "etc" / "echod.toml")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "echod.toml"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def descriptor(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A standard stream's number that a test may close or take."""
+    number: int = request.param
+    saved = os.dup(number)
+    yield number
+    os.dup2(saved, number)
+    os.close(saved)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Return the exit code, standard output and standard error of a command."""
+    code = cli.run(words)
+    return code, *capsys.readouterr()
+
+
+# check
+
+
+def test_check_says_ok_of_a_valid_file(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    """And nothing else."""
+    for option in ("-c", "--config"):
+        assert run(capsys, "check", option, str(file)) == (os.EX_OK, f"{file}: ok\n", "")
+
+
+def test_check_finds_the_file_as_run_does(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, the defaults are what is checked."""
+    assert run(capsys, "check") == (os.EX_OK, "defaults: ok\n", "")
+    monkeypatch.setattr(config, "DEFAULT_FILE", file)
+    assert run(capsys, "check") == (os.EX_OK, f"{file}: ok\n", "")
+    monkeypatch.setenv("ECHOD_CONFIG", f"{file}.other")
+    assert run(capsys, "check")[0] == os.EX_NOINPUT
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_that_is_not_there_ends_a_command_with_66(
+    capsys: pytest.CaptureFixture[str], file: Path, command: str
+) -> None:
+    """One line says why."""
+    file.unlink()
+    assert run(capsys, command, "-c", str(file)) == (
+        os.EX_NOINPUT,
+        "",
+        f"{file}: can't be read: No such file or directory\n",
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_invalid_configuration_ends_a_command_with_78(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """A line for each problem, wherever it comes from."""
+    file.write_text("[pool]\nsize = 0\nsise = 1\n")
+    monkeypatch.setenv("ECHOD_LISTEN__PORT", "-1")
+    assert run(capsys, command, "-c", str(file), "--log.level", "loud") == (
+        os.EX_CONFIG,
+        "",
+        (
+            '--log.level: log.level: must be "debug" or "info" or "warning" or "error", got "loud"\n'
+            "ECHOD_LISTEN__PORT: listen.port: must be at least 0, got -1\n"
+            f"{file}:2: pool.size: must be at least 1, got 0\n"
+            f"{file}:3: pool.sise: unknown key; did you mean pool.size?\n"
+        ),
+    )
+
+
+def test_warnings_do_not_change_the_answer(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are for people, on standard error."""
+    file.write_text("[admin]\nsocket = '/run/echod.sock'\n")
+    monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
+    assert run(capsys, "check", "-c", str(file)) == (
+        os.EX_OK,
+        f"{file}: ok\n",
+        (
+            "warning: ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?\n"
+            f"warning: {file}:2: admin.socket: this version of echod opens none\n"
+        ),
+    )
+
+
+def test_an_unknown_variable_is_warned_of_before_the_problem_it_may_explain(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever set a variable by a wrong name sees that first."""
+    file.write_text("pool.size = 0")
+    monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
+    lines = run(capsys, "check", "-c", str(file))[2].splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["warning", str(file)]
+
+
+# Flags
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("words", ["--{} \0", "--{}=\0"], ids=["word", "equals sign"])
+def test_each_setting_is_a_flag(
+    capsys: pytest.CaptureFixture[str], file: Path, command: str, setting: Setting, words: str
+) -> None:
+    """Of every command that reads the configuration, under the setting's dotted name."""
+    file.write_text("pool.size = 0")
+    value = {"admin.socket": "off", "admin.http": "off"}.get(setting.name, "wrong")
+    code, _, errors = run(capsys, command, "-c", str(file), *words.format(setting.name).replace("\0", value).split(" "))
+    assert code == os.EX_CONFIG
+    assert (f"--{setting.name}: {setting.name}: must be " in errors) == (value == "wrong")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["-p", "-1"], "listen.port"),
+        (["-p-1"], "listen.port"),
+        (["--port", "-1"], "listen.port"),
+        (["-n", "-1"], "pool.size"),
+        (["--pool-size=-1"], "pool.size"),
+    ],
+)
+def test_port_and_size_have_short_flags(capsys: pytest.CaptureFixture[str], words: list[str], name: str) -> None:
+    """Messages name the setting by its long one."""
+    code, _, errors = run(capsys, "check", *words)
+    assert code == os.EX_CONFIG
+    assert re.fullmatch(rf"--{name}: {name}: must be at least \d, got -1\n", errors)
+
+
+def test_the_last_of_several_flags_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that one can be appended to a command from elsewhere."""
+    assert run(capsys, "check", "-n", "0", "--pool.size", "1")[0] == os.EX_OK
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        ([], "echod"),
+        (["chek"], "echod"),
+        (["--nonsense"], "echod"),
+        (["check", "--nonsense"], "echod"),
+        (["check", "file.toml"], "echod"),
+        (["check", "--pool", "1"], "echod"),
+        (["check", "--conf", "x"], "echod"),
+        (["check", "-c"], "echod check"),
+        (["run", "--pool.size"], "echod run"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_64(capsys: pytest.CaptureFixture[str], words: list[str], program: str) -> None:
+    """One line says what is wrong and how to see what is right; no flag is guessed from its beginning."""
+    code, out, errors = run(capsys, *words)
+    assert (code, out) == (os.EX_USAGE, "")
+    assert re.fullmatch(rf"{program}: .+ \(see {program} --help\)\n", errors)
+
+
+# Answers without a configuration
+
+
+def test_version_names_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
+    """A report of a problem begins with it."""
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr() == (
+        f"echod {__version__} (uvloop {version('uvloop')}, Python {platform.python_version()})\n",
+        "",
+    )
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a line for each."""
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["--help"])
+    assert not ended.value.code
+    out, errors = capsys.readouterr()
+    assert all(re.search(rf"^ +{command} +\w.+$", out, re.MULTILINE) for command in COMMANDS)
+    assert errors == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_names_each_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """By flag and by variable, with its description, and where the file is looked for."""
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit) as ended:
+        cli.run([command, "--help"])
+    assert not ended.value.code
+    out, _ = capsys.readouterr()
+    for setting in SETTINGS:
+        described = re.escape(f"{setting.field.description} [{setting.variable}]")
+        assert re.search(rf"--{setting.name} {setting.key.upper()}\s+{described}\n", out)
+    assert re.search(r"-p( PORT)?, --port( PORT)?, --listen.port PORT\n", out)
+    assert re.search(r"-n( SIZE)?, --pool-size( SIZE)?, --pool.size SIZE\n", out)
+    assert f"(default: $ECHOD_CONFIG, else {config.DEFAULT_FILE})" in out
+
+
+# Standard streams
+
+
+@pytest.mark.parametrize("descriptor", [1], indirect=True)
+@pytest.mark.parametrize("words", [["check"], ["--help"], ["--version"]], ids=" ".join)
+def test_an_answer_that_can_not_be_written_is_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, descriptor: int, words: list[str]
+) -> None:
+    """A script that reads "ok" from a full disk must not go on. Descriptor 1 is left on /dev/null."""
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails as well
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert cli.run(words) == os.EX_SOFTWARE
+    assert capsys.readouterr() == ("", "echod: standard output: No space left on device\n")
+    assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+@pytest.mark.parametrize("descriptor", [2], indirect=True)
+def test_complaints_that_can_not_be_written_leave_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, descriptor: int, file: Path
+) -> None:
+    """A script looks at the code. Descriptor 2 is left on /dev/null."""
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails as well
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", full)
+        assert cli.run(["check", "-c", str(file), "-n", "0"]) == os.EX_CONFIG
+    assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
+def test_a_closed_standard_stream_is_taken_by_dev_null(descriptor: int) -> None:
+    """Else a socket would take the number, and a client would read the log."""
+    os.close(descriptor)
+    cli._guard_standard_streams()
+    assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
+def test_an_open_standard_stream_stays(tmp_path: Path, descriptor: int) -> None:
+    """Whatever it is."""
+    target = tmp_path / "stream"
+    with target.open("w") as stream:
+        os.dup2(stream.fileno(), descriptor)
+    before = sys.stdout, sys.stderr
+    cli._guard_standard_streams()
+    assert os.path.samestat(os.fstat(descriptor), target.stat())
+    assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize("descriptor", [1, 2], indirect=True)
+def test_a_stream_that_python_found_closed_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descriptor: int
+) -> None:
+    """It is `None` then, and printing to it would fail; text that is no UTF-8 is escaped, not an error."""
+    name = {1: "stdout", 2: "stderr"}[descriptor]
+    target = tmp_path / "stream"
+    with target.open("w") as stream:
+        os.dup2(stream.fileno(), descriptor)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, None)
+        cli._guard_standard_streams()
+        print("a\udcffb", file=getattr(sys, name), flush=True)
+    assert target.read_text() == "a\\udcffb\n"
+
+
+def test_a_failure_of_the_program_is_a_log_line_and_exit_code_70(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the traceback as a field, where whoever tails the log finds it."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(daemon, "run", fail)
+    with (tmp_path / "log").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.run(["run"]) == os.EX_SOFTWARE
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    logged = json.loads(line)
+    assert (logged["level"], logged["event"]) == ("error", "internal.error")
+    assert "ZeroDivisionError: a bug" in logged["exception"]
+
+
+def test_a_bug_in_a_command_is_exit_code_70(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that prints a traceback, for the report."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(config, "load", fail)
+    code, out, err = run(capsys, "check")
+    assert (code, out) == (os.EX_SOFTWARE, "")
+    assert err.startswith("echod: internal error, please report it:\nTraceback")
+    assert "ZeroDivisionError: a bug" in err
+
+
+def test_without_a_thread_for_the_log_there_is_no_daemon(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of the system is one line that says which."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(log, "Log", fail)
+    code, out, err = run(capsys, "run")
+    assert (code, out) == (os.EX_SOFTWARE, "")
+    assert err == "echod: the log's thread: can't start new thread: allow more tasks (TasksMax=, ulimit -u)\n"
+
+
+@pytest.mark.parametrize("text", [None, "[pool]\nsize = 0"])
+def test_a_name_with_control_characters_breaks_no_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None
+) -> None:
+    """Neither the line nor the terminal is at the mercy of a file's name."""
+    named = tmp_path / "a\nb\x1b[31m.toml"
+    if text is not None:
+        named.write_text(text)
+    _, out, err = run(capsys, "check", "-c", str(named))
+    assert out + err == (out + err).rstrip("\n") + "\n"
+    assert (out + err).count("\n") == 1
+    assert "a\\u000ab\\u001b[31m.toml" in out + err
