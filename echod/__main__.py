@@ -6,10 +6,9 @@ Knows nothing but the signals that must not find the program unprepared, which i
 from __future__ import annotations
 
 import signal
-from typing import NoReturn
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line and exit."""
     # Until the daemon listens for it, a Ctrl-C ends the process quietly, without a traceback, and HUP does nothing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -119,8 +119,9 @@ class Acceptor:
                 return True
             self._pause_after(error)
             return False
-        if self._failures:
-            self._recovered()
+        self._failures = 0
+        if self._paused:
+            self._recovered(*self._paused)
         sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
         if self._pool.free:
             self._admit(sock, address[:2])
@@ -159,6 +160,7 @@ class Acceptor:
     def _pause_after(self, error: OSError) -> None:
         """Stop accepting for a moment: the listener stays readable, and the loop would spin."""
         self._suspend()
+        self._failures = 0
         self._pause = self._loop.call_later(PAUSE, self._end_pause)
         if self._paused is None:
             reason = errno.errorcode.get(error.errno or 0, str(error))
@@ -174,19 +176,17 @@ class Acceptor:
             self._pause.cancel()
             self._pause = None
 
-    def _recovered(self) -> None:
-        self._failures = 0
-        if self._paused:
-            since, reason = self._paused
-            self._paused = None
-            seconds = round(self._loop.time() - since, 6)
-            self._log.info("accept.resumed", listener=self.listener.url, reason=reason, seconds=seconds)
+    def _recovered(self, since: float, reason: str) -> None:
+        self._paused = None
+        seconds = round(self._loop.time() - since, 6)
+        self._log.info("accept.resumed", listener=self.listener.url, reason=reason, seconds=seconds)
 
 
 class Rejections:
     """Logs refused connections, at most `LINES` within a second; the next line then says how many had none."""
 
     LINES = 10
+    SECOND = 1.05  # and what the loop's clock, read once in its round, may be behind
 
     def __init__(self, loop: asyncio.AbstractEventLoop, log: FilteringBoundLogger) -> None:
         self._loop = loop
@@ -198,7 +198,7 @@ class Rejections:
 
     def log(self, client: tuple[str, int], listener: str, reason: str) -> None:
         """Log one refusal, or count it."""
-        wait = self._times[0] + 1 - self._loop.time()
+        wait = self._times[0] + self.SECOND - self._loop.time()
         if wait <= 0:
             self._line(client, listener, reason)
             return

@@ -128,9 +128,9 @@ def _load(arguments: argparse.Namespace) -> Loaded:
 
     values = vars(arguments)
     flags = {setting.name: values[setting.name] for setting in declared() if values[setting.name] is not None}
-    _complain(*(f"warning: {line}" for line in unknown_variables(os.environ)))
+    _complain(*(printable(f"warning: {line}") for line in unknown_variables(os.environ)))
     loaded = load(arguments.config, flags, os.environ)
-    _complain(*(f"warning: {line}" for line in loaded.warnings))
+    _complain(*(printable(f"warning: {line}") for line in loaded.warnings))
     return loaded
 
 

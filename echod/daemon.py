@@ -108,7 +108,8 @@ class _Daemon:
         self.told_to_stop.set()
 
     def _on_reload_signal(self) -> None:
-        self._log.error("config.rejected", errors=["this version of echod does not reload: restart it"])
+        if not self.told_to_stop.is_set():
+            self._log.error("config.rejected", errors=["this version of echod does not reload: restart it"])
 
     async def drain(self) -> int:
         """Stop accepting and let connections finish; return how many had to be cut. A second signal cuts all at once."""
@@ -144,7 +145,7 @@ class _Daemon:
 
     def stop(self, aborted: int) -> None:
         """Say the last word. A signal that comes now changes nothing any more: it must not cut the log short."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP_SIGNALS, signal.SIGHUP))
         self._janitor.close()
         self._log.info(
             "daemon.stopped",

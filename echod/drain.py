@@ -46,7 +46,6 @@ class Drain:
         began = loop.time()
         finished: dict[int, float] = {}  # when each got its FIN
         for worker in self._pool.in_use.values():
-            worker.quiet_for(began)
             worker.seen = began
         while self._pool.in_use:
             await asyncio.sleep(TICK)
@@ -55,7 +54,7 @@ class Drain:
                 if number in finished:
                     if now - finished[number] >= LINGER:
                         self._abort(worker)
-                elif _has_come_to_rest(worker, now) or _has_had_its_time(worker, now - began):
+                elif _is_over(worker, now, now - began):
                     finish(worker)
                     finished[number] = now
 
@@ -69,6 +68,13 @@ class Drain:
     def _abort(self, worker: Worker) -> None:
         self._cut.add(worker.connection)
         worker.abort("drained", reset=worker.paused)
+
+
+def _is_over(worker: Worker, now: float, lingered: float) -> bool:
+    try:
+        return _has_come_to_rest(worker, now) or _has_had_its_time(worker, lingered)
+    except OSError:  # the kernel does not tell, and one connection must not spoil the end of the others
+        return True
 
 
 def _has_come_to_rest(worker: Worker, now: float) -> bool:

@@ -24,8 +24,9 @@ KeyPath = tuple[str | int, ...]
 MAX_SIZE = 1 << 20
 """Bytes. A configuration has a few hundred; what is a thousand times larger was named by mistake."""
 
-_MANY_PARTS = re.compile(r"""(?>(?>[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""", re.ASCII)
-"""A key of more than 50 parts; the settings have two."""
+_MOST_DOTS = 50
+"""In a line, outside of strings: the settings' names have one."""
+_OPAQUE = re.compile(r"""\"(?>\\.|[^"\\])*"?|'[^']*'?|\#.*""")
 
 
 class Document(NamedTuple):
@@ -51,16 +52,18 @@ def read(path: Path) -> Document:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise Refusal(f"{path}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
-    if deep := _MANY_PARTS.search(text):  # tomllib's time and memory grow with the square of their number
-        raise Refusal(f"{path}:{text.count(chr(10), 0, deep.start()) + 1}: nested too deeply")
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise Refusal(f"{path}:{number}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        # tomllib's time and memory grow with the square of the number of parts in a key.
+        if line.count(".") > _MOST_DOTS and _OPAQUE.sub("", line).count(".") > _MOST_DOTS:
+            raise Refusal(f"{path}:{number}: nested too deeply")
     try:
         values = tomllib.loads(text)
         return Document(values, _Scanner(text.replace("\r\n", "\n")).scan())
     except ValueError as error:  # TOMLDecodeError, and plainly ValueError for an integer of thousands of digits
-        line, message = _position(str(error), text)
-        raise Refusal(f"{path}:{line}: {message}") from None
+        number, message = _position(str(error), text)
+        raise Refusal(f"{path}:{number}: {message}") from None
     except RecursionError:
         raise Refusal(f"{path}: nested too deeply") from None
 

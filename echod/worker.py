@@ -7,6 +7,7 @@ for its books, the janitor to see what has moved.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 from echod import tcp
@@ -120,7 +121,7 @@ class Worker(asyncio.Protocol):
         return self.transport.get_write_buffer_size() if self.transport else 0
 
     def quiet_for(self, now: float) -> float:
-        """Return for how many seconds no byte has moved, as far as the looks so far tell; `now` is the loop's clock.
+        """Return for how many seconds at least no byte has moved; `now` is the loop's clock.
 
         Bytes come in, or what transport and kernel hold for the peer gets less. If nothing has come in since nothing
         was held, nothing can have moved, and the kernel is not asked.
@@ -131,9 +132,9 @@ class Worker(asyncio.Protocol):
             self.seen = now
         elif self.held != 0:
             held = self.pending() + tcp.unacknowledged(self.sock)
-            if self.held not in (None, held):
+            if held != self.held:
+                self.held = held
                 self.seen = now
-            self.held = held
         return now - self.seen
 
     def abort(self, reason: str, *, reset: bool = False) -> None:
@@ -141,5 +142,6 @@ class Worker(asyncio.Protocol):
         self.reason = self.reason or reason
         if self.transport:
             if reset:
-                tcp.reset_on_close(self.sock)
+                with contextlib.suppress(OSError):  # then without
+                    tcp.reset_on_close(self.sock)
             self.transport.abort()

@@ -353,12 +353,12 @@ def test_a_second_signal_during_the_linger_stops_at_once(echod: Daemon) -> None:
 
 
 def test_signals_without_end_do_not_spoil_the_exit(echod: Daemon) -> None:
-    """Whoever goes on sending TERM and INT until the process has gone still gets its last line and exit code 0."""
+    """Whoever goes on sending TERM, INT and HUP until the process has gone still gets its last line and exit code 0."""
     with echod() as daemon, daemon.connect():
         daemon.wait_for("connection.opened")
 
         def ended() -> bool:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 daemon.signal(number)
             return daemon.process.poll() is not None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from echod import drain
+from echod import drain, tcp
 from tests.fakes import Once
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def test_a_client_that_stays_is_cut_after_a_moment(house: House, clock: Clock) -
     _, transport = house.connect()
     assert run_linger(house) == 1
     assert transport.fin_sent
-    assert clock.time() == pytest.approx(drain.QUIET + drain.LINGER, abs=0.2)
+    assert clock.time() == pytest.approx(drain.QUIET + drain.LINGER, abs=0.3)
     assert house.resets == 0
 
 
@@ -243,3 +243,18 @@ def test_finish_leaves_a_closing_connection_alone(house: House) -> None:
     house.loop.run()
     assert house.reasons() == {"eof": 1}
     assert not transport.fin_sent
+
+
+def test_a_connection_the_kernel_says_nothing_of_is_ended_like_the_others(
+    house: House, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not end the drain."""
+    _, transport = house.connect()
+
+    def fail(_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(tcp, "info", fail)
+    assert run_linger(house) == 1
+    assert transport.fin_sent
+    assert clock.time() < 10

@@ -233,7 +233,7 @@ def test_an_integer_of_thousands_of_digits_is_refused_with_its_line(file: Path) 
 
 
 @pytest.mark.parametrize("form", ["{} = 1", "[{}]", "[[{}]]", "a = {{ {} = 1 }}"])
-@pytest.mark.parametrize("part", ["a", '"a"', "'a'", "a ", '"a.b"'])
+@pytest.mark.parametrize("part", ["a", '"a"', "'a'", "a ", '"a.b"', r'"\"x"'])
 def test_a_key_of_thousands_of_parts_is_refused_at_once(file: Path, form: str, part: str) -> None:
     """The parser would need gigabytes for it."""
     text = "# a comment\n" + form.format(".".join([part] * 100_000))
@@ -248,3 +248,26 @@ def test_a_key_of_thousands_of_parts_is_refused_at_once(file: Path, form: str, p
 def test_nesting_without_end_is_refused(file: Path, text: str) -> None:
     """A recursion that is too deep for Python is a message, not a traceback."""
     assert refusal(file, text.encode()).lines == (f"{file}: nested too deeply",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# " + ".".join(["a"] * 1000),
+        'a = "' + ".".join(["a"] * 1000) + '"',
+        "a = [" + ", ".join(["'10.0.0.0/8'"] * 1000) + "]",
+        "# " + "a" * 1_000_000,
+        'a = "' + "a" * 1_000_000 + '"',
+    ],
+    ids=["comment", "string", "networks", "long word", "long string"],
+)
+def test_a_long_line_is_no_deep_nesting(file: Path, text: str) -> None:
+    """Dots in strings and comments are not parts of a key; and looking takes no time to speak of."""
+    file.write_text(text)
+    assert toml.read(file).values.keys() <= {"a"}
+
+
+def test_quotes_without_end_take_no_time(file: Path) -> None:
+    """An error, as soon as the text has been read once."""
+    text = '"""\\"' * 100_000 + "." * 100
+    assert refusal(file, text.encode()).lines[0].startswith(f"{file}:1: ")

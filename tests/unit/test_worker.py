@@ -172,22 +172,22 @@ def looks(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> Looks:
 
 def test_a_connection_is_quiet_from_the_first_look_on(looks: Looks) -> None:
     """And the kernel is asked once whether anything is under way, not at each look."""
-    assert [looks.quiet() for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert [looks.quiet() for _ in range(5)] == [0, 0, 1, 2, 3]
     assert looks.asked == 1
 
 
 def test_a_byte_that_comes_in_ends_the_quiet(seat: Seat, looks: Looks) -> None:
     """However long it was."""
-    assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
     seat.transport.receive(b"x")
-    assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
 
 
 def test_a_byte_that_the_peer_takes_ends_the_quiet(seat: Seat, looks: Looks) -> None:
     """Also when all that came in has gone out: the kernel holds megabytes for a slow reader."""
     looks.unacknowledged = 1000
     seat.transport.receive(b"x" * 1000)
-    assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
     looks.unacknowledged = 999
     assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
 
@@ -196,15 +196,36 @@ def test_a_byte_that_the_kernel_takes_ends_the_quiet(seat: Seat, looks: Looks) -
     """A stalled connection moves on with the least of them."""
     seat.transport.window = 0
     seat.transport.receive(b"1234")
-    assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
     seat.transport.take(1)
     assert [looks.quiet() for _ in range(2)] == [0, 1]
 
 
 def test_a_stall_after_a_long_quiet_begins_anew(seat: Seat, looks: Looks) -> None:
     """Who comes back with more than the kernel takes has the whole write timeout."""
-    assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
     seat.transport.window = 0
     looks.unacknowledged = 4
     seat.transport.receive(b"1234")
-    assert [looks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
+
+
+def test_what_moves_between_two_looks_is_not_quiet(seat: Seat, looks: Looks) -> None:
+    """A timeout never strikes before its time: what the first look did not see counts from the second."""
+    seat.transport.receive(b"1234")
+    looks.unacknowledged = 4
+    assert looks.quiet() == 0
+    looks.unacknowledged = 2
+    assert [looks.quiet() for _ in range(2)] == [0, 1]
+
+
+def test_a_reset_that_can_not_be_set_is_a_plain_end(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection ends all the same."""
+
+    def fail(_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(tcp, "reset_on_close", fail)
+    seat.worker.abort("write_timeout", reset=True)
+    seat.loop.run()
+    assert seat.lost == [None]
