@@ -1,7 +1,6 @@
 """Words on the command line → settings → a command → an exit code.
 
-Knows nothing of sockets and workers. Modules that only one command needs are imported there: `--help` and mistakes
-answer at once.
+Knows nothing of sockets and workers. What only `run` needs is imported there: `check` and `--help` do without uvloop.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ import os
 import platform
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__
+from echod import __version__, config
 from echod.errors import Refusal
+from echod.settings import declared
 from echod.values import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from echod.config import Loaded
 
 SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
@@ -105,11 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from echod.config import DEFAULT_FILE, ENV_FILE  # noqa: PLC0415 - only this command needs it
-    from echod.settings import declared  # noqa: PLC0415 - only this command needs it
-
     parser.add_argument(
-        "-c", "--config", metavar="FILE", type=Path, help=f"TOML file (default: ${ENV_FILE}, else {DEFAULT_FILE})"
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"TOML file (default: ${config.ENV_FILE}, else {config.DEFAULT_FILE})",
     )
     settings = parser.add_argument_group("settings", "Each is also a key of the file and a variable; the flag wins.")
     for setting in declared():
@@ -122,21 +122,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _load(arguments: argparse.Namespace) -> Loaded:
-    from echod.config import load, unknown_variables  # noqa: PLC0415 - only this command needs it
-    from echod.settings import declared  # noqa: PLC0415 - only this command needs it
-
+def _load(arguments: argparse.Namespace) -> config.Loaded:
     values = vars(arguments)
     flags = {setting.name: values[setting.name] for setting in declared() if values[setting.name] is not None}
-    _complain(*(printable(f"warning: {line}") for line in unknown_variables(os.environ)))
-    loaded = load(arguments.config, flags, os.environ)
+    _complain(*(printable(f"warning: {line}") for line in config.unknown_variables(os.environ)))
+    loaded = config.load(arguments.config, flags, os.environ)
     _complain(*(printable(f"warning: {line}") for line in loaded.warnings))
     return loaded
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from echod import daemon  # noqa: PLC0415 - only this command needs it
-    from echod.log import Log  # noqa: PLC0415 - only this command needs it
+    from echod import daemon  # noqa: PLC0415 - see above
+    from echod.log import Log  # noqa: PLC0415 - see above
 
     loaded = _load(arguments)
     settings = loaded.settings
@@ -164,6 +161,4 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415 - only this command needs it
-
     return f"echod {__version__} (uvloop {version('uvloop')}, Python {platform.python_version()})"

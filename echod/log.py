@@ -43,7 +43,7 @@ class Sink:
 
     A thread, and not O_NONBLOCK: that flag is shared with every process that has the same open file (fcntl(2)), and
     regular files ignore it. At most `limit` lines are held; beyond, the newest are dropped, counted, and reported
-    through `dropped_line` as soon as what is held has been written. A failed write is tried again until `close`.
+    through `dropped_line` after each batch that could be written. A failed write is tried again until `close`.
     """
 
     def __init__(self, fd: int, limit: int, dropped_line: Callable[[int], bytes]) -> None:
@@ -73,7 +73,7 @@ class Sink:
                 self._changed.notify()
 
     def close(self, patience: float) -> None:
-        """Write what is held, but give up on a sink that takes nothing for `patience` seconds, or very little each."""
+        """Write what is held, but give up on a sink that takes nothing for `patience` seconds, or little in five times that."""
         with self._changed:
             self._closing = True
             self._changed.notify()
