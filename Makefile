@@ -8,17 +8,17 @@ RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean
+.PHONY: help run test lint format reference lock clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN) ## serve in the foreground on port 7007, by config/echod.toml
 	@exec $(BIN)/echod run --config config/echod.toml
 
 test: $(DEV) ## the whole suite, with coverage
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest $(PYTEST)
+	@$(BIN)/coverage run -m pytest --numprocesses auto --dist worksteal $(PYTEST)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
@@ -30,6 +30,9 @@ lint: $(DEV) ## rules, format and types
 format: $(DEV) ## put the code into its form
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+reference: $(RUN) ## write what is generated from the settings: config/ and the README's table
+	@$(BIN)/python -m echod.reference
 
 lock: ## pin the newest dependencies, with hashes (needs uv)
 	uv pip compile $(LOCK) --group run --output-file requirements.txt pyproject.toml

@@ -1,6 +1,6 @@
 """The accept loop: from a listening socket to a worker.
 
-Knows nothing of settings and of how sockets get bound. It accepts by hand, because asyncio's servers take whatever the
+Knows nothing of settings, of how sockets get bound, and of who may come in. It accepts by hand, because asyncio's servers take whatever the
 kernel has: here a batch is bounded, and with "wait" nothing is accepted while no worker is free.
 """
 
@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from echod.pool import peer
+from echod import tcp
+from echod.addresses import unmapped
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from structlog.typing import FilteringBoundLogger
-
+    from echod.access import Access
     from echod.listener import Listener
+    from echod.log import Logger
     from echod.pool import Pool
-    from echod.settings import WhenFull
+    from echod.rejections import Rejections
     from echod.worker import Worker
 
 BATCH = 64
@@ -50,26 +50,32 @@ _GONE = frozenset(
 
 
 class Acceptor:
-    """Gives the connections of one listener to the pool."""
+    """Gives the connections of one listener to the pool.
+
+    With `waits`, it accepts only while a worker is free, and has to be told with `resume` when one is again.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        log: FilteringBoundLogger,
+        log: Logger,
         listener: Listener,
         pool: Pool,
-        rejections: Rejections,
         *,
-        when_full: WhenFull,
+        access: Access,
+        rejections: Rejections,
+        waits: bool,
     ) -> None:
         self._loop = loop
         self._log = log
         self.listener = listener
         self._family = listener.sock.family  # an enum, looked up at each access
         self._pool = pool
+        self._access = access
         self._rejections = rejections
-        self._waits = when_full == "wait"
+        self.waits = waits
         self._reading = False
+        self._retired: Callable[[Acceptor], None] | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._failures = 0  # of accept, in a row
         self._paused: tuple[float, str] | None = None  # since when, and the error's name
@@ -80,16 +86,42 @@ class Acceptor:
             self._loop.add_reader(self.listener.sock, self._accept_batch)
             self._reading = True
 
+    def retire(self, done: Callable[[Acceptor], None]) -> None:
+        """Accept who waits in the backlog, then stop listening and call `done`: nobody there gets a reset."""
+        self._retired = done
+        if not self._ends():
+            self.resume()
+
+    def revive(self) -> None:
+        """Go on after all."""
+        self._retired = None
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether it goes on only for those who wait."""
+        return self._retired is not None
+
+    def _ends(self) -> bool:
+        """Stop listening if retired and nobody waits; say whether it did."""
+        if not self._retired or tcp.queued(self.listener.sock):
+            return False
+        self._end()
+        self._retired(self)
+        return True
+
     def close(self) -> None:
         """Take what the kernel has completed, as far as there are workers, and stop listening.
 
         Whoever is left in the backlog after that gets a reset from the kernel.
         """
-        self._suspend()
         self._cancel_pause()
-        for _ in range(self._pool.free):
-            if not self._accept():
+        for _ in range(tcp.queued(self.listener.sock)):
+            if not self._pool.free or not self._accept():
                 break
+        self._end()
+
+    def _end(self) -> None:
+        self._suspend()
         self._cancel_pause()
         self.listener.sock.close()
 
@@ -100,11 +132,13 @@ class Acceptor:
 
     def _accept_batch(self) -> None:
         for _ in range(BATCH):
-            if self._waits and not self._pool.free:
+            if self.waits and not self._pool.free:
                 self._suspend()
-                return
+                break
             if not self._accept():
-                return
+                break
+        if self._retired:
+            self._ends()
 
     def _accept(self) -> bool:
         """Accept one connection; say whether there may be more."""
@@ -123,10 +157,12 @@ class Acceptor:
         if self._paused:
             self._recovered(*self._paused)
         sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
-        if self._pool.free:
-            self._admit(sock, address[:2])
+        client = unmapped(address[0]), address[1]
+        reason = self._access.refusal(client[0], full=not self._pool.free)
+        if reason:
+            self._reject(sock, client, reason)
         else:
-            self._reject(sock, address[:2])
+            self._admit(sock, client)
         return True
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
@@ -151,11 +187,11 @@ class Acceptor:
         except Exception as error:  # noqa: BLE001 - likewise; the coroutine has closed the transport
             self._pool.release(worker, error)
 
-    def _reject(self, sock: socket.socket, client: tuple[str, int]) -> None:
+    def _reject(self, sock: socket.socket, client: tuple[str, int], reason: str) -> None:
         with sock, contextlib.suppress(OSError):  # the client may have gone already
             # With FIN first, a client that has sent already reads EOF and not the reset that close(2) sends then.
             sock.shutdown(socket.SHUT_WR)
-        self._rejections.log(client, self.listener.url, "pool_full")
+        self._rejections.log(client, self.listener.url, reason)
 
     def _pause_after(self, error: OSError) -> None:
         """Stop accepting for a moment: the listener stays readable, and the loop would spin."""
@@ -180,44 +216,3 @@ class Acceptor:
         self._paused = None
         seconds = round(self._loop.time() - since, 6)
         self._log.info("accept.resumed", listener=self.listener.url, reason=reason, seconds=seconds)
-
-
-class Rejections:
-    """Logs refused connections, at most `LINES` within a second; the next line then says how many had none."""
-
-    LINES = 10
-    SECOND = 1.05  # and what the loop's clock, read once in its round, may be behind
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: FilteringBoundLogger) -> None:
-        self._loop = loop
-        self._log = log
-        self._times: deque[float] = deque([float("-inf")] * self.LINES, maxlen=self.LINES)  # of the last lines
-        self._suppressed = 0  # since the last line
-        self._last: tuple[tuple[str, int], str, str]  # of those suppressed
-        self._timer: asyncio.TimerHandle | None = None
-
-    def log(self, client: tuple[str, int], listener: str, reason: str) -> None:
-        """Log one refusal, or count it."""
-        wait = self._times[0] + self.SECOND - self._loop.time()
-        if wait <= 0:
-            self._line(client, listener, reason)
-            return
-        self._suppressed += 1
-        self._last = client, listener, reason
-        if self._timer is None:
-            self._timer = self._loop.call_later(wait, self.flush)
-
-    def flush(self) -> None:
-        """Give the last one that was suppressed its line, so that no count waits for a refusal that never comes."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._suppressed:
-            self._suppressed -= 1
-            self._line(*self._last)
-
-    def _line(self, client: tuple[str, int], listener: str, reason: str) -> None:
-        fields = {"suppressed": self._suppressed} if self._suppressed else {}
-        self._times.append(self._loop.time())
-        self._suppressed = 0
-        self._log.warning("connection.rejected", client=peer(client), listener=listener, reason=reason, **fields)

@@ -9,18 +9,21 @@ import argparse
 import os
 import platform
 import sys
+import threading
 import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__, config
+from echod import __version__, config, problems, reference
 from echod.errors import Refusal
 from echod.settings import declared
 from echod.values import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from echod.settings import Setting
 
 SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
@@ -28,20 +31,25 @@ SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 def main() -> NoReturn:
     """Run the command of `sys.argv` and exit."""
     _guard_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if threading.active_count() > 1:
+        # One hangs, in the log's sink or in reading the configuration: Python's own end would tear it apart, and crash.
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
     """Do what the words say; return the exit code (0, or one of sysexits.h). `--help` and `--version` raise SystemExit."""
     try:
         arguments = _parser().parse_args(words)
-        return int(arguments.command(arguments))
+        arguments.command(arguments)
     except Refusal as refusal:
         _complain(*map(printable, refusal.lines))
         return refusal.exit_code
     except Exception:  # noqa: BLE001 - a bug: nothing that a user did ends here
         _complain("echod: internal error, please report it:", traceback.format_exc())
         return os.EX_SOFTWARE
+    return os.EX_OK
 
 
 def _guard_standard_streams() -> None:
@@ -92,14 +100,37 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="echod", description="An echo daemon (RFC 862).", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command, help_text in (
-        ("run", _run, "serve in the foreground until told to stop"),
-        ("check", _check, "validate the configuration"),
-    ):
-        sub = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        sub.set_defaults(command=command)
-        _add_settings(sub)
+    commands = _commands(parser)
+    _command(commands, "run", _run, "serve in the foreground until told to stop")
+    check = _command(commands, "check", _check, "validate the configuration, bind nothing")
+    check.add_argument("-q", "--quiet", action="store_true", help="say nothing but what is wrong")
+    configs = _commands(_add(commands, "config", "show the configuration"))
+    show = _command(configs, "show", _show, "write the settings in force, as TOML")
+    show.add_argument("--sources", action="store_true", help="with a remark where each value comes from")
+    _command(configs, "schema", _schema, "write the JSON Schema of the file, for editors", settings=False)
+    return parser
+
+
+def _commands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[_Parser]:
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _add(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    text: str,
+    *,
+    settings: bool = True,
+) -> argparse.ArgumentParser:
+    parser = _add(commands, name, text)
+    parser.set_defaults(command=function)
+    if settings:
+        _add_settings(parser)
     return parser
 
 
@@ -111,53 +142,80 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"TOML file (default: ${config.ENV_FILE}, else {config.DEFAULT_FILE})",
     )
-    settings = parser.add_argument_group("settings", "Each is also a key of the file and a variable; the flag wins.")
+    settings = parser.add_argument_group(
+        "settings",
+        "Each is also a key of the file and a variable, in brackets, then its default. A flag wins over a variable, a"
+        " variable over the file. Lists are separated by commas.",
+    )
     for setting in declared():
+        described = f"{reference.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
         settings.add_argument(
             *SHORT.get(setting.name, ()),
             f"--{setting.name}",
             dest=setting.name,
-            metavar=setting.key.upper(),
-            help=f"{setting.field.description} [{setting.variable}]".replace("%", "%%"),
+            metavar=setting.form.word,
+            help=described.replace("%", "%%"),
         )
 
 
 def _load(arguments: argparse.Namespace) -> config.Loaded:
+    try:
+        return config.load(arguments.config, _flags(arguments), os.environ)
+    except Refusal:
+        _warn(config.unknown_variables(os.environ))  # one of them may be why
+        raise
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, str]:
     values = vars(arguments)
-    flags = {setting.name: values[setting.name] for setting in declared() if values[setting.name] is not None}
-    _complain(*(printable(f"warning: {line}") for line in config.unknown_variables(os.environ)))
-    loaded = config.load(arguments.config, flags, os.environ)
-    _complain(*(printable(f"warning: {line}") for line in loaded.warnings))
-    return loaded
+    return {setting.name: values[setting.name] for setting in declared() if values[setting.name] is not None}
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _warn(warnings: Iterable[str]) -> None:
+    _complain(*(printable(f"warning: {line}") for line in warnings))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from echod import daemon  # noqa: PLC0415 - see above
     from echod.log import Log  # noqa: PLC0415 - see above
 
     loaded = _load(arguments)
-    settings = loaded.settings
+    flags, environ = _flags(arguments), dict(os.environ)
     try:
-        log = Log(sys.stdout, level=settings.log.level, form=settings.log.format, queue=settings.log.queue)
+        log = Log(sys.stdout, loaded.settings.log)
     except RuntimeError as error:
         line = f"echod: the log's thread: {error}: allow more tasks (TasksMax=, ulimit -u)"
         raise Refusal(line, exit_code=os.EX_SOFTWARE) from None
     try:
-        daemon.run(settings, loaded.file, log.log)
+        daemon.run(loaded, log, lambda file: config.load(file, flags, environ, again=True))
     except Refusal:
         raise
     except Exception:
-        log.log.exception("internal.error", message="the daemon failed")
-        return os.EX_SOFTWARE
+        log.exception("internal.error", message="the daemon failed")
+        raise Refusal(exit_code=os.EX_SOFTWARE) from None
     finally:
         log.close()
-    return os.EX_OK
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
-    _say(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
-    return os.EX_OK
+    if not arguments.quiet:
+        _warn(loaded.warnings)
+        _say(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    loaded = _load(arguments)
+    _warn(loaded.warnings)
+
+    def source(setting: Setting) -> str:
+        return printable(problems.origin((setting.section, setting.key), loaded.layers))
+
+    _say(reference.toml(loaded.settings, source if arguments.sources else None))
+
+
+def _schema(_: argparse.Namespace) -> None:
+    _say(reference.schema())
 
 
 def _version() -> str:

@@ -5,14 +5,20 @@ Knows nothing of the command line's grammar, and of what a setting means only wh
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
 from echod import descriptors, problems, sources
+from echod.access import EVERYONE, Ranges
 from echod.errors import Refusal
-from echod.settings import ENV_PREFIX, Settings, declared
+from echod.settings import ENV_PREFIX, Listen, Settings, Timeouts, declared
+from echod.values import duration_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,30 +27,58 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = Path("/etc/echod/echod.toml")
 ENV_FILE = "ECHOD_CONFIG"
+_SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 
 class Loaded(NamedTuple):
-    """The settings in force, the file they came from, and warnings: values that work but are surely a mistake."""
+    """The settings in force, where their values stand, and warnings: values that work but are surely a mistake."""
 
     settings: Settings
     file: Path | None
+    layers: Sequence[Layer]
     warnings: list[str]
 
 
-def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
+def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str], *, again: bool = False) -> Loaded:
     """Merge flags (by dotted name), environment, file and defaults, in this precedence, and validate the result.
 
-    Raises `Refusal` with a line for each problem.
+    With `again`, a file that can be read only once is refused. Raises `Refusal` with a line for each problem, also for
+    those in values that a higher source overrides.
     """
     file = _choose_file(file, environ)
+    if file and again and _can_be_read_once(file):
+        raise Refusal(f"{file}: a reload needs a regular file, not a pipe or a device", exit_code=os.EX_NOINPUT)
     layers = sources.layers(file, flags, environ)
+    found = [line for layer in layers if layer.values for line in _problems_of(layer)]
+    if found:
+        raise Refusal(*found)
+    settings = _merge(layers)
+    found = [*_too_many_workers(settings, layers), *_no_interface(settings, layers), *_nobody(settings, layers)]
+    if found:
+        raise Refusal(*found)
+    warnings = [*unknown_variables(environ), *_cautions(settings, layers)]
+    return Loaded(settings, file, layers, problems.capped(warnings, len(warnings)))
+
+
+def _can_be_read_once(file: Path) -> bool:
     try:
-        # The keyword reaches settings_customise_sources, which BaseSettings does not let a type checker see.
-        settings = Settings(sources=[sources.LayerSource(layer) for layer in layers])  # type: ignore[call-arg]
+        mode = file.stat().st_mode
+    except OSError:
+        return False  # reading it says what is wrong
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _problems_of(layer: Layer) -> list[str]:
+    try:
+        _merge([layer])
     except ValidationError as error:
-        raise Refusal(*problems.explain(error.errors(), layers)) from None
-    _check_descriptors(settings, layers)
-    return Loaded(settings, file, list(_cautions(settings, layers)))
+        return problems.explain(error.errors(), layer)
+    return []
+
+
+def _merge(layers: Sequence[Layer]) -> Settings:
+    # The keyword reaches settings_customise_sources, which BaseSettings does not let a type checker see.
+    return Settings(sources=[sources.LayerSource(layer) for layer in layers])  # type: ignore[call-arg]
 
 
 def _choose_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -63,23 +97,77 @@ def _choose_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
     """Yield a warning for each `ECHOD_…` variable that names no setting."""
-    known = {setting.variable: setting.variable for setting in declared()}
+    known = {setting.variable.removeprefix(ENV_PREFIX): setting.variable for setting in declared()}
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name != ENV_FILE and name not in known:
-            yield f"{name}: unknown variable, ignored{problems.did_you_mean(name, known)}"
+        key = name.removeprefix(ENV_PREFIX)
+        if key != name != ENV_FILE and key not in known:
+            yield f"{name}: unknown variable, ignored{problems.did_you_mean(key, known)}"
 
 
-def _check_descriptors(settings: Settings, layers: Sequence[Layer]) -> None:
+# What is wrong with values that are right by themselves, on this machine or together. Each yields lines.
+
+
+def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     needed, hard = descriptors.needed(settings.pool.size), descriptors.hard_limit()
     if hard is not None and needed > hard:
-        raise Refusal(
+        yield (
             f"{problems.origin(('pool', 'size'), layers)}: pool.size: {settings.pool.size} workers need {needed} file"
             f" descriptors, the hard limit is {hard}: raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
         )
 
 
+def _no_interface(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    for number, host in enumerate(settings.listen.host):
+        zone = host.partition("%")[2]
+        try:
+            if zone.isdecimal():
+                socket.if_indextoname(int(zone))
+            elif zone:
+                socket.if_nametoindex(zone)
+        except (OSError, OverflowError):
+            where = problems.origin(("listen", "host", number), layers)
+            yield f"{where}: listen.host: this machine has no interface {shown(zone)}"
+
+
+def _nobody(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    access, hosts = settings.access, settings.listen.host
+    versions = {4, 6} if hosts == ("*",) else {ipaddress.ip_address(host).version for host in hosts}
+    allowed = [network for network in access.allow or EVERYONE if network.version in versions]
+    if not allowed:
+        where = problems.origin(("access", "allow"), layers)
+        yield f"{where}: access.allow: has no network of IPv{versions.pop()}, on which alone is listened: nobody could connect"
+    elif Ranges(access.deny).covers_all(allowed):
+        what = "all that access.allow holds" if access.allow else "every address"
+        yield f"{problems.origin(('access', 'deny'), layers)}: access.deny: covers {what}: nobody could connect"
+
+
 def _cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    def line(text: str, *path: str | int) -> str:
+        return f"{problems.origin(path, layers)}: {path[0]}.{path[1]}: {text}"
+
+    most = _somaxconn()
+    if most < settings.listen.backlog != Listen().backlog:
+        yield line(f"the kernel caps {settings.listen.backlog} at {most} (net.core.somaxconn)", "listen", "backlog")
+    idle, write = settings.timeouts.idle, settings.timeouts.write
+    if idle and write and write > idle:
+        which = "write" if write != Timeouts().write else "idle"
+        yield line(
+            f"timeouts.write ({duration_text(write)}) has no effect, timeouts.idle ({duration_text(idle)}) comes first",
+            "timeouts",
+            which,
+        )
+    denied = Ranges(settings.access.deny)
+    for number, network in enumerate(settings.access.allow):
+        if denied.covers(network):
+            yield line(f'"{network}" has no effect, access.deny covers it', "access", "allow", number)
     if settings.admin.socket not in ("auto", "off"):
-        yield f"{problems.origin(('admin', 'socket'), layers)}: admin.socket: this version of echod opens none"
+        yield line("this version of echod opens none", "admin", "socket")
     if settings.admin.http != "off":
-        yield f"{problems.origin(('admin', 'http'), layers)}: admin.http: this version of echod opens none"
+        yield line("this version of echod opens none", "admin", "http")
+
+
+def _somaxconn() -> float:
+    try:
+        return int(_SOMAXCONN.read_text())
+    except (OSError, ValueError):
+        return float("inf")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-    from structlog.typing import FilteringBoundLogger
-
+    from echod.log import Logger
     from echod.pool import Pool
     from echod.worker import Worker
 
@@ -26,7 +25,7 @@ class Janitor:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        log: FilteringBoundLogger,
+        log: Logger,
         pool: Pool,
         *,
         idle: float | None,
@@ -35,18 +34,30 @@ class Janitor:
         self._loop = loop
         self._log = log
         self._pool = pool
+        self._due = float("inf")  # when it looks next, by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+        self.set_timeouts(idle=idle, write=write)
+
+    def set_timeouts(self, *, idle: float | None, write: float | None) -> None:
+        """Judge by these from the next look on, which comes as soon as they want it, and never later than it would have."""
         self._idle = idle or float("inf")
         self._write = write or float("inf")
         self._tick = max(SHORTEST_TICK, min(LONGEST_TICK, self._idle / 4, self._write / 4))
-        self._timer = loop.call_later(self._tick, self._look)
+        self.close()
+        self._look_at(min(self._due, self._loop.time() + self._tick))
 
     def close(self) -> None:
         """Look no more."""
-        self._timer.cancel()
+        if self._timer:
+            self._timer.cancel()
+
+    def _look_at(self, due: float) -> None:
+        self._due = due
+        self._timer = self._loop.call_later(due - self._loop.time(), self._look)
 
     def _look(self) -> None:
-        self._timer = self._loop.call_later(self._tick, self._look)
         now = self._loop.time()
+        self._look_at(now + self._tick)
         for worker in list(self._pool.in_use.values()):
             try:
                 self._judge(worker, now)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _ANY_PORT_ATTEMPTS = 8
@@ -22,17 +22,52 @@ _FIRST_UNPRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
 
 
 class Listener(NamedTuple):
-    """A bound and listening socket, and its name in logs ("tcp://[::]:7007")."""
+    """A bound and listening socket, the host it was asked for, its port, and its name in logs ("tcp://[::]:7007")."""
 
     sock: socket.socket
+    host: str
+    port: int
     url: str
 
 
-def bind(hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool) -> list[Listener]:
+def bind(
+    hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
+) -> list[Listener]:
     """Listen on every host, or on none: if one can't be bound, the others are closed again.
 
-    With port 0 the kernel chooses one port, the same for all. Raises `Refusal` with exit code 69 or 77.
+    With port 0 the kernel chooses one port, the same for all. An address may overlap with those of the listeners `beside`,
+    which are to be closed afterwards. Raises `Refusal` with exit code 69 or 77.
     """
+    if not hosts:
+        return []
+    beside = [listener for listener in beside if listener.port == port]
+    with _shared(beside, reuse_port=reuse_port):
+        listeners = _bind_all(hosts, port, backlog=backlog, reuse_port=reuse_port or bool(beside))
+    for listener in listeners:
+        _set_reuse_port(listener.sock, value=reuse_port)
+    return listeners
+
+
+@contextlib.contextmanager
+def _shared(listeners: Sequence[Listener], *, reuse_port: bool) -> Iterator[None]:
+    """Let other sockets of this user bind what these have: SO_REUSEPORT counts when the other one binds (socket(7)).
+
+    Linux remembers it of the port, so that a later one with SO_REUSEPORT may still bind there, and none without it.
+    """
+    for listener in listeners:
+        _set_reuse_port(listener.sock, value=True)
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            _set_reuse_port(listener.sock, value=reuse_port)
+
+
+def _set_reuse_port(sock: socket.socket, *, value: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
+
+
+def _bind_all(hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool) -> list[Listener]:
     attempts = _ANY_PORT_ATTEMPTS if port == 0 and len(hosts) > 1 else 1
     while True:
         attempts -= 1
@@ -40,7 +75,7 @@ def bind(hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool) -> 
             try:
                 listeners: list[Listener] = []
                 for host in hosts:
-                    chosen = listeners[0].sock.getsockname()[1] if listeners else port
+                    chosen = listeners[0].port if listeners else port
                     listener = _bind(host, chosen, backlog=backlog, reuse_port=reuse_port)
                     undo.callback(listener.sock.close)
                     listeners.append(listener)
@@ -62,8 +97,8 @@ def _bind(host: str, port: int, *, backlog: int, reuse_port: bool) -> Listener:
     except OSError as error:
         sock.close()
         raise _refusal(error, host, port) from None
-    bound = sock.getsockname()
-    return Listener(sock, url(bound[0], bound[1]))
+    address, bound = sock.getsockname()[:2]
+    return Listener(sock, host, bound, url(address, bound))
 
 
 def _open(host: str, port: int, *, reuse_port: bool) -> socket.socket:
@@ -90,8 +125,7 @@ def _socket(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _set_reuse_port(sock, value=reuse_port)
         sock.bind(address)
     except BaseException:
         sock.close()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import orjson
 import structlog
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-    from echod.settings import Format, Level
+    from echod import settings
 
 _GATHER = 0.005
 """Seconds the writer waits for company before it writes: one system call for many lines."""
@@ -44,11 +44,12 @@ class Sink:
     A thread, and not O_NONBLOCK: that flag is shared with every process that has the same open file (fcntl(2)), and
     regular files ignore it. At most `limit` lines are held; beyond, the newest are dropped, counted, and reported
     through `dropped_line` after each batch that could be written. A failed write is tried again until `close`.
+    `limit` may be changed at any time.
     """
 
     def __init__(self, fd: int, limit: int, dropped_line: Callable[[int], bytes]) -> None:
         self._fd = fd
-        self._limit = limit
+        self.limit = limit
         self._dropped_line = dropped_line
         self._lines: deque[bytes] = deque()
         self._held = 0  # lines not yet written: those in the queue and those the writer has in hand
@@ -63,7 +64,7 @@ class Sink:
     def put(self, line: bytes) -> None:
         """Take a line, with its newline. Never blocks."""
         with self._changed:
-            if self._held >= self._limit:
+            if self._held >= self.limit:
                 self._dropped += 1
                 return
             self._held += 1
@@ -121,27 +122,51 @@ class Sink:
                 view = view[written:]
 
 
-class Log:
-    """The daemon's log: `log` is what everyone logs with, `close` ends it."""
+class Logger(Protocol):
+    """What everyone logs with: an event's name, and its fields."""
 
-    def __init__(self, output: TextIO, *, level: Level, form: Format, queue: int) -> None:
-        fd = output.fileno()
-        terminal = os.isatty(fd)
-        console = form == "console" or (form == "auto" and terminal)
+    def info(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102 - as structlog has it
+    def warning(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
+    def error(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
+    def exception(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
+
+
+class Log:
+    """The daemon's log, a `Logger` whose form and level can be changed while others hold it."""
+
+    info: Callable[..., Any]
+    warning: Callable[..., Any]
+    error: Callable[..., Any]
+    exception: Callable[..., Any]
+
+    def __init__(self, output: TextIO, settings: settings.Log) -> None:
+        self._terminal = os.isatty(output.fileno())
+        self._sink = Sink(output.fileno(), settings.queue, self._dropped_line)
+        self.configure(settings)
+        self._capture()
+
+    def configure(self, settings: settings.Log) -> None:
+        """Log in this form, from this level on, and hold that many lines."""
+        console = settings.format == "console" or (settings.format == "auto" and self._terminal)
         self._chain: list[Processor]
         if console:
-            colors = terminal and not os.environ.get("NO_COLOR")
+            colors = self._terminal and not os.environ.get("NO_COLOR")
             self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
             self._chain = [_stamp, structlog.processors.format_exc_info, _json, _line]
-        self._sink = Sink(fd, queue, self._dropped_line)
-        self.log: FilteringBoundLogger = structlog.wrap_logger(
+        self._sink.limit = settings.queue
+        bound = structlog.wrap_logger(
             _Output(self._sink.put),
             processors=self._chain,
-            wrapper_class=structlog.make_filtering_bound_logger(level),
+            wrapper_class=structlog.make_filtering_bound_logger(settings.level),
             context_class=dict,
         ).bind()
-        self._capture(level)
+        self.info = bound.info
+        self.warning = bound.warning
+        self.error = bound.error
+        self.exception = bound.exception
+        logging.getLogger().setLevel(settings.level.upper())
+        logging.getLogger().handlers[:] = [_Handler(bound)]
 
     def close(self, patience: float = 1.0) -> None:
         """Write what is held, and let Python's own log, warnings and exceptions go to standard error again."""
@@ -152,11 +177,8 @@ class Log:
         sys.unraisablehook = sys.__unraisablehook__
         self._sink.close(patience)
 
-    def _capture(self, level: Level) -> None:
-        """Bring in what does not come through structlog: asyncio, warnings, and exceptions that nobody caught."""
-        root = logging.getLogger()
-        root.handlers[:] = [_Handler(self.log)]
-        root.setLevel(level.upper())
+    def _capture(self) -> None:
+        """Bring in what comes neither through structlog nor through `logging`: warnings, exceptions that nobody caught."""
         logging.captureWarnings(capture=True)
         sys.excepthook = self._uncaught
         threading.excepthook = lambda args: self._uncaught(
@@ -174,7 +196,7 @@ class Log:
         where: str = "in the main thread",
     ) -> None:
         message = f"uncaught {kind.__name__} {where}"
-        self.log.error("internal.error", message=message, exc_info=(kind, exc, traceback))
+        self.error("internal.error", message=message, exc_info=(kind, exc, traceback))
 
     def _dropped_line(self, lines: int) -> bytes:
         event: Any = {"event": "log.dropped", "lines": lines}

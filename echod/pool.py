@@ -1,6 +1,7 @@
 """The pool: the workers, which of them are free, who is in use, and the books of what they did.
 
-Knows nothing of listeners and timers. A worker is either in the free list or in `in_use`, never in both.
+Knows nothing of listeners and timers. A worker is either in the free list or in `in_use`, never in both; and there are
+`size` of them, or more as long as more than that are in use.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from echod import tcp
+from echod import addresses, tcp
 from echod.worker import Worker
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from structlog.typing import FilteringBoundLogger
-
+    from echod.log import Logger
     from echod.settings import Lifecycle
     from echod.worker import Listener
 
@@ -26,22 +26,36 @@ if TYPE_CHECKING:
 class Pool:
     """A fixed number of workers, all made at once.
 
-    `when_free` is called, if set, each time a worker comes back.
+    `when_free` is called, if set, each time a worker comes back and is free.
     """
 
-    def __init__(self, log: FilteringBoundLogger, *, size: int, lifecycle: Lifecycle) -> None:
+    def __init__(self, log: Logger, *, size: int, lifecycle: Lifecycle) -> None:
         self._log = log
-        self._log_opened = lifecycle == "all"
-        self._log_closed = lifecycle != "none"
-        self._free = [Worker(self.release) for _ in range(size)]
+        self._free = self.make(size)
         self._told_full = False
         self.size = size
+        self.lifecycle = lifecycle
         self.in_use: dict[int, Worker] = {}  # by connection number, oldest first
+        self.sources: dict[str, int] = {}  # how many of these each source has, see `addresses.source`
         self.when_free: Callable[[], None] | None = None
         self.accepted = 0
         self.closed: Counter[str] = Counter()  # by reason
         self.bytes_received = 0  # of closed connections
         self.bytes_sent = 0
+
+    def make(self, number: int) -> list[Worker]:
+        """Return new workers, for `resize`. Safe in any thread."""
+        return [Worker(self.release) for _ in range(number)]
+
+    def resize(self, size: int, more: list[Worker]) -> None:
+        """Have `size` workers from now on.
+
+        To grow, it takes `more`. To shrink, it lets go of free ones, and of others as their connections end.
+        """
+        self.size = size
+        self._free += more
+        del self._free[max(0, size - len(self.in_use)) :]
+        self._tell_full()
 
     @property
     def free(self) -> int:
@@ -54,7 +68,9 @@ class Pool:
         self.accepted += 1
         worker.take(sock, client, listener, self.accepted, time.monotonic())
         self.in_use[self.accepted] = worker
-        if self._log_opened:
+        source = addresses.source(client[0])
+        self.sources[source] = self.sources.get(source, 0) + 1
+        if self.lifecycle == "all":
             self._log.info(
                 "connection.opened",
                 connection=worker.connection,
@@ -62,10 +78,13 @@ class Pool:
                 listener=listener.url,
                 in_use=len(self.in_use),
             )
+        self._tell_full()
+        return worker
+
+    def _tell_full(self) -> None:
         if not self._free and not self._told_full:
             self._told_full = True
             self._log.warning("pool.full", size=self.size)
-        return worker
 
     def tell_available(self) -> None:
         """Log the end of `pool.full`.
@@ -83,10 +102,19 @@ class Pool:
             self._book(worker, exc)
         finally:  # whatever went wrong, the seat comes back
             del self.in_use[worker.connection]
+            self._uncount(addresses.source(worker.client[0]))
             worker.leave()
-            self._free.append(worker)
-            if self.when_free:
-                self.when_free()
+            if len(self.in_use) < self.size:
+                self._free.append(worker)
+                if self.when_free:
+                    self.when_free()
+
+    def _uncount(self, source: str) -> None:
+        left = self.sources[source] - 1
+        if left:
+            self.sources[source] = left
+        else:
+            del self.sources[source]
 
     def _book(self, worker: Worker, exc: Exception | None) -> None:
         reason = worker.reason or _reason(exc)
@@ -101,7 +129,7 @@ class Pool:
         self.closed[reason] += 1
         self.bytes_received += worker.received
         self.bytes_sent += sent
-        if self._log_closed:
+        if self.lifecycle != "none":
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
             self._log.info(
                 "connection.closed",
@@ -119,11 +147,8 @@ class Pool:
 
 
 def peer(client: tuple[str, int]) -> dict[str, Any]:
-    """Return an address as log lines have it; an IPv4-mapped one (RFC 4291, 2.5.5.2) appears as IPv4."""
-    address = client[0]
-    if address.startswith("::ffff:") and "." in address:
-        address = address[len("::ffff:") :]
-    return {"address": address, "port": client[1]}
+    """Return an address as log lines have it."""
+    return {"address": client[0], "port": client[1]}
 
 
 def _reason(exc: Exception | None) -> str:

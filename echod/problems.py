@@ -27,38 +27,42 @@ _TYPES = {
     "string_type": "a string",
     "string_unicode": "a text in Unicode",
 }
+_ELSEWHERE = 0.75
+"""How like a key of another section has to be; in its own section, less will do."""
 _BARE = re.compile(r"[\w-]+", re.ASCII)
 
 
-def explain(errors: Sequence[ErrorDetails], layers: Sequence[Layer]) -> list[str]:
-    """Return a line for each error: flags first, then variables, then the file from top to bottom."""
-    order = [{path: number for number, path in enumerate(layer.origins)} for layer in layers]
-    stands = [_stand(error["loc"], layers) for error in errors]
-    lines = [
-        (rank, order[rank][path], f"{_origin(rank, path, layers)}: {_key(error['loc'])}: {_message(error)}")
-        for error, (rank, path) in zip(errors, stands, strict=True)
-    ]
-    return [line for _, _, line in sorted(lines)]
+MOST = 100
+"""Lines for one source; who has more problems has the wrong file."""
+
+
+def explain(errors: Sequence[ErrorDetails], layer: Layer) -> list[str]:
+    """Return a line for each error of a layer, in its order (a file's: from top to bottom), but at most `MOST`."""
+    order = {path: number for number, path in enumerate(layer.origins)}
+    stands = sorted(((_stand(error["loc"], layer), error) for error in errors), key=lambda each: order[each[0]])
+    # Only what is said is worked out: among many keys, to look for the nearest known one takes long.
+    lines = [f"{layer.origins[path]}: {_key(error['loc'])}: {_message(error)}" for path, error in stands[:MOST]]
+    return capped(lines, len(stands))
+
+
+def capped(lines: list[str], number: int) -> list[str]:
+    """Return at most `MOST` lines of so many, and how many are left out."""
+    return [*lines[:MOST], f"and {number - MOST} more"] if number > MOST else lines
 
 
 def origin(loc: KeyPath, layers: Sequence[Layer]) -> str:
     """Return where the value in force stands: a flag, a variable, `FILE:LINE`, or "default"."""
-    return _origin(*_stand(loc, layers), layers)
+    for layer in layers:
+        if loc[:2] in layer.origins:
+            return layer.origins[_stand(loc, layer)]
+    return "default"
 
 
-def _origin(rank: int, path: KeyPath, layers: Sequence[Layer]) -> str:
-    return layers[rank].origins[path] if rank < len(layers) else "default"
-
-
-def _stand(loc: KeyPath, layers: Sequence[Layer]) -> tuple[int, KeyPath]:
-    """Return the highest layer with a value for this setting, and the path in it that comes nearest."""
-    for rank, layer in enumerate(layers):
-        path = loc
-        while path and path not in layer.origins:
-            path = path[:-1]  # what pydantic adds below a key, and in a higher layer the section alone, stand nowhere
-        if path[:2] == loc[:2]:
-            return rank, path
-    return len(layers), ()
+def _stand(loc: KeyPath, layer: Layer) -> KeyPath:
+    """Return the path that comes nearest: what pydantic adds below a key stands nowhere."""
+    while loc not in layer.origins:
+        loc = loc[:-1]
+    return loc
 
 
 def _key(loc: KeyPath) -> str:
@@ -75,7 +79,7 @@ def _message(error: ErrorDetails) -> str:
             return str(context["error"])
         case "literal_error":
             choices = {choice: f'"{choice}"' for choice in re.findall(r"'(\w+)'", context["expected"])}
-            return f"must be {' or '.join(choices.values())}, got {shown(got)}{did_you_mean(str(got), choices)}"
+            return f"must be {' or '.join(choices.values())}, got {shown(got)}{did_you_mean(got, choices)}"
         case "greater_than_equal":
             must = f"at least {context['ge']}"
         case "less_than_equal":
@@ -91,16 +95,21 @@ def _unknown(loc: KeyPath, value: object) -> str:
     if len(loc) == 1:
         sections = {section: f"[{section}]" for section in Settings.model_fields}
         what = "section" if isinstance(value, dict | list) else "key"
-        return f"unknown {what}{did_you_mean(name, sections) or did_you_mean(name, elsewhere) or _known(sections)}"
+        return f"unknown {what}{did_you_mean(name, sections) or did_you_mean(name, elsewhere, likeness=_ELSEWHERE) or _known(sections)}"
     here = {setting.key: setting.name for setting in declared() if setting.section == loc[0]}
-    return f"unknown key{did_you_mean(name, here) or did_you_mean(name, elsewhere) or _known(here)}"
+    return (
+        f"unknown key{did_you_mean(name, here) or did_you_mean(name, elsewhere, likeness=_ELSEWHERE) or _known(here)}"
+    )
 
 
 def _known(names: Mapping[str, str]) -> str:
     return f"; known are {', '.join(names.values())}"
 
 
-def did_you_mean(name: str, known: Mapping[str, str]) -> str:
+def did_you_mean(name: object, known: Mapping[str, str], *, likeness: float = 0.6) -> str:
     """Return a hint if the name is near a known one, else nothing. The values are what to call those."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {known[near[0]]}?" if near else ""
+    if not isinstance(name, str):
+        return ""
+    names = {each.casefold(): called for each, called in known.items()}
+    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=likeness)
+    return f"; did you mean {names[near[0]]}?" if near else ""

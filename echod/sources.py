@@ -13,7 +13,7 @@ from echod import toml
 from echod.settings import Settings, declared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pydantic.fields import FieldInfo
@@ -34,24 +34,19 @@ def layers(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, st
 
     Raises `Refusal` if the file can't be read or is no TOML.
     """
-    in_file = _file_layer(file)
-    # `pool = 3` in the file is wrong whatever a flag says of pool.size, and merging would hide it.
-    broken = [section for section, values in in_file.values.items() if not isinstance(values, dict)]
     return [
-        _text_layer(flags, lambda setting: (setting.name, f"--{setting.name}"), broken),
-        _text_layer(environ, lambda setting: (setting.variable, setting.variable), broken),
-        in_file,
+        _text_layer(flags, lambda setting: (setting.name, f"--{setting.name}")),
+        _text_layer(environ, lambda setting: (setting.variable, setting.variable)),
+        _file_layer(file),
     ]
 
 
-def _text_layer(
-    texts: Mapping[str, str], names: Callable[[Setting], tuple[str, str]], broken: Collection[str]
-) -> Layer:
+def _text_layer(texts: Mapping[str, str], names: Callable[[Setting], tuple[str, str]]) -> Layer:
     values: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     for setting in declared():
         name, origin = names(setting)
-        if name in texts and setting.section not in broken:
+        if name in texts:
             values.setdefault(setting.section, {})[setting.key] = setting.from_text(texts[name])
             origins[setting.section, setting.key] = origin
     return Layer(values, origins)

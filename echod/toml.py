@@ -7,6 +7,7 @@ maintained TOML library for Python gives them, so a scanner walks the text once 
 
 from __future__ import annotations
 
+import ast
 import codecs
 import os
 import re
@@ -75,11 +76,30 @@ def _position(message: str, text: str) -> tuple[int, str]:
         digits = re.search(r"[\d_]{4300}", text, re.ASCII)  # the default of sys.set_int_max_str_digits()
         return text.count("\n", 0, digits.start() if digits else 0) + 1, "a number with thousands of digits"
     what, line, column = found.groups()
-    if what.startswith(("Invalid value", "Expected newline")):
-        what = f"{what}; strings need quotes"
-    if line is None:
-        return text.count("\n") + 1, f"{what} (at the end of the file)"
-    return int(line), f"{what} (column {column})"
+    number = int(line) if line else text.count("\n") + 1
+    if what.startswith(("Invalid value", "Expected newline", "Unclosed array")):
+        what += _hint(text.split("\n")[number - 1])
+    elif twice := re.fullmatch(r"Cannot declare (\(.*\)) twice", what):
+        table = ".".join(ast.literal_eval(twice[1]))
+        what = f"[{table}] is there twice; put its keys under the first one"
+    elif what == "Cannot overwrite a value":
+        what = "The same name is there before"
+    return number, f"{what} ({f'column {column}' if column else 'at the end of the file'})"
+
+
+def _hint(line: str) -> str:
+    """Return what is probably wrong with a value, or nothing."""
+    found = re.fullmatch(r"\s*[\w.\"'-]+\s*=\s*([^#]*?)\s*(?:#.*)?", line)
+    if found is None:
+        return ""
+    value = found[1]
+    if not value:
+        return "; there is none"
+    if re.fullmatch(r"[+-]?0[0-9_]+", value):
+        return "; a number does not begin with 0"
+    return (
+        "; strings need quotes, true and false are written small" if re.fullmatch(r"[\w.:/*%, \[\]-]+", value) else ""
+    )
 
 
 class _Scanner:

@@ -1,8 +1,9 @@
 """The forms in which people write values: durations, counts, addresses, networks, rates.
 
-Each parser takes what a source gave (any TOML value, or the text of a flag or variable) and returns what the program
-uses; it raises `ValueError` with a message that begins with "must" and names a good example. What is of another type
-passes through, for pydantic to judge. Knows nothing of which setting has which form.
+Each form is a type for `settings`, made of a parser and its inverse. The parser takes what a source gave (any TOML value, or
+the text of a flag or variable) and returns what the program uses; it raises `ValueError` with a message that begins with
+"must" and names a good example. What is of another type passes through, for pydantic to judge. Knows nothing of which
+setting has which form.
 """
 
 from __future__ import annotations
@@ -10,28 +11,43 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from typing import Annotated
+from decimal import Decimal
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d)\s*)+", re.ASCII)
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d) *)+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "Ki": 2**10, "Mi": 2**20}
-_COUNT = re.compile(r"(-?\d+(?:_\d+)*)(k|M|Ki|Mi|)", re.ASCII)
-_RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h)", re.ASCII)
+_COUNT = re.compile(r"(-?[0-9]+(?:_[0-9]+)*)(k|M|Ki|Mi|)")
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|h)")
+_ENDPOINT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _ZONE = re.compile(r"[!-~]{0,15}")
 """After "%" in a link-local address, the name of an interface (netdevice(7), IFNAMSIZ)."""
 LONGEST = 366 * 86400.0
 """Seconds. What is above is a slip of the keyboard, and timers take no more."""
 
+FASTEST = 1e9
+"""Per second. What is above is no limit."""
+_MAPPED = 96  # bits before the IPv4 address in an IPv4-mapped one
+MAX_PORT = 65535
+MAX_HOSTS = 32
+"""Listeners; `descriptors.RESERVE` is for them, too."""
+_LONGEST_PATH = 107  # bytes: sun_path of unix(7), less its NUL
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def literal(value: object) -> str:
+    """Return a value as TOML writes it: JSON's form, which is TOML's too (without a break in the line)."""
+    return printable(json.dumps(value, ensure_ascii=False))
 
 
 def shown(value: object) -> str:
     """Return the value as TOML writes it, cut to a length that fits a message."""
     if isinstance(value, bool | str):
-        text = printable(json.dumps(value, ensure_ascii=False))
+        text = literal(value)
     elif isinstance(value, int):
         text = str(value) if abs(value) < 10**18 else hex(value)  # Python does not write thousands of digits
     elif isinstance(value, list | tuple):
@@ -60,7 +76,12 @@ def duration(value: object) -> float | None:
         raise ValueError(
             f'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got {shown(value)}'
         )
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+    try:
+        seconds = float(
+            sum(Decimal(number) * _MILLISECONDS[unit] for number, unit in _DURATION_PART.findall(value)) / 1000
+        )
+    except ArithmeticError:  # a million digits
+        seconds = float("inf")
     if seconds > LONGEST:
         raise ValueError(f"must be at most 366 days, got {shown(value)}")
     return seconds
@@ -84,51 +105,69 @@ def count(value: object) -> object:
     return value
 
 
-def listed(value: object) -> tuple[str, ...]:
-    """Return a tuple from a list of strings or from one string."""
+def listed(value: object) -> tuple[object, ...]:
+    """Return a tuple from a list, or from one string."""
     if isinstance(value, str):
         return (value,)
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+    if isinstance(value, list | tuple):
         return tuple(value)
     raise ValueError(f"must be a string or a list of strings, got {shown(value)}")
 
 
-def hosts(value: object) -> tuple[str, ...]:
-    """Return a tuple of numeric addresses, or `("*",)`. Names are not resolved: a resolver can hang or lie."""
-    names = listed(value)
+def host(name: str) -> str:
+    """Accept "*" or a numeric address that can be listened on. Names are not resolved: a resolver can hang or lie."""
+    if name == "*":
+        return name
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        address = None
+    zone = name.partition("%")[2]
+    if address is None or not _ZONE.fullmatch(zone):
+        raise ValueError(f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}')
+    if address.version == 6 and address.ipv4_mapped:  # noqa: PLR2004 - of IP
+        raise ValueError(f'must be written as IPv4: "{address.ipv4_mapped}", got {shown(name)}')
+    if zone and not address.is_link_local:
+        raise ValueError(f"must not name an interface if it is not link-local, got {shown(name)}")
+    if address.version == 6 and address.is_link_local and not zone:  # noqa: PLR2004
+        raise ValueError(f'must name its interface if it is link-local, e.g. "{address}%eth0"; got {shown(name)}')
+    if address.is_multicast or name == "255.255.255.255":
+        raise ValueError(f"must be an address that clients can connect to, got {shown(name)}")
+    return name
+
+
+def hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Accept addresses that can be bound beside each other."""
     if not names:
         raise ValueError('must name an address, or "*" for all')
     if "*" in names and len(names) > 1:
         raise ValueError('must be "*" alone, or addresses: "*" already means every address')
-    addresses = set()
-    for name in names:
-        try:
-            address = name if name == "*" else ipaddress.ip_address(name)
-            if not _ZONE.fullmatch(name.partition("%")[2]):
-                raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
-        except ValueError:
-            raise ValueError(f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}') from None
-        if address in addresses:
+    if names == ("*",):
+        return names
+    if len(names) > MAX_HOSTS:
+        raise ValueError(f"must be at most {MAX_HOSTS} addresses, got {len(names)}")
+    addresses = [ipaddress.ip_address(name) for name in names]
+    for number, (name, address) in enumerate(zip(names, addresses, strict=True)):
+        if address in addresses[:number]:
             raise ValueError(f"must name each address once, got {shown(name)} twice")
-        addresses.add(address)
+        if address.is_unspecified and sum(other.version == address.version for other in addresses) > 1:
+            raise ValueError(f"must name {shown(name)} alone of IPv{address.version}: it already means every address")
     return names
 
 
-def networks(value: object) -> tuple[Network, ...]:
-    """Return the networks; an address alone is a network of one."""
-    return tuple(_network(name) for name in listed(value))
-
-
-def _network(name: str) -> Network:
+def network(value: object) -> Network:
+    """Return the network; an address alone is a network of one, and an IPv4-mapped one is IPv4 (RFC 4291, 2.5.5.2)."""
     try:
-        return ipaddress.ip_network(name)
+        if not isinstance(value, str) or "%" in value:  # the library takes numbers and zones
+            raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
+        found = ipaddress.ip_network(value, strict=False)
     except ValueError:
-        pass
-    try:
-        network = ipaddress.ip_network(name, strict=False)
-    except ValueError:
-        raise ValueError(f'must be networks, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(name)}') from None
-    raise ValueError(f'must be networks; {shown(name)} is an address within "{network}"')
+        raise ValueError(f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}') from None
+    if found.network_address != ipaddress.ip_address(value.partition("/")[0]):
+        raise ValueError(f'must be a network; {shown(value)} is an address within "{found}"')
+    if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped:
+        return ipaddress.IPv4Network((found.network_address.ipv4_mapped, found.prefixlen - _MAPPED))
+    return found
 
 
 def rate(value: object) -> float | None:
@@ -136,14 +175,120 @@ def rate(value: object) -> float | None:
     if value == "off":
         return None
     found = _RATE.fullmatch(value) if isinstance(value, str) else None
-    if found is None or float(found[1]) == 0:
-        raise ValueError(f'must be a rate above 0, e.g. "500/s" or "30/m", or "off"; got {shown(value)}')
-    return float(found[1]) / _SECONDS[found[2]]
+    try:
+        per_second = float(Decimal(found[1]) * 1000 / _MILLISECONDS[found[2]]) if found else 0
+    except ArithmeticError:  # a million digits
+        per_second = float("inf")
+    if per_second == 0:
+        raise ValueError(f'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got {shown(value)}')
+    if per_second > FASTEST:
+        raise ValueError(f'must be at most "{FASTEST:.0f}/s", or "off" for no limit; got {shown(value)}')
+    return per_second
 
 
-Duration = Annotated[float | None, BeforeValidator(duration)]
-Timeout = Annotated[float | None, BeforeValidator(timeout)]
-Count = Annotated[int, BeforeValidator(count)]
-Hosts = Annotated[tuple[str, ...], BeforeValidator(hosts)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(networks)]
-Rate = Annotated[float | None, BeforeValidator(rate)]
+def endpoint(text: str) -> str:
+    """Accept "ADDRESS:PORT", with an IPv6 address in brackets, or "off"."""
+    if text == "off":
+        return text
+    found = _ENDPOINT.fullmatch(text)
+    try:
+        if found is None or int(found[3]) > MAX_PORT:
+            raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
+        ipaddress.ip_address(found[1] or found[2])
+    except ValueError:
+        raise ValueError(
+            f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {shown(text)}'
+        ) from None
+    return text
+
+
+def socket_path(text: str) -> str:
+    """Accept an absolute path that fits into a Unix socket's address, "auto" or "off"."""
+    if text not in ("auto", "off") and (not text.startswith("/") or not text.isprintable()):
+        raise ValueError(f'must be a path that begins with "/", or "auto" or "off"; got {shown(text)}')
+    if len(text.encode()) > _LONGEST_PATH:
+        raise ValueError(f"must be at most {_LONGEST_PATH} bytes long (unix(7)), got {len(text.encode())}")
+    return text
+
+
+# And back: what the parser reads as the same value.
+
+
+def duration_text(seconds: float | None) -> str:
+    """Return "1h30m", "500ms" or "off"."""
+    if seconds is None:
+        return "off"
+    exact = Decimal(repr(seconds))
+    if 0 < exact < 1 and exact * 1000 % 1 == 0:
+        return f"{exact * 1000:.0f}ms"
+    if exact % 1 or not exact:
+        return f"{_decimal(seconds)}s"
+    text = ""
+    rest = int(seconds) * 1000
+    for unit in ("d", "h", "m", "s"):
+        number, rest = divmod(rest, _MILLISECONDS[unit])
+        text += f"{number}{unit}" if number else ""
+    return text
+
+
+def rate_text(per_second: float | None) -> str:
+    """Return "500/s", "30/m" or "off"."""
+    if per_second is None:
+        return "off"
+    for unit in ("s", "m", "h"):
+        text = f"{round(per_second * _MILLISECONDS[unit] / 1000)}/{unit}"
+        if not text.startswith("0/") and rate(text) == per_second:
+            return text
+    return f"{_decimal(per_second)}/s"
+
+
+def _decimal(number: float) -> str:
+    """Write a number without an exponent, such that it is read as the same."""
+    text = f"{Decimal(repr(number)):f}"
+    return text.removesuffix(".0")
+
+
+def _hosts_text(names: tuple[str, ...]) -> str | list[str]:
+    return names[0] if len(names) == 1 else list(names)
+
+
+def _networks_text(networks: tuple[Network, ...]) -> list[str]:
+    return [str(each) for each in networks]
+
+
+class Form(NamedTuple):
+    """How a value is written: one word for help texts, and the JSON Schema of what the file may hold."""
+
+    word: str
+    schema: dict[str, Any]
+
+
+def _text(pattern: re.Pattern[str], *, off: bool = True) -> dict[str, Any]:
+    """Return the schema of a text; JSON Schema's regular expressions are ECMA-262's, and search."""
+    return {"type": "string", "pattern": f"^(?:{'off|' if off else ''}{pattern.pattern})$"}
+
+
+_STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_DURATION_FORM = Form("DURATION", _text(_DURATION))
+
+Duration = Annotated[float | None, BeforeValidator(duration), PlainSerializer(duration_text), _DURATION_FORM]
+Timeout = Annotated[float | None, BeforeValidator(timeout), PlainSerializer(duration_text), _DURATION_FORM]
+Count = Annotated[
+    int, BeforeValidator(count), Form("NUMBER", {"anyOf": [{"type": "integer"}, _text(_COUNT, off=False)]})
+]
+Hosts = Annotated[
+    tuple[Annotated[str, AfterValidator(host)], ...],
+    BeforeValidator(listed),
+    AfterValidator(hosts),
+    PlainSerializer(_hosts_text),
+    Form("ADDRESS", {"anyOf": [{"type": "string"}, {**_STRINGS, "minItems": 1, "uniqueItems": True}]}),
+]
+Networks = Annotated[
+    tuple[Annotated[Network, BeforeValidator(network)], ...],
+    BeforeValidator(listed),
+    PlainSerializer(_networks_text),
+    Form("NETWORK", {"anyOf": [{"type": "string"}, _STRINGS]}),
+]
+Rate = Annotated[float | None, BeforeValidator(rate), PlainSerializer(rate_text), Form("RATE", _text(_RATE))]
+Endpoint = Annotated[str, AfterValidator(endpoint), Form("ADDRESS:PORT", {"type": "string"})]
+SocketPath = Annotated[str, AfterValidator(socket_path), Form("PATH", {"type": "string"})]

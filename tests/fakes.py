@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator
 
-    from structlog.typing import FilteringBoundLogger
-
+    from echod.log import Logger
     from echod.worker import Worker
 
 
@@ -54,7 +53,7 @@ class FakeLoop:
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> FakeHandle:
         handle = FakeHandle()
-        heapq.heappush(self._timers, (self.now + delay, next(self._order), handle, callback))
+        heapq.heappush(self._timers, (self.now + max(0.0, delay), next(self._order), handle, callback))
         return handle
 
     def add_reader(self, sock: Any, callback: Callable[[], None]) -> None:
@@ -245,7 +244,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
-        self.log: FilteringBoundLogger = structlog.wrap_logger(
+        self.log: Logger = structlog.wrap_logger(
             None,
             processors=[self._keep],
             wrapper_class=structlog.make_filtering_bound_logger("debug"),
@@ -265,6 +264,15 @@ class Lines:
 def sockets() -> tuple[socket.socket, socket.socket]:
     """Return a connected pair: real descriptors, but no TCP."""
     return socket.socketpair()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 class House:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -43,7 +44,9 @@ FIELDS = {
     "accept.paused": {"listener", "reason", "seconds"},
     "accept.resumed": {"listener", "reason", "seconds"},
     "log.dropped": {"lines"},
+    "config.reloaded": {"changed", "old", "new", "seconds"},
     "config.rejected": {"errors"},
+    "config.warning": {"message"},
 }
 """What a line of each event has beside the three fields that every line begins with."""
 OPTIONAL_FIELDS = {"connection.rejected": {"suppressed"}}
@@ -53,6 +56,7 @@ LEVELS = {
     "accept.paused": "warning",
     "log.dropped": "warning",
     "config.rejected": "error",
+    "config.warning": "warning",
 }
 """The level of what is not `info`."""
 TIMESTAMP = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{6}Z")
@@ -102,6 +106,7 @@ class Echod:
             self.file.write_text(config)
         self.lines: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
+        self.answers: list[dict[str, Any]] = []  # with which reloads ended
         self._by_event: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self._new_line = threading.Condition()
         self._port = port
@@ -154,6 +159,8 @@ class Echod:
                 line = json.loads(raw)
                 self.raw.append(raw)
                 self.lines.append(line)
+                if line["event"] in ("config.reloaded", "config.rejected"):
+                    self.answers.append(line)
                 self._by_event[line["event"]].append(line)
                 self._new_line.notify_all()
         with self._new_line:
@@ -176,6 +183,19 @@ class Echod:
         """Return standard error; the process has exited."""
         assert self.process.stderr
         return "" if self.process.stderr.closed else self.process.stderr.read().decode()
+
+    # The configuration
+
+    def reload(self, config: str) -> dict[str, Any]:
+        """Write the file anew, send HUP, and return the line that answers."""
+        with self._new_line:
+            number = len(self.answers)
+        self.file.write_text(config)
+        self.signal(signal.SIGHUP)
+        with self._new_line:
+            arrived = self._new_line.wait_for(lambda: len(self.answers) > number, DEADLINE)
+            assert arrived, f"no answer to HUP after {DEADLINE} s; last lines: {self.raw[-5:]}"
+            return self.answers[number]
 
     # Clients
 
@@ -309,11 +329,18 @@ def check_line(line: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """Hold a free port that a listener with SO_REUSEADDR can still bind, and nobody else gets."""
+    """Hold a free port that a listener with SO_REUSEADDR can still bind, and nobody else gets.
+
+    It is none of those that the kernel gives to clients (ip(7), ip_local_port_range): one of theirs, on any address,
+    would keep a listener on all addresses away.
+    """
+    for port in random.sample(range(10_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            break
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((LOCAL, 0))
-        yield sock.getsockname()[1]
+        sock.bind((LOCAL, port))
+        yield port
 
 
 def listens(port: int) -> bool:

@@ -29,8 +29,9 @@ JUMBO = 8960
 
 
 def _deaf(daemon: Echod) -> socket.socket:
-    """Connect with little room for the echo."""
+    """Connect with little room for the echo, from an address whose ports nobody else takes when this one is reset."""
     sock = socket.socket()
+    sock.bind(("127.0.0.2", 0))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 13)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, JUMBO)
     sock.connect((LOCAL, daemon.port))

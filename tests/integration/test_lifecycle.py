@@ -233,19 +233,6 @@ def test_the_soft_limit_is_raised_to_fit_the_pool(echod: Daemon) -> None:
 # Signals
 
 
-def test_sighup_does_not_end_it(echod: Daemon) -> None:
-    """Whoever sends HUP means a reload; open connections do not notice."""
-    with echod() as daemon, daemon.connect() as sock:
-        sock.sendall(b"before")
-        assert read_exactly(sock, 6) == b"before"
-        daemon.signal(signal.SIGHUP)
-        (error,) = daemon.wait_for("config.rejected")["errors"]
-        assert "restart" in error
-        sock.sendall(b"after")
-        assert read_exactly(sock, 5) == b"after"
-        assert daemon.echo(b"another") == b"another"
-
-
 @STOP_SIGNALS
 def test_without_connections_it_stops_at_once(echod: Daemon, number: signal.Signals) -> None:
     """It says so in order, and exits with 0 long before the drain timeout."""

@@ -87,8 +87,8 @@ def test_every_event_has_the_contracts_fields(echod: Daemon) -> None:
         with daemon.connect() as only:
             daemon.wait_for("pool.full")
             until(lambda: _rejected_and_counted(daemon), what="a count of rejections")
-            daemon.signal(signal.SIGHUP)
-            daemon.wait_for("config.rejected")
+            daemon.reload("[pool]\nsize = 0")
+            daemon.reload("[pool]\nsize = 1\n[timeouts]\nidle = '100ms'")  # less than the write timeout: a warning
             only.shutdown(2)
             daemon.wait_for("pool.available")
         soft = daemon.limit_descriptors(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
@@ -13,6 +14,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     consumes,
     invariant,
+    multiple,
     precondition,
     rule,
 )
@@ -25,7 +27,15 @@ from tests.fakes import FakeListener, FakeLoop, FakeTransport, Lines
 if TYPE_CHECKING:
     from echod.worker import Worker
 
-SIZE = 3
+SIZE = 6
+SIZES = st.integers(1, SIZE)
+SOURCES = {
+    "192.0.2.1": "192.0.2.1",
+    "192.0.2.2": "192.0.2.2",
+    "2001:db8::1": "2001:db8::/64",
+    "2001:db8::2": "2001:db8::/64",
+}
+"""Addresses of clients, and what they count for."""
 IDLE = 60.0
 WRITE = 30.0
 
@@ -36,13 +46,14 @@ class Connection:
     def __init__(self, worker: Worker, transport: FakeTransport) -> None:
         self.worker = worker
         self.number = worker.connection
+        self.source = SOURCES[worker.client[0]]
         self.transport = transport
         self.sent = bytearray()
         self.finished = False  # we have sent, or asked for, FIN
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Connect, data, stall, resume, eof, reset, timeout, drain and abort, in any order."""
+    """Connect, data, stall, resume, eof, reset, timeout, drain, abort and resize, in any order."""
 
     connections: Bundle[Connection] = Bundle("connections")
 
@@ -52,7 +63,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.lines = Lines()
         self.pool = Pool(self.lines.log, size=SIZE, lifecycle="all")
         self.janitor = Janitor(self.loop.asyncio, self.lines.log, self.pool, idle=IDLE, write=WRITE)
-        self.workers = {id(worker) for worker in self.pool._free}
+        self.size = SIZE
         self.open: list[Connection] = []
         self.received = 0
 
@@ -60,16 +71,24 @@ class PoolMachine(RuleBasedStateMachine):
         for connection in self.open:
             connection.transport.abort()
         self.loop.run()
-        assert self.pool.free == SIZE
+        assert self.pool.free == self.size
+        assert self.pool.sources == {}
         assert self.pool.accepted == sum(self.pool.closed.values()) == len(self.lines.events("connection.closed"))
         assert self.pool.bytes_received == self.received
 
     @precondition(lambda self: self.pool.free)
-    @rule(target=connections, window=st.integers(0, 20))
-    def connect(self, window: int) -> Connection:
+    @rule(target=connections, window=st.integers(0, 20), address=st.sampled_from(sorted(SOURCES)))
+    def connect(self, window: int, address: str) -> Connection:
+        return self._connect(window, address)
+
+    @rule(target=connections)
+    def connect_until_full(self) -> Any:
+        return multiple(*[self._connect(20, "192.0.2.1") for _ in range(self.pool.free)])
+
+    def _connect(self, window: int, address: str) -> Connection:
         ours, theirs = socket.socketpair()
         theirs.close()
-        worker = self.pool.take(ours, ("192.0.2.1", 1), FakeListener())
+        worker = self.pool.take(ours, (address, 1), FakeListener())
         transport = FakeTransport(self.loop, worker, ours)
         transport.made()
         transport.window = window
@@ -119,13 +138,37 @@ class PoolMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.loop.advance(seconds)
 
+    @rule(size=SIZES)
+    def resize(self, size: int) -> None:
+        before = dict(self.pool.in_use)
+        self.pool.resize(size, self.pool.make(size - self.size))
+        self.size = size
+        self.loop.run()
+        assert self.pool.in_use == before
+
+    @rule(size=SIZES, connection=connections)
+    def resize_while_one_ends(self, size: int, connection: Connection) -> None:
+        more = self.pool.make(size - self.size)
+        if connection in self.open:
+            connection.worker.abort("killed")
+            self.loop.run()
+        self.pool.resize(size, more)
+        self.size = size
+
     @invariant()
     def every_worker_is_free_or_in_use(self) -> None:
         free = {id(worker) for worker in self.pool._free}
         used = {id(worker) for worker in self.pool.in_use.values()}
         assert len(free) == self.pool.free
+        assert len(used) == len(self.pool.in_use)
         assert not free & used
-        assert free | used == self.workers
+        assert len(free) == max(0, self.size - len(used))
+
+    @invariant()
+    def sources_are_those_of_who_is_in_use(self) -> None:
+        in_use = [connection for connection in self.open if connection.number in self.pool.in_use]
+        assert len(in_use) == len(self.pool.in_use)
+        assert self.pool.sources == Counter(connection.source for connection in in_use)
 
     @invariant()
     def the_echo_is_what_was_sent(self) -> None:

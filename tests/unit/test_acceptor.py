@@ -5,20 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import closing
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from echod import acceptor
-from echod.acceptor import Acceptor, Rejections
-from echod.listener import Listener, bind
+from echod.acceptor import Acceptor
+from echod.access import Access, Ranges, Rules
+from echod.listener import bind
 from echod.pool import Pool
+from echod.rejections import Rejections
 from tests.fakes import FakeLoop, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from echod.settings import WhenFull
+NO_RULES = Rules(None, None, 0, None)
+LOCAL = Ranges([IPv4Network("127.0.0.0/8")])
 
 
 class FailingSocket:
@@ -41,24 +46,27 @@ class FailingSocket:
 class House:
     """One listener and its pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.loop = FakeLoop()
         self.lines = Lines()
-        self.listener = bind(["127.0.0.1"], 0, backlog=256, reuse_port=False)[0]
+        self.listener = bind([host], 0, backlog=256, reuse_port=False)[0]
         self.pool = Pool(self.lines.log, size=3, lifecycle="all")
+        self.rejections = Rejections(self.loop.asyncio, self.lines.log)
         self.clients: list[socket.socket] = []
         self.sock: Any = self.listener.sock
+        self.done: list[Acceptor] = []
 
-    def acceptor(self, when_full: WhenFull = "reject", errors: list[int] | None = None) -> Acceptor:
+    def acceptor(self, *, waits: bool = False, errors: list[int] | None = None, rules: Rules = NO_RULES) -> Acceptor:
         if errors:
             self.sock = FailingSocket(self.listener.sock, errors)
         made = Acceptor(
             self.loop.asyncio,
             self.lines.log,
-            Listener(cast("socket.socket", self.sock), self.listener.url),
+            self.listener._replace(sock=cast("socket.socket", self.sock)),
             self.pool,
-            Rejections(self.loop.asyncio, self.lines.log),
-            when_full=when_full,
+            access=Access(self.loop.asyncio, self.pool.sources, rules),
+            rejections=self.rejections,
+            waits=waits,
         )
         self.pool.when_free = made.resume
         made.resume()
@@ -66,7 +74,7 @@ class House:
 
     def connect(self) -> socket.socket:
         """Return a client whose handshake is done."""
-        client = socket.create_connection(self.listener.sock.getsockname(), timeout=5)
+        client = socket.create_connection(("127.0.0.1", self.listener.port), timeout=5)
         self.clients.append(client)
         return client
 
@@ -75,21 +83,32 @@ class House:
         self.loop.readers[self.sock]()
         self.loop.run()
 
+    def finish(self) -> None:
+        """Let the oldest connection end."""
+        self.loop.transports.pop(0).receive_eof()
+        self.loop.run()
+
     @property
     def reading(self) -> bool:
         return self.sock in self.loop.readers
 
+    @property
+    def listening(self) -> bool:
+        return self.listener.sock.fileno() >= 0
+
+    def close(self) -> None:
+        self.pool.when_free = None
+        for transport in self.loop.transports:
+            transport.abort()
+        self.loop.run()
+        for sock in (*self.clients, self.listener.sock):
+            sock.close()
+
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    house = House()
-    yield house
-    house.pool.when_free = None
-    for transport in house.loop.transports:
-        transport.abort()
-    house.loop.run()
-    for sock in (*house.clients, house.listener.sock):
-        sock.close()
+    with closing(House()) as house:
+        yield house
 
 
 def test_connections_get_workers(house: House) -> None:
@@ -117,7 +136,7 @@ def test_a_batch_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_reject_closes_without_a_byte(house: House) -> None:
     """EOF, no reset, also for a client that has sent already."""
-    house.acceptor("reject")
+    house.acceptor()
     clients = [house.connect() for _ in range(5)]
     clients[4].sendall(b"too early")
     house.readable()
@@ -141,7 +160,7 @@ def test_a_rejected_client_that_has_gone_is_no_error(house: House, monkeypatch: 
     def gone(*_: object) -> None:
         raise OSError(errno.ENOTCONN, "not connected")
 
-    house.acceptor("reject")
+    house.acceptor()
     for _ in range(4):
         house.connect()
     monkeypatch.setattr(socket.socket, "shutdown", gone)
@@ -151,14 +170,13 @@ def test_a_rejected_client_that_has_gone_is_no_error(house: House, monkeypatch: 
 
 def test_wait_accepts_nothing_while_no_worker_is_free(house: House) -> None:
     """The kernel's backlog queues, and a worker that comes back is used."""
-    house.acceptor("wait")
+    house.acceptor(waits=True)
     for _ in range(4):
         house.connect()
     house.readable()
     assert len(house.pool.in_use) == 3
     assert not house.reading
-    house.loop.transports[0].receive_eof()
-    house.loop.run()
+    house.finish()
     assert house.reading
     house.readable()
     assert sorted(house.pool.in_use) == [2, 3, 4]
@@ -238,17 +256,28 @@ def test_close_takes_what_is_in_the_backlog(house: House) -> None:
     assert len(house.pool.in_use) == 2
     assert not house.loop.readers
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", int(house.listener.url.rpartition(":")[2])), timeout=5)
+        house.connect()
 
 
 def test_close_takes_no_more_than_there_are_workers(house: House) -> None:
     """The pool is the bound, also at the end."""
-    made = house.acceptor("wait")
+    made = house.acceptor(waits=True)
     for _ in range(5):
         house.connect()
     made.close()
     house.loop.run()
     assert len(house.pool.in_use) == 3
+
+
+def test_close_passes_over_who_may_not_come_in(house: House) -> None:
+    """They take no worker from those behind them."""
+    made = house.acceptor(rules=Rules(None, Ranges([IPv4Network("127.0.0.2/32")]), 0, None))
+    for _ in range(3):
+        house.clients.append(socket.create_connection(("127.0.0.1", house.listener.port), 5, ("127.0.0.2", 0)))
+    house.connect()
+    made.close()
+    house.loop.run()
+    assert len(house.pool.in_use) == 1
 
 
 @pytest.mark.parametrize("errors", [[errno.EMFILE], [errno.EMFILE, errno.EMFILE]])
@@ -261,55 +290,184 @@ def test_close_during_a_pause_leaves_no_timer(house: House, errors: list[int]) -
     assert house.loop.timers == 0
 
 
-class Refused:
-    """Rejections with a log and a clock."""
-
-    def __init__(self) -> None:
-        self.loop, self.lines = FakeLoop(), Lines()
-        self.rejections = Rejections(self.loop.asyncio, self.lines.log)
-
-    def refuse(self, number: int) -> None:
-        for _ in range(number):
-            self.rejections.log(("192.0.2.1", 1), "tcp://192.0.2.2:7", "pool_full")
-
-    @property
-    def suppressed(self) -> list[int]:
-        """What each line says of those before it that had none."""
-        return [line.get("suppressed", 0) for line in self.lines.events("connection.rejected")]
-
-
-def test_rejections_are_limited_to_ten_a_second() -> None:
-    """In any second; lines and suppressed ones add up, also when nobody is refused after that."""
-    refused = Refused()
-    refused.refuse(9)
-    refused.loop.advance(0.5)
-    refused.refuse(16)
-    refused.loop.advance(0.5)
-    assert refused.suppressed == [0] * 10
-    refused.loop.advance(0.1)
-    assert refused.suppressed == [0] * 10 + [14]
-    refused.refuse(10)
-    assert len(refused.suppressed) == 19
-    refused.loop.advance(10)
-    assert refused.suppressed == [0] * 10 + [14] + [0] * 8 + [1]
+@pytest.mark.parametrize(
+    ("rules", "comes_in", "reason"),
+    [
+        (Rules(None, LOCAL, 0, None), 0, "denied"),
+        (Rules(Ranges([IPv4Network("192.0.2.0/24")]), None, 0, None), 0, "denied"),
+        (Rules(LOCAL, None, 2, None), 2, "per_source"),
+        (Rules(LOCAL, None, 0, 1.0), 1, "accept_rate"),
+    ],
+)
+def test_who_may_not_come_in_is_closed_without_a_byte(house: House, rules: Rules, comes_in: int, reason: str) -> None:
+    """It costs no worker and no descriptor, and the log says why."""
+    house.acceptor(rules=rules)
+    clients = [house.connect() for _ in range(3)]
+    clients[2].sendall(b"too early")
+    house.readable()
+    assert [client.recv(1) for client in clients[comes_in:]] == [b""] * (3 - comes_in)
+    assert (len(house.pool.in_use), house.pool.accepted) == (comes_in, comes_in)
+    rejected = house.lines.events("connection.rejected")
+    assert [line["reason"] for line in rejected] == [reason] * (3 - comes_in)
+    assert [line["client"]["port"] for line in rejected] == [client.getsockname()[1] for client in clients[comes_in:]]
+    assert house.reading
 
 
-def test_the_next_line_says_how_many_had_none() -> None:
-    """Also if it comes before the timer, and then the timer says nothing."""
-    refused = Refused()
-    refused.refuse(12)
-    refused.loop.now += 1.1  # as a busy loop sees it: the time is over, the timer not yet run
-    refused.refuse(1)
-    refused.loop.advance(10)
-    assert refused.suppressed == [0] * 10 + [2]
+def test_with_waits_the_rules_are_asked_when_a_worker_is_free(house: House) -> None:
+    """Who waits in the backlog has not come in yet."""
+    house.acceptor(waits=True, rules=Rules(None, None, 3, None))
+    for _ in range(4):
+        house.connect()
+    house.readable()
+    assert house.rejections.count == {}
+    house.finish()
+    house.readable()
+    assert sorted(house.pool.in_use) == [2, 3, 4]
+    assert house.rejections.count == {}
 
 
-def test_a_flush_says_what_is_left_to_say() -> None:
-    """At the end of the daemon's life, or for nothing."""
-    refused = Refused()
-    refused.rejections.flush()
-    assert refused.suppressed == []
-    refused.refuse(13)
-    refused.rejections.flush()
-    assert refused.suppressed == [0] * 10 + [2]
-    assert refused.loop.timers == 0
+def test_an_ipv4_client_of_a_dual_stack_socket_is_one_of_ipv4() -> None:
+    """For the rules, for the log, and for what is counted by source."""
+    with closing(House("*")) as house:
+        house.acceptor(rules=Rules(LOCAL, None, 1, None))
+        client = house.connect()
+        house.connect()
+        house.readable()
+        assert [worker.client for worker in house.pool.in_use.values()] == [client.getsockname()]
+        assert house.pool.sources == {"127.0.0.1": 1}
+        assert house.lines.events("connection.opened")[0]["client"]["address"] == "127.0.0.1"
+        (rejected,) = house.lines.events("connection.rejected")
+        assert (rejected["client"]["address"], rejected["reason"]) == ("127.0.0.1", "per_source")
+
+
+def test_a_retired_one_that_nobody_waits_for_ends_at_once(house: House) -> None:
+    """The port is free for others, and whoever retired it is told."""
+    made = house.acceptor()
+    assert not made.is_retired
+    made.retire(house.done.append)
+    assert house.done == [made]
+    assert not house.listening
+    assert not house.loop.readers
+
+
+def test_a_retired_one_serves_who_waits_and_then_ends(house: House) -> None:
+    """These clients are connected, and would get a reset."""
+    made = house.acceptor()
+    for _ in range(2):
+        house.connect()
+    made.retire(house.done.append)
+    assert made.is_retired
+    assert (house.done, house.reading) == ([], True)
+    house.readable()
+    assert len(house.pool.in_use) == 2
+    assert house.done == [made]
+    assert not house.listening
+    assert not house.loop.readers
+
+
+@pytest.mark.parametrize(("clients", "batches"), [(2, 1), (3, 2), (5, 3)])
+def test_a_retired_one_goes_on_for_as_many_batches_as_it_takes(
+    house: House, monkeypatch: pytest.MonkeyPatch, clients: int, batches: int
+) -> None:
+    """And not for one more."""
+    monkeypatch.setattr(acceptor, "BATCH", 2)
+    house.pool.resize(5, house.pool.make(2))
+    made = house.acceptor()
+    for _ in range(clients):
+        house.connect()
+    made.retire(house.done.append)
+    for _ in range(batches):
+        assert house.done == []
+        house.readable()
+    assert house.done == [made]
+    assert len(house.pool.in_use) == clients
+
+
+def test_a_retired_one_that_waits_stays_until_workers_are_free(house: House) -> None:
+    """Whoever waited in its backlog before is served, not reset."""
+    made = house.acceptor(waits=True)
+    for _ in range(5):
+        house.connect()
+    house.readable()
+    assert not house.reading
+    made.retire(house.done.append)
+    house.readable()
+    assert (house.done, house.reading, len(house.pool.in_use)) == ([], False, 3)
+    house.finish()
+    house.readable()
+    assert (house.done, house.reading, sorted(house.pool.in_use)) == ([], False, [2, 3, 4])
+    house.finish()
+    house.readable()
+    assert house.done == [made]
+    assert sorted(house.pool.in_use) == [3, 4, 5]
+    assert not house.listening
+
+
+def test_a_full_pool_does_not_keep_a_retired_one_that_nobody_waits_for(house: House) -> None:
+    """There is nothing to wait for."""
+    made = house.acceptor(waits=True)
+    for _ in range(3):
+        house.connect()
+    house.readable()
+    made.retire(house.done.append)
+    assert house.done == [made]
+    assert not house.listening
+
+
+def test_a_retired_one_goes_on_after_a_pause(house: House) -> None:
+    """Without descriptors for a moment, it keeps who waits for the moment after."""
+    made = house.acceptor(errors=[errno.EMFILE, errno.EMFILE])
+    house.connect()
+    house.readable()
+    made.retire(house.done.append)
+    assert not house.reading
+    house.loop.advance(acceptor.PAUSE)
+    house.readable()
+    assert (house.done, house.reading) == ([], False)
+    house.loop.advance(acceptor.PAUSE)
+    house.readable()
+    assert house.done == [made]
+    assert len(house.pool.in_use) == 1
+    assert house.loop.timers == 0
+
+
+def test_a_pause_does_not_keep_a_retired_one_that_nobody_waits_for(house: House) -> None:
+    """And no timer wakes up on its closed socket."""
+    made = house.acceptor(errors=[errno.EMFILE])
+    house.readable()
+    assert house.loop.timers == 1
+    made.retire(house.done.append)
+    assert house.done == [made]
+    assert house.loop.timers == 0
+
+
+def test_a_revived_one_is_as_before(house: House) -> None:
+    """It serves who waited, and goes on."""
+    made = house.acceptor()
+    house.connect()
+    made.retire(house.done.append)
+    made.revive()
+    assert not made.is_retired
+    house.readable()
+    assert house.done == []
+    house.connect()
+    house.readable()
+    assert len(house.pool.in_use) == 2
+    assert (house.listening, house.reading) == (True, True)
+
+
+def test_a_retired_one_can_be_closed(house: House) -> None:
+    """As any other: who waits is served as far as there are workers, the rest is not waited for."""
+    made = house.acceptor(waits=True)
+    for _ in range(5):
+        house.connect()
+    house.readable()
+    made.retire(house.done.append)
+    house.pool.when_free = None
+    house.finish()
+    made.close()
+    house.loop.run()
+    assert sorted(house.pool.in_use) == [2, 3, 4]
+    assert not house.listening
+    assert not house.loop.readers
+    assert house.done == []

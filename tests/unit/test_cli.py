@@ -6,19 +6,22 @@ import os
 import platform
 import re
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from echod import __version__, cli, config, daemon, log
+from echod import __version__, cli, config, daemon, log, reference
 from echod.settings import Setting, declared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-COMMANDS = ["run", "check"]
+READERS = ["run", "check", "config show"]
+"""The commands that read the configuration."""
+COMMANDS = [*READERS, "config schema"]
 SETTINGS = list(declared())
 
 
@@ -74,27 +77,27 @@ def test_check_finds_the_file_as_run_does(
     assert run(capsys, "check")[0] == os.EX_NOINPUT
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 def test_a_file_that_is_not_there_ends_a_command_with_66(
     capsys: pytest.CaptureFixture[str], file: Path, command: str
 ) -> None:
     """One line says why."""
     file.unlink()
-    assert run(capsys, command, "-c", str(file)) == (
+    assert run(capsys, *command.split(), "-c", str(file)) == (
         os.EX_NOINPUT,
         "",
         f"{file}: can't be read: No such file or directory\n",
     )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 def test_an_invalid_configuration_ends_a_command_with_78(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """A line for each problem, wherever it comes from."""
     file.write_text("[pool]\nsize = 0\nsise = 1\n")
     monkeypatch.setenv("ECHOD_LISTEN__PORT", "-1")
-    assert run(capsys, command, "-c", str(file), "--log.level", "loud") == (
+    assert run(capsys, *command.split(), "-c", str(file), "--log.level", "loud") == (
         os.EX_CONFIG,
         "",
         (
@@ -132,10 +135,110 @@ def test_an_unknown_variable_is_warned_of_before_the_problem_it_may_explain(
     assert [line.partition(":")[0] for line in lines] == ["warning", str(file)]
 
 
+def test_a_quiet_check_says_nothing_but_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For scripts: the exit code is the answer, and warnings are not wrong."""
+    file.write_text("[admin]\nsocket = '/run/echod.sock'\n")
+    monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
+    for option in ("-q", "--quiet"):
+        assert run(capsys, "check", option, "-c", str(file)) == (os.EX_OK, "", "")
+    monkeypatch.delenv("ECHOD_POOL_SIZE")
+    assert run(capsys, "check", "-q", "-c", str(file), "-n", "0") == (
+        os.EX_CONFIG,
+        "",
+        "--pool.size: pool.size: must be at least 1, got 0\n",
+    )
+
+
+# config
+
+
+def test_config_show_writes_the_settings_in_force(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    """As TOML and nothing else: fed back, it gives the same."""
+    file.write_text("[timeouts]\nidle = '90s'\n[access]\nallow = '10.0.0.0/8'")
+    code, out, errors = run(capsys, "config", "show", "-c", str(file), "-p", "8080")
+    assert (code, errors) == (os.EX_OK, "")
+    shown = tomllib.loads(out)
+    assert (shown["timeouts"]["idle"], shown["access"]["allow"], shown["listen"]["port"]) == (
+        "1m30s",
+        ["10.0.0.0/8"],
+        8080,
+    )
+    file.write_text(out)
+    assert run(capsys, "config", "show", "-c", str(file)) == (os.EX_OK, out, "")
+
+
+def test_config_show_without_a_configuration_writes_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the shipped file."""
+    code, out, errors = run(capsys, "config", "show")
+    assert (code, errors) == (os.EX_OK, "")
+    assert tomllib.loads(out) == tomllib.loads(reference.shipped())
+
+
+def test_config_show_tells_where_each_value_comes_from(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source that won, as its owner calls it; it stays a file that gives the same settings."""
+    file.write_text("[pool]\n\nsize = 5\n[log]\nlevel = 'error'\nqueue = 7\n[listen]\nhost = [\n'::1']\n")
+    monkeypatch.setenv("ECHOD_LOG__LEVEL", "debug")
+    monkeypatch.setenv("ECHOD_LOG__QUEUE", "8")
+    code, out, errors = run(capsys, "config", "show", "--sources", "-c", str(file), "--log.queue", "9", "-p", "1")
+    assert (code, errors) == (os.EX_OK, "")
+    lines = [line for line in out.splitlines() if " = " in line]
+    assert len(lines) == len(SETTINGS)
+    assert [line for line in lines if not line.endswith("  # default")] == [
+        f'host = "::1"  # {file}:8',
+        "port = 1  # --listen.port",
+        f"size = 5  # {file}:3",
+        'level = "debug"  # ECHOD_LOG__LEVEL',
+        "queue = 9  # --log.queue",
+    ]
+    assert tomllib.loads(out)["log"]["queue"] == 9
+
+
+def test_a_remark_is_one_line_whatever_the_file_is_called(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Else the rest of the name would be a setting."""
+    named = tmp_path / "a\n[pool]\nsize = 1\x1b.toml"
+    named.write_text("pool.size = 5")
+    _, out, _ = run(capsys, "config", "show", "--sources", "-c", str(named))
+    assert tomllib.loads(out)["pool"]["size"] == 5
+    assert "\x1b" not in out
+
+
+def test_config_show_warns_beside_its_answer(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, so that the answer stays TOML."""
+    file.write_text("[admin]\nhttp = '127.0.0.1:9107'\n")
+    monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
+    code, out, errors = run(capsys, "config", "show", "-c", str(file))
+    assert (code, tomllib.loads(out)["admin"]["http"]) == (os.EX_OK, "127.0.0.1:9107")
+    assert errors == (
+        "warning: ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?\n"
+        f"warning: {file}:2: admin.http: this version of echod opens none\n"
+    )
+
+
+def test_config_show_writes_whatever_check_takes(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    """What is no internal error in the one is none in the other."""
+    file.write_text(f"[access]\nper_source = 0x{'f' * 5000}\n")
+    assert run(capsys, "check", "-c", str(file))[0] == run(capsys, "config", "show", "-c", str(file))[0]
+
+
+def test_config_schema_writes_the_schema(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the configuration is like: an editor needs it above all when that is wrong."""
+    file.write_text("nonsense")
+    monkeypatch.setenv("ECHOD_CONFIG", str(file))
+    assert run(capsys, "config", "schema") == (os.EX_OK, reference.schema(), "")
+
+
 # Flags
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 @pytest.mark.parametrize("words", ["--{} \0", "--{}=\0"], ids=["word", "equals sign"])
 def test_each_setting_is_a_flag(
@@ -143,10 +246,10 @@ def test_each_setting_is_a_flag(
 ) -> None:
     """Of every command that reads the configuration, under the setting's dotted name."""
     file.write_text("pool.size = 0")
-    value = {"admin.socket": "off", "admin.http": "off"}.get(setting.name, "wrong")
-    code, _, errors = run(capsys, command, "-c", str(file), *words.format(setting.name).replace("\0", value).split(" "))
+    values = words.format(setting.name).replace("\0", "wrong").split(" ")
+    code, _, errors = run(capsys, *command.split(), "-c", str(file), *values)
     assert code == os.EX_CONFIG
-    assert (f"--{setting.name}: {setting.name}: must be " in errors) == (value == "wrong")
+    assert errors.startswith(f"--{setting.name}: {setting.name}: must be ")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +286,14 @@ def test_the_last_of_several_flags_counts(capsys: pytest.CaptureFixture[str]) ->
         (["check", "--conf", "x"], "echod"),
         (["check", "-c"], "echod check"),
         (["run", "--pool.size"], "echod run"),
+        (["config"], "echod config"),
+        (["config", "shw"], "echod config"),
+        (["config", "--sources"], "echod config"),
+        (["config", "show", "pool.size"], "echod"),
+        (["config", "show", "--source"], "echod"),
+        (["config", "show", "-n"], "echod config show"),
+        (["config", "schema", "-c", "x"], "echod"),
+        (["check", "--quie"], "echod"),
     ],
     ids=" ".join,
 )
@@ -207,39 +318,77 @@ def test_version_names_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return what gives the help for some words, on a terminal on which no line is broken."""
+    monkeypatch.setenv("COLUMNS", "500")
+
+    def help_of(words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.run([*words.split(), "--help"])
+        assert not ended.value.code
+        out, errors = capsys.readouterr()
+        assert errors == ""
+        return out
+
+    return help_of
+
+
+@pytest.mark.parametrize(("words", "commands"), [("", ["run", "check", "config"]), ("config", ["show", "schema"])])
+def test_help_names_the_commands(helped: Callable[[str], str], words: str, commands: list[str]) -> None:
     """With a line for each."""
-    with pytest.raises(SystemExit) as ended:
-        cli.run(["--help"])
-    assert not ended.value.code
-    out, errors = capsys.readouterr()
-    assert all(re.search(rf"^ +{command} +\w.+$", out, re.MULTILINE) for command in COMMANDS)
-    assert errors == ""
+    text = helped(words)
+    assert all(re.search(rf"^ +{command} +\w.+$", text, re.MULTILINE) for command in commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_names_each_setting(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    """By flag and by variable, with its description, and where the file is looked for."""
-    monkeypatch.setenv("COLUMNS", "500")
-    with pytest.raises(SystemExit) as ended:
-        cli.run([command, "--help"])
-    assert not ended.value.code
-    out, _ = capsys.readouterr()
+def test_each_command_says_what_it_does(helped: Callable[[str], str], command: str) -> None:
+    """How to call it, and then a sentence."""
+    usage, described = helped(command).split("\n\n")[:2]
+    assert usage.startswith(f"usage: echod {command} [-h]")
+    assert re.fullmatch(r"[A-Z].+\.", described)
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_help_of_a_command_names_each_setting(helped: Callable[[str], str], command: str) -> None:
+    """With what it means, its variable, its key and its default; and where the file is looked for."""
+    text = helped(command)
     for setting in SETTINGS:
-        described = re.escape(f"{setting.field.description} [{setting.variable}]")
-        assert re.search(rf"--{setting.name} {setting.key.upper()}\s+{described}\n", out)
-    assert re.search(r"-p( PORT)?, --port( PORT)?, --listen.port PORT\n", out)
-    assert re.search(r"-n( SIZE)?, --pool-size( SIZE)?, --pool.size SIZE\n", out)
-    assert f"(default: $ECHOD_CONFIG, else {config.DEFAULT_FILE})" in out
+        described = f"{reference.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
+        assert described.startswith(f"{setting.field.description}")
+        assert re.search(rf"--{setting.name} {re.escape(setting.form.word)}\s+{re.escape(described)}\n", text)
+    assert re.search(r"-p( NUMBER)?, --port( NUMBER)?, --listen.port NUMBER\s", text)
+    assert re.search(r"-n( NUMBER)?, --pool-size( NUMBER)?, --pool.size NUMBER\s", text)
+    assert f"(default: $ECHOD_CONFIG, else {config.DEFAULT_FILE})" in text
+
+
+def test_help_of_a_command_without_configuration_names_no_setting(helped: Callable[[str], str]) -> None:
+    """It takes none."""
+    assert "--pool.size" not in helped("config schema")
+
+
+# The process
+
+
+def test_main_exits_with_the_code_of_its_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is to do stands in `sys.argv`."""
+    for words, code in ((["check"], os.EX_OK), (["check", "-n", "0"], os.EX_CONFIG), ([], os.EX_USAGE)):
+        monkeypatch.setattr(sys, "argv", ["echod", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == code
+    assert capsys.readouterr().out == "defaults: ok\n"
 
 
 # Standard streams
 
 
 @pytest.mark.parametrize("descriptor", [1], indirect=True)
-@pytest.mark.parametrize("words", [["check"], ["--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["check"], ["config", "show"], ["config", "schema"], ["--help"], ["--version"]], ids=" ".join
+)
 def test_an_answer_that_can_not_be_written_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, descriptor: int, words: list[str]
 ) -> None:
@@ -337,6 +486,45 @@ def test_a_bug_in_a_command_is_exit_code_70(
     assert "ZeroDivisionError: a bug" in err
 
 
+def test_run_hands_its_warnings_to_the_daemon(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are lines of the log there: standard error may be read by nobody."""
+    seen: list[config.Loaded] = []
+    monkeypatch.setattr(daemon, "run", lambda loaded, _, load: seen.extend((loaded, load(loaded.file))))
+    monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
+    with file.with_name("log").open("w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert cli.run(["run", "-c", str(file), "-n", "5"]) == os.EX_OK
+    assert capsys.readouterr() == ("", "")
+    assert [loaded.warnings for loaded in seen] == [
+        ["ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?"]
+    ] * 2
+
+
+def test_a_reload_reads_the_same_file_with_the_same_flags_and_variables(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were at start; only the file may say something new, and it has to be one that can be read again."""
+    seen: list[config.Loaded] = []
+
+    def serve(loaded: config.Loaded, _: log.Log, load: Callable[[Path | None], config.Loaded]) -> None:
+        file.write_text("[log]\nqueue = 7\nlevel = 'error'\n[pool]\nsize = 6")
+        monkeypatch.setenv("ECHOD_LOG__LEVEL", "warning")
+        seen.extend((loaded, load(loaded.file)))
+        file.unlink()
+        file.symlink_to("/dev/zero")
+        load(loaded.file)
+
+    monkeypatch.setattr(daemon, "run", serve)
+    monkeypatch.setenv("ECHOD_LOG__LEVEL", "debug")
+    with file.with_name("log").open("w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert cli.run(["run", "-c", str(file), "-n", "5"]) == os.EX_NOINPUT
+    values = [(it.settings.pool.size, it.settings.log.level, it.settings.log.queue) for it in seen]
+    assert values == [(5, "debug", 65536), (5, "debug", 7)]
+
+
 def test_without_a_thread_for_the_log_there_is_no_daemon(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +539,7 @@ def test_without_a_thread_for_the_log_there_is_no_daemon(
     assert err == "echod: the log's thread: can't start new thread: allow more tasks (TasksMax=, ulimit -u)\n"
 
 
-@pytest.mark.parametrize("text", [None, "[pool]\nsize = 0", '[admin]\nhttp = "x"'])
+@pytest.mark.parametrize("text", [None, "[pool]\nsize = 0", '[admin]\nhttp = "[::1]:1"'])
 def test_a_name_with_control_characters_breaks_no_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None
 ) -> None:

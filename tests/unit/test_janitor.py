@@ -142,3 +142,80 @@ def test_a_connection_that_cannot_be_looked_at_does_not_hide_the_others(
     house.loop.advance(63)
     assert house.reasons() == {"idle_timeout": 1}
     assert house.lines.events("internal.error")[0]["message"] == "looking at connection 1 failed"
+
+
+def looks(house: House) -> list[float]:
+    """Return a list that gets the time of each look, from now on counted."""
+    times: list[float] = []
+    began = house.loop.now
+    house.pool.tell_available = lambda: times.append(round(house.loop.now - began, 6))  # type: ignore[method-assign]
+    return times
+
+
+def test_a_shorter_timeout_counts_soon(house: House) -> None:
+    """Quiet before the change is quiet, and the next look comes as early as the new timeout wants it."""
+    janitor = watch(house, idle=300.0)
+    house.connect()
+    house.loop.advance(10)
+    times = looks(house)
+    janitor.set_timeouts(idle=0.4, write=None)
+    house.loop.advance(0.35)
+    assert times == [0.1, 0.2, 0.3]
+    assert house.reasons() == {"idle_timeout": 1}
+
+
+def test_a_longer_timeout_does_not_put_off_the_next_look(house: House) -> None:
+    """That one comes when it was due; those after it, at the new pace."""
+    janitor = watch(house, idle=0.8)
+    times = looks(house)
+    house.loop.advance(0.1)
+    janitor.set_timeouts(idle=300.0, write=30.0)
+    house.loop.advance(2.5)
+    assert times == [0.2, 1.2, 2.2]
+
+
+def test_a_longer_timeout_counts_at_once(house: House) -> None:
+    """Nobody is ended by what does not hold any more."""
+    janitor = watch(house, idle=60.0)
+    house.connect()
+    house.loop.advance(59)
+    janitor.set_timeouts(idle=120.0, write=None)
+    house.loop.advance(60)
+    assert house.reasons() == {}
+    house.loop.advance(6)
+    assert house.reasons() == {"idle_timeout": 1}
+
+
+def test_a_write_timeout_can_be_changed(house: House) -> None:
+    """Also from none to one, for those who have stalled long ago."""
+    janitor = watch(house)
+    _, transport = house.connect()
+    transport.window = 0
+    transport.receive(b"never read")
+    house.loop.advance(100)
+    assert house.reasons() == {}
+    janitor.set_timeouts(idle=None, write=30.0)
+    house.loop.advance(1)
+    assert house.reasons() == {"write_timeout": 1}
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.3, 0.9])
+def test_a_storm_of_changes_does_not_keep_it_from_looking(house: House, seconds: float) -> None:
+    """Were each one to put off the next look, nobody would be ended any more."""
+    janitor = watch(house, idle=300.0)
+    times = looks(house)
+    while house.loop.now < 1003.5:
+        house.loop.advance(seconds)
+        janitor.set_timeouts(idle=300.0, write=30.0)
+    assert times == [1.0, 2.0, 3.0]
+    assert house.loop.timers == 1
+
+
+def test_a_look_that_is_late_comes_at_once(house: House) -> None:
+    """The loop was busy, and then the timeouts are changed before it looks."""
+    janitor = watch(house)
+    times = looks(house)
+    house.loop.now += 1.5
+    janitor.set_timeouts(idle=300.0, write=30.0)
+    house.loop.advance(0)
+    assert times == [1.5]

@@ -12,6 +12,7 @@ import pytest
 
 from echod.errors import Refusal
 from echod.listener import Listener, bind, url
+from tests.fakes import has_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,24 +21,20 @@ UNASSIGNED = "192.0.2.1"
 """An address for documentation (RFC 5737): no machine has it."""
 
 
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 here")
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
 
 @contextmanager
 def listening(
-    hosts: Sequence[str], port: int = 0, *, backlog: int = 16, reuse_port: bool = False
+    hosts: Sequence[str],
+    port: int = 0,
+    *,
+    backlog: int = 16,
+    reuse_port: bool = False,
+    beside: Sequence[Listener] = (),
 ) -> Iterator[list[Listener]]:
     with ExitStack() as stack:
-        listeners = bind(hosts, port, backlog=backlog, reuse_port=reuse_port)
+        listeners = bind(hosts, port, backlog=backlog, reuse_port=reuse_port, beside=beside)
         for listener in listeners:
             stack.enter_context(closing(listener.sock))
         yield listeners
@@ -47,11 +44,16 @@ def port_of(listener: Listener) -> int:
     return int(listener.sock.getsockname()[1])
 
 
-def refusal(hosts: Sequence[str], port: int = 0) -> Refusal:
+def shared(listener: Listener) -> bool:
+    """Say whether other sockets may bind what it has."""
+    return bool(listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def refusal(hosts: Sequence[str], port: int = 0, *, beside: Sequence[Listener] = ()) -> Refusal:
     """Return what binding is refused with: one line, and no descriptor left behind."""
     before = descriptors()
     with pytest.raises(Refusal) as caught:
-        bind(hosts, port, backlog=16, reuse_port=False)
+        bind(hosts, port, backlog=16, reuse_port=False, beside=beside)
     assert descriptors() == before
     assert len(caught.value.lines) == 1
     return caught.value
@@ -85,6 +87,7 @@ def test_a_listener_accepts_on_its_address() -> None:
     with listening(["127.0.0.1"]) as (listener,):
         port = port_of(listener)
         assert listener.sock.getsockname() == ("127.0.0.1", port)
+        assert (listener.host, listener.port) == ("127.0.0.1", port)
         assert listener.url == f"tcp://127.0.0.1:{port}"
         assert answers("127.0.0.1", port)
         assert not answers("127.0.0.2", port)
@@ -108,7 +111,7 @@ def test_a_star_is_one_socket_for_ipv4_and_ipv6() -> None:
     """Whatever net.ipv6.bindv6only says."""
     with listening(["*"]) as (listener,):
         port = port_of(listener)
-        assert listener.url == f"tcp://[::]:{port}"
+        assert (listener.host, listener.port, listener.url) == ("*", port, f"tcp://[::]:{port}")
         assert answers("127.0.0.1", port)
         assert answers("::1", port)
 
@@ -318,6 +321,72 @@ def test_nothing_is_tried_again_unless_another_port_could_help(kernel: Callable[
         refusal([UNASSIGNED])
         refusal(["127.0.0.1", "127.0.0.2"], port_of(taken))
     assert tried == [UNASSIGNED, "127.0.0.1", "127.0.0.2"]
+
+
+def test_without_hosts_nothing_is_bound() -> None:
+    """As when a reload adds none."""
+    assert bind([], 7, backlog=16, reuse_port=False) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("127.0.0.1", "0.0.0.0"),  # noqa: S104 - for a moment
+        ("0.0.0.0", "127.0.0.1"),  # noqa: S104
+        pytest.param("127.0.0.1", "*", marks=needs_ipv6),
+        pytest.param("*", "::1", marks=needs_ipv6),
+        pytest.param("::", "*", marks=needs_ipv6),
+    ],
+)
+def test_an_address_may_overlap_with_those_beside_it(before: str, after: str) -> None:
+    """These are about to go: nobody is refused on the way from one to the other."""
+    with listening([before]) as (old,):
+        assert refusal([after], old.port).exit_code == os.EX_UNAVAILABLE
+        with listening([after], old.port, beside=[old]) as (new,):
+            assert new.port == old.port
+            old.sock.close()
+            assert answers("::1" if after == "::1" else "127.0.0.1", new.port)
+
+
+def test_after_that_nobody_else_may_share(kernel: Callable[..., None]) -> None:
+    """The option is for the moment of the bind alone, and is there then."""
+    seen = []
+
+    def look(self: Any, address: Any) -> None:
+        seen.append((shared(old), bool(self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))))
+        super(type(self), self).bind(address)
+
+    with listening(["127.0.0.1"]) as (old,):
+        kernel(bind=look)
+        with listening(["0.0.0.0"], old.port, beside=[old]) as (new,):  # noqa: S104 - for a moment
+            assert seen == [(True, True)]
+            assert (shared(old), shared(new)) == (False, False)
+
+
+def test_with_reuse_port_all_of_them_go_on_sharing() -> None:
+    """Other processes are to share with them."""
+    with (
+        listening(["127.0.0.1"], reuse_port=True) as (old,),
+        listening(["0.0.0.0"], old.port, reuse_port=True, beside=[old]) as (new,),  # noqa: S104 - for a moment
+    ):
+        assert (shared(old), shared(new)) == (True, True)
+
+
+def test_a_refusal_leaves_those_beside_it_as_they_were() -> None:
+    """They serve on, and share with nobody."""
+    with listening(["127.0.0.1"]) as (old,), listening(["127.0.0.2"], old.port) as (taken,):
+        assert refusal(["127.0.0.3", "127.0.0.2"], old.port, beside=[old]).lines == (
+            f"echod: {taken.url}: address in use",
+        )
+        assert not shared(old)
+        assert answers("127.0.0.1", old.port)
+        assert not answers("127.0.0.3", old.port)
+
+
+def test_a_listener_on_another_port_is_no_reason_to_share() -> None:
+    """Else the port of another daemon with `reuse_port` would be shared with it."""
+    with listening(["127.0.0.1"]) as (old,), listening(["127.0.0.1"], reuse_port=True) as (other,):
+        assert refusal(["127.0.0.1"], other.port, beside=[old]).lines == (f"echod: {other.url}: address in use",)
 
 
 @pytest.mark.parametrize(

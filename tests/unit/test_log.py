@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from echod import log as module
+from echod import settings
 from echod.log import Log, Sink
 from tests.harness import DEADLINE, until
 
@@ -53,7 +54,7 @@ def pipe() -> Iterator[Pipe]:
 @pytest.fixture
 def log(pipe: Pipe) -> Iterator[Log]:
     """A log as the daemon has it, with JSON lines into the pipe."""
-    made = Log(pipe.output, level="debug", form="json", queue=1000)
+    made = Log(pipe.output, settings.Log(level="debug", format="json", queue=1000))
     yield made
     made.close()
 
@@ -62,6 +63,20 @@ def written(log: Log, pipe: Pipe) -> list[dict[str, Any]]:
     """Return the lines after everything has been written."""
     log.close()
     return [json.loads(line) for line in pipe.read_all().splitlines()]
+
+
+def say(log: Log) -> None:
+    """Log something of each level, by the log itself (which has no debug) and by the standard library."""
+    for name, event in zip(("debug", "info", "warning", "error"), "abcd", strict=True):
+        if name != "debug":
+            getattr(log, name)(event)
+        getattr(logging.getLogger("library"), name)(event)
+
+
+def said(log: Log, pipe: Pipe) -> list[str]:
+    """Say it, and return what was written."""
+    say(log)
+    return [line.get("message", line["event"]) for line in written(log, pipe)]
 
 
 def dropped(lines: int) -> bytes:
@@ -186,7 +201,7 @@ def test_close_does_not_wait_for_ever_on_a_slow_sink(pipe: Pipe) -> None:
 
 def test_a_line_begins_with_time_level_and_event(log: Log, pipe: Pipe) -> None:
     """One JSON object each; the time is RFC 3339 in UTC with microseconds."""
-    log.log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7})
+    log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7})
     log.close()
     raw = pipe.read_all()
     assert raw.endswith(b"\n")
@@ -205,11 +220,92 @@ def test_a_line_begins_with_time_level_and_event(log: Log, pipe: Pipe) -> None:
 @pytest.mark.parametrize(("level", "events"), [("debug", "abcd"), ("info", "bcd"), ("warning", "cd"), ("error", "d")])
 def test_only_what_is_severe_enough_is_logged(pipe: Pipe, level: Level, events: str) -> None:
     """By log.level, for structlog and the standard library alike."""
-    log = Log(pipe.output, level=level, form="json", queue=100)
-    for name, event in zip(("debug", "info", "warning", "error"), "abcd", strict=True):
-        getattr(log.log, name)(event)
-        getattr(logging.getLogger("library"), name)(event)
-    assert [line.get("message", line["event"]) for line in written(log, pipe)] == [e for e in events for _ in "12"]
+    log = Log(pipe.output, settings.Log(level=level, format="json", queue=100))
+    assert said(log, pipe) == [event for event in "abcd" if event in events for _ in ("12" if event != "a" else "1")]
+
+
+def test_the_level_can_be_changed(log: Log, pipe: Pipe) -> None:
+    """For who holds the log already, for the standard library, and for warnings, which are one of its loggers."""
+    for level in ("error", "debug", "warning"):
+        log.configure(settings.Log(level=level, format="json"))
+        say(log)
+        _warning()
+    lines = [line.get("message", line["event"]) for line in written(log, pipe)]
+    shown = ["old" if "DeprecationWarning: old" in line else line for line in lines]
+    assert shown == ["d", "d", "a", "b", "b", "c", "c", "d", "d", "old", "c", "c", "d", "d", "old"]
+
+
+def test_an_uncaught_exception_is_told_by_the_form_in_force(log: Log, pipe: Pipe) -> None:
+    """The hooks were set with the first one."""
+    log.configure(settings.Log(level="error", format="console"))
+    _main_thread()
+    log.close()
+    raw = pipe.read_all()
+    assert raw.count(b"internal.error") == 1
+    assert b"\nValueError: why\n" in raw
+    assert not raw.startswith(b"{")
+
+
+def test_a_change_of_form_holds_for_what_comes_then(log: Log, pipe: Pipe) -> None:
+    """For our lines, the standard library's and the count of what was dropped; and back again."""
+    for form in ("json", "console", "json"):
+        log.configure(settings.Log(level="info", format=form))
+        for name in ("info", "warning", "error", "exception"):
+            getattr(log, name)("ours", exc_info=False)
+        logging.getLogger("library").info("theirs")
+        log._sink.put(log._dropped_line(3))
+    log.close()
+    lines = pipe.read_all().splitlines()
+    assert [line.startswith(b"{") for line in lines] == [True] * 6 + [False] * 6 + [True] * 6
+    words = [*[b"ours"] * 4, b"theirs", b"log.dropped"] * 3
+    assert all(word in line for line, word in zip(lines, words, strict=True))
+
+
+def test_each_change_leaves_one_handler(log: Log, pipe: Pipe) -> None:
+    """Else the standard library's lines would come twice."""
+    for _ in range(3):
+        log.configure(settings.Log(format="json"))
+    logging.getLogger("library").warning("once")
+    assert [line["message"] for line in written(log, pipe)] == ["once"]
+
+
+def test_a_traceback_is_written_after_a_change(log: Log, pipe: Pipe) -> None:
+    """By the same attributes that every log has."""
+    log.configure(settings.Log(level="error", format="json"))
+    for name in ("info", "warning"):
+        getattr(log, name)("not severe enough")
+    log.error("one", number=1)
+    try:
+        raise ValueError("why")
+    except ValueError:
+        log.exception("two")
+    one, two = written(log, pipe)
+    assert (one["event"], one["number"], "exception" in one) == ("one", 1, False)
+    assert (two["event"], "ValueError: why" in two["exception"]) == ("two", True)
+
+
+@pytest.mark.parametrize(("before", "after", "held"), [(5, 2, 5), (2, 5, 5), (5, 5, 5)])
+def test_the_queue_can_be_changed(pipe: Pipe, before: int, after: int, held: int) -> None:
+    """What is held already stays; what comes then finds the room that there is now."""
+    os.set_blocking(pipe.output.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe.output.fileno(), bytes(PIPE_SIZE))
+    os.set_blocking(pipe.output.fileno(), True)
+    log = Log(pipe.output, settings.Log(format="json", queue=before))
+    for number in range(before):
+        log.info("held", number=number)
+    log.configure(settings.Log(format="json", queue=after))
+    for number in range(before, 10):
+        log.info("held", number=number)
+    data = bytearray()
+    while b"log.dropped" not in data:
+        data += os.read(pipe.reader, PIPE_SIZE)
+    log.close()
+    data += pipe.read_all()
+    lines = [json.loads(line) for line in data.lstrip(b"\0").splitlines()]
+    assert [line["number"] for line in lines if line["event"] == "held"] == list(range(held))
+    assert [line["lines"] for line in lines if line["event"] == "log.dropped"] == [10 - held]
 
 
 def test_exceptions_carry_their_traceback_in_a_field(log: Log, pipe: Pipe) -> None:
@@ -217,7 +313,7 @@ def test_exceptions_carry_their_traceback_in_a_field(log: Log, pipe: Pipe) -> No
     try:
         raise ValueError("on\npurpose")
     except ValueError:
-        log.log.exception("internal.error", message="it failed")
+        log.exception("internal.error", message="it failed")
     (line,) = written(log, pipe)
     assert line["level"] == "error"
     assert line["exception"].startswith("Traceback (most recent call last)")
@@ -301,7 +397,7 @@ def test_an_exception_in_a_finalizer_is_told_with_its_place(log: Log, pipe: Pipe
 def test_a_finalizer_may_log_while_a_line_is_taken(log: Log, pipe: Pipe) -> None:
     """The garbage collector runs it whenever it likes, also while this very thread holds the sink's lock."""
     with log._sink._changed:
-        log.log.info("from a finalizer")
+        log.info("from a finalizer")
     assert [line["event"] for line in written(log, pipe)] == ["from a finalizer"]
 
 
@@ -324,15 +420,15 @@ def test_drops_are_a_line_like_any_other(log: Log) -> None:
 @pytest.mark.parametrize(("value", "shown"), [(OSError("x"), "x"), ("caf\udce9", "caf\udce9"), (1 << 80, 1 << 80)])
 def test_no_content_can_make_a_line_fail(log: Log, pipe: Pipe, value: object, shown: object) -> None:
     """Objects are written as text, and text that is no Unicode is escaped."""
-    log.log.info("odd", value=value)
+    log.info("odd", value=value)
     assert written(log, pipe)[0]["value"] == shown
 
 
 @pytest.mark.parametrize(("form", "json_lines"), [("auto", True), ("json", True), ("console", False)])
 def test_into_a_pipe_auto_is_json(pipe: Pipe, form: Format, *, json_lines: bool) -> None:
     """And console, when asked for, has no colours there."""
-    log = Log(pipe.output, level="info", form=form, queue=10)
-    log.log.info("daemon.started", pid=1)
+    log = Log(pipe.output, settings.Log(level="info", format=form, queue=10))
+    log.info("daemon.started", pid=1)
     log.close()
     raw = pipe.read_all()
     assert raw.startswith(b"{") == json_lines
@@ -342,8 +438,8 @@ def test_into_a_pipe_auto_is_json(pipe: Pipe, form: Format, *, json_lines: bool)
 
 def test_people_read_what_is_nested_flat(pipe: Pipe) -> None:
     """In the order in which it was logged."""
-    log = Log(pipe.output, level="info", form="console", queue=10)
-    log.log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7}, in_use=1)
+    log = Log(pipe.output, settings.Log(level="info", format="console", queue=10))
+    log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7}, in_use=1)
     log.close()
     assert pipe.read_all().decode().split()[-4:] == [
         "connection=1",
@@ -359,8 +455,8 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, no_colour: s
     monkeypatch.setenv("NO_COLOR", no_colour)
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
-        log = Log(terminal, level="info", form="auto", queue=10)
-        log.log.info("daemon.started")
+        log = Log(terminal, settings.Log(level="info", format="auto", queue=10))
+        log.info("daemon.started")
         log.close()
         data = os.read(master, 65536)
     os.close(master)
@@ -371,11 +467,11 @@ def test_on_a_terminal_auto_is_for_people() -> None:
     """With the traceback below the line, and JSON nowhere."""
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
-        log = Log(terminal, level="info", form="auto", queue=10)
+        log = Log(terminal, settings.Log(level="info", format="auto", queue=10))
         try:
             raise ValueError("on purpose")
         except ValueError:
-            log.log.exception("internal.error")
+            log.exception("internal.error")
         log.close()
         data = os.read(master, 65536)
     os.close(master)

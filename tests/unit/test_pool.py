@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -31,13 +31,21 @@ class House:
     def make(self, size: int = 2, lifecycle: Lifecycle = "all") -> Pool:
         return Pool(self.lines.log, size=size, lifecycle=lifecycle)
 
-    def connect(self, pool: Pool | None = None) -> tuple[Worker, FakeTransport]:
+    def resize(self, size: int, pool: Pool | None = None) -> None:
+        pool = pool or self.pool
+        pool.resize(size, pool.make(size - pool.size))
+
+    def connect(self, pool: Pool | None = None, address: str = "192.0.2.9") -> tuple[Worker, FakeTransport]:
         ours, theirs = sockets()
         self.open += [ours, theirs]
-        worker = (pool or self.pool).take(ours, ("192.0.2.9", 4711), FakeListener())
+        worker = (pool or self.pool).take(ours, (address, 4711), FakeListener())
         transport = FakeTransport(self.loop, worker, ours)
         transport.made()
         return worker, transport
+
+    def end(self, transport: FakeTransport) -> None:
+        transport.receive_eof()
+        self.loop.run()
 
 
 @pytest.fixture
@@ -234,16 +242,120 @@ def test_a_connection_that_never_was_is_booked_as_an_error(house: House) -> None
     assert (closed["reason"], closed["error"]) == ("error", "ENOMEM")
 
 
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("::ffff:0:c000:201", "::ffff:0:c000:201"),
-        ("2001:db8::1", "2001:db8::1"),
-    ],
-)
-def test_an_ipv4_client_appears_as_ipv4(address: str, shown: str) -> None:
-    """Also on a dual-stack socket."""
-    expected: dict[str, Any] = {"address": shown, "port": 7}
-    assert peer((address, 7)) == expected
+def test_an_address_in_the_log_is_two_fields() -> None:
+    """Whichever family it is of."""
+    assert peer(("2001:db8::1", 7)) == {"address": "2001:db8::1", "port": 7}
+
+
+def test_lifecycle_lines_can_be_changed_while_connections_are_open(house: House) -> None:
+    """What is logged of an end depends on when it ends, not on when it began."""
+    _, first = house.connect()
+    house.pool.lifecycle = "none"
+    house.end(first)
+    _, second = house.connect()
+    house.pool.lifecycle = "closed"
+    house.end(second)
+    assert house.lines.names() == ["connection.opened", "connection.closed"]
+    assert [line["connection"] for line in house.lines.lines] == [1, 2]
+
+
+def test_connections_are_counted_by_their_source(house: House) -> None:
+    """An IPv4 address, or an IPv6 network; who has none is not there."""
+    pool = house.make(size=5)
+    hosts = ["192.0.2.1", "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::ffff:2"]
+    transports = [house.connect(pool, host)[1] for host in hosts]
+    assert pool.sources == {"192.0.2.1": 2, "192.0.2.2": 1, "2001:db8::/64": 2}
+    for transport in transports[1:4]:
+        house.end(transport)
+    assert pool.sources == {"192.0.2.1": 1, "2001:db8::/64": 1}
+    for transport in (transports[0], transports[4]):
+        house.end(transport)
+    assert pool.sources == {}
+
+
+def test_a_failure_in_the_books_leaves_no_source_behind(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it could come in once less, for good."""
+
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tcp, "info", fail)
+    worker, _ = house.connect()
+    with pytest.raises(MemoryError):
+        worker.connection_lost(None)
+    assert house.pool.sources == {}
+
+
+def test_a_pool_that_grows_has_room_for_more(house: House) -> None:
+    """At once, whoever is in use."""
+    house.connect()
+    house.resize(4)
+    assert (house.pool.size, house.pool.free) == (4, 3)
+    for _ in range(3):
+        house.connect()
+    assert len(house.pool.in_use) == 4
+
+
+def test_a_pool_that_shrinks_lets_go_of_free_workers(house: House) -> None:
+    """And is as it would be had it been made so."""
+    pool = house.make(size=5)
+    _, transport = house.connect(pool)
+    pool.resize(2, pool.make(2 - 5))
+    assert (pool.size, pool.free) == (2, 1)
+    house.end(transport)
+    assert pool.free == 2
+
+
+def test_a_pool_that_shrinks_under_use_cuts_nobody(house: House) -> None:
+    """Its size is reached as connections end; only then a worker is free, and those who wait are told."""
+    pool = house.make(size=4)
+    told: list[int] = []
+    pool.when_free = lambda: told.append(pool.free)
+    transports = [house.connect(pool)[1] for _ in range(4)]
+    house.resize(2, pool)
+    for transport, free in zip(transports, (0, 0, 1, 2), strict=True):
+        assert not transport.is_closing()
+        house.end(transport)
+        assert pool.free == free
+    assert told == [1, 2]
+    assert pool.closed == {"eof": 4}
+
+
+def test_a_pool_can_grow_again_while_more_than_its_size_are_in_use(house: House) -> None:
+    """Those in use count: it never has more workers than seats and connections."""
+    pool = house.make(size=4)
+    transports = [house.connect(pool)[1] for _ in range(4)]
+    house.resize(1, pool)
+    house.resize(3, pool)
+    assert pool.free == 0
+    house.end(transports.pop())
+    assert pool.free == 0
+    house.end(transports.pop())
+    assert pool.free == 1
+    house.resize(5, pool)
+    assert pool.free == 3
+    while transports:
+        house.end(transports.pop())
+    assert pool.free == 5
+
+
+def test_a_pool_that_becomes_full_by_shrinking_says_so(house: House) -> None:
+    """Once, and with its new size; and it says with which size it is available again."""
+    _, transport = house.connect()
+    house.resize(1)
+    assert house.lines.events("pool.full") == [{"level": "warning", "event": "pool.full", "size": 1}]
+    house.end(transport)
+    house.pool.tell_available()
+    assert house.lines.events("pool.available") == [{"level": "info", "event": "pool.available", "size": 1}]
+    house.connect()
+    house.resize(3)
+    house.pool.tell_available()
+    assert house.lines.events("pool.available")[1:] == [{"level": "info", "event": "pool.available", "size": 3}]
+    assert len(house.lines.events("pool.full")) == 2
+
+
+def test_a_resize_that_leaves_room_says_nothing(house: House) -> None:
+    """Neither a larger one nor a smaller one."""
+    house.resize(5)
+    house.resize(1)
+    assert house.lines.lines == []

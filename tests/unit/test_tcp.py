@@ -73,6 +73,16 @@ def test_what_is_not_acknowledged_is_in_the_queue(pair: tuple[socket.socket, soc
     until(lambda: bool(client.recv(65536)) and tcp.unacknowledged(server) < full)
 
 
+def test_it_knows_who_waits_to_be_accepted() -> None:
+    """On a listening socket, without accepting."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        for waiting in range(3):
+            assert tcp.queued(listener) == waiting
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        listener.accept()[0].close()
+        assert tcp.queued(listener) == 2
+
+
 def test_a_reset_can_be_asked_for(pair: tuple[socket.socket, socket.socket]) -> None:
     """The peer reads an error and not the end of the stream."""
     server, client = pair

@@ -210,6 +210,55 @@ def test_a_syntax_error_has_line_and_column(file: Path, text: str, line: int, co
     assert re.fullmatch(rf"{re.escape(str(file))}:{line}: .+ \(column {column}\)", message)
 
 
+HINT = "; strings need quotes, true and false are written small"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[a]\nb = localhost\n", f"2: Invalid value{HINT} (column 5)"),
+        ("[a]\nb = True\n", f"2: Invalid value{HINT} (column 5)"),
+        ("[a]\nb = 5m\n", f"2: Expected newline or end of document after a statement{HINT} (column 6)"),
+        ("[a]\nb = 127.0.0.1\n", f"2: Expected newline or end of document after a statement{HINT} (column 10)"),
+        ("[a]\nb = [off]\n", f"2: Invalid value{HINT} (column 6)"),
+        ("[a]\nb = [1.2.3.4]\n", f"2: Unclosed array{HINT} (column 9)"),
+        (
+            "[a]\nb = 007 # bond\n",
+            "2: Expected newline or end of document after a statement; a number does not begin with 0 (column 6)",
+        ),
+        ("[a] b = 1\n", "1: Expected newline or end of document after a statement (column 5)"),
+        ("[a]\nb = 1;\n", "2: Expected newline or end of document after a statement (column 6)"),
+        ("[a]\nb =\n", "2: Invalid value; there is none (column 4)"),
+        ("[a]\nb =", "2: Invalid value; there is none (at the end of the file)"),
+    ],
+)
+def test_a_value_that_is_none_may_lack_its_quotes(file: Path, text: str, problem: str) -> None:
+    """It is what people forget who come from YAML."""
+    assert refusal(file, text.encode()).lines == (f"{file}:{problem}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[a]\n[b]\n[a]\n", "3: [a] is there twice; put its keys under the first one (column 3)"),
+        ("[a.b]\n[c]\n[a.b]\nd = 1\n", "3: [a.b] is there twice; put its keys under the first one (column 5)"),
+        ("a.b = 1\n[a]\n", "2: [a] is there twice; put its keys under the first one (column 3)"),
+        ("a = {}\n[a]\n", "2: [a] is there twice; put its keys under the first one (column 3)"),
+        ('["a b"]\n["a b"]', "2: [a b] is there twice; put its keys under the first one (column 7)"),
+        ("[a]\nb = 1\nc = 2\nb = 1\n", "4: The same name is there before (column 6)"),
+        ("a = 1\na = 2", "2: The same name is there before (at the end of the file)"),
+    ],
+)
+def test_what_is_there_twice_is_named(file: Path, text: str, problem: str) -> None:
+    """The table with its name, as its header has it; of a key, the line says which."""
+    assert refusal(file, text.encode()).lines == (f"{file}:{problem}",)
+
+
+def test_a_table_with_an_apostrophe_that_is_there_twice_is_named(file: Path) -> None:
+    """Whatever its name is."""
+    assert "[it's] is there twice" in refusal(file, b'["it\'s"]\n["it\'s"]\n').lines[0]
+
+
 @pytest.mark.parametrize(
     ("text", "line"), [("a =", 1), ("a = 1\nb = [\n1,", 3), ('a = 1\nb = """\n\n', 4)], ids=["value", "array", "string"]
 )

@@ -110,39 +110,53 @@ def test_one_string_is_a_list_of_one(value: object, names: tuple[str, ...]) -> N
     assert values.listed(value) == names
 
 
-@pytest.mark.parametrize("value", [1, True, [1], ["x", 1], {"x": 1}])
-@pytest.mark.parametrize("parse", [values.listed, values.hosts, values.networks])
-def test_what_holds_no_strings_is_no_list(parse: Callable[[object], object], value: object) -> None:
-    """Whatever the list is of."""
-    assert message(parse, value) == f"must be a string or a list of strings, got {values.shown(value)}"
+@pytest.mark.parametrize("value", [1, True, 0.5, {"x": 1}, None])
+def test_what_holds_nothing_is_no_list(value: object) -> None:
+    """What the items have to be, the form of the item says."""
+    assert message(values.listed, value) == f"must be a string or a list of strings, got {values.shown(value)}"
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["*", "127.0.0.1", "::1", "fe80::1%eth0", ["0.0.0.0", "::"], ["::ffff:127.0.0.1", "127.0.0.1"]],  # noqa: S104 - nothing is bound
-)
-def test_hosts_are_addresses_as_written(value: str | list[str]) -> None:
-    """All of them, or one, or several."""
-    assert values.hosts(value) == ((value,) if isinstance(value, str) else tuple(value))
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
+    "name",
     [
-        ([], 'must name an address, or "*" for all'),
-        (["*", "::1"], 'must be "*" alone, or addresses: "*" already means every address'),
-        (["*", "*"], 'must be "*" alone, or addresses: "*" already means every address'),
-        ("localhost", 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got "localhost"'),
-        (["::1", "[::1]"], 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got "[::1]"'),
-        ("10.0.0.0/8", 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got "10.0.0.0/8"'),
-        ("127.0.0.01", 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got "127.0.0.01"'),
-        ("", 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got ""'),
-        (["::1", "0:0::1"], 'must name each address once, got "0:0::1" twice'),
+        "*",
+        "127.0.0.1",
+        "0.0.0.0",  # noqa: S104 - nothing is bound
+        "::",
+        "::1",
+        "2001:DB8::1",
+        "fe80::1%eth0",
+        "fe80::1%a-name_of.15ch",
     ],
 )
-def test_what_is_no_list_of_addresses_is_refused(value: object, problem: str) -> None:
+def test_a_host_is_an_address_as_written(name: str) -> None:
+    """The kernel takes it, and messages show it, as its author wrote it."""
+    assert values.host(name) == name
+    assert values.hosts((name,)) == (name,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "localhost",
+        "[::1]",
+        "10.0.0.0/8",
+        "127.0.0.01",
+        "127.1",
+        "2130706433",
+        "127.0.0.1:80",
+        "127.0.0.1%eth0",
+        "::1%",
+        " ::1",
+        "**",
+        "",
+    ],
+)
+def test_what_is_no_address_is_no_host(name: str) -> None:
     """Names are no addresses: nothing is resolved."""
-    assert message(values.hosts, value) == problem
+    assert message(values.host, name) == (
+        f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {values.shown(name)}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,40 +164,156 @@ def test_what_is_no_list_of_addresses_is_refused(value: object, problem: str) ->
 )
 def test_the_zone_of_an_address_has_to_be_the_name_of_an_interface(zone: str) -> None:
     """What no interface can be called would come back as an error of the resolver's, or as none at all."""
-    assert message(values.hosts, f"fe80::1%{zone}").startswith('must be "*" or IP addresses')
+    assert message(values.host, f"fe80::1%{zone}").startswith('must be "*" or IP addresses')
 
 
-@pytest.mark.parametrize(
-    ("value", "networks"),
-    [
-        ([], []),
-        ("10.0.0.0/8", ["10.0.0.0/8"]),
-        (["192.0.2.7", "::1"], ["192.0.2.7/32", "::1/128"]),
-        (("2001:db8::/32", "0.0.0.0/0"), ["2001:db8::/32", "0.0.0.0/0"]),
-        ("10.0.0.0/255.0.0.0", ["10.0.0.0/8"]),
-    ],
-)
-def test_networks_are_networks(value: object, networks: list[str]) -> None:
-    """An address alone is a network of one."""
-    assert values.networks(value) == tuple(ipaddress.ip_network(network) for network in networks)
-
-
-@pytest.mark.parametrize("name", ["example.org", "10.0.0.0/33", "10.0.0.0/8/8", "10.*", ""])
-def test_what_is_no_network_is_refused_with_examples(name: str) -> None:
-    """The whole rule is refused: none of it is in force."""
-    assert message(values.networks, ["10.0.0.0/8", name]) == (
-        f'must be networks, e.g. "10.0.0.0/8" or "2001:db8::/32"; got "{name}"'
+@pytest.mark.parametrize("name", ["fe80::1", "febf:ffff::1"])
+def test_a_link_local_address_needs_its_interface(name: str) -> None:
+    """Every interface has that network: alone, the address says nothing."""
+    assert message(values.host, name) == (
+        f'must name its interface if it is link-local, e.g. "{name}%eth0"; got "{name}"'
     )
 
 
-@pytest.mark.parametrize(("name", "network"), [("10.1.2.3/8", "10.0.0.0/8"), ("2001:db8::1/32", "2001:db8::/32")])
-def test_an_address_with_a_prefix_is_refused_with_its_network(name: str, network: str) -> None:
-    """Either was meant, and only its author knows which."""
-    assert message(values.networks, name) == f'must be networks; "{name}" is an address within "{network}"'
+@pytest.mark.parametrize("name", ["fec0::1", "fe7f::1", "169.254.0.1"])
+def test_only_link_local_addresses_of_ipv6_need_an_interface(name: str) -> None:
+    """In IPv4, the routing table knows."""
+    assert values.host(name) == name
+
+
+@pytest.mark.parametrize("name", ["::ffff:192.0.2.1", "::ffff:c000:201", "0:0:0:0:0:FFFF:192.0.2.1"])
+def test_a_mapped_address_is_to_be_written_as_ipv4(name: str) -> None:
+    """An IPv6 socket of echod takes IPv6 only, and could not be bound to it."""
+    assert message(values.host, name) == f'must be written as IPv4: "192.0.2.1", got "{name}"'
+
+
+@pytest.mark.parametrize("name", ["::1%lo", "2001:db8::1%eth0", "ff02::1%eth0"])
+def test_only_a_link_local_address_names_its_interface(name: str) -> None:
+    """Elsewhere it would be a second name of the same address."""
+    assert message(values.host, name) == f'must not name an interface if it is not link-local, got "{name}"'
+
+
+@pytest.mark.parametrize("name", ["224.0.0.1", "239.255.255.255", "255.255.255.255", "ff02::1"])
+def test_nobody_can_connect_to_many(name: str) -> None:
+    """TCP has one peer; the kernel would take some of them and accept nothing."""
+    assert message(values.host, name) == f'must be an address that clients can connect to, got "{name}"'
 
 
 @pytest.mark.parametrize(
-    ("text", "per_second"), [("500/s", 500), ("0.5/s", 0.5), ("30/m", 0.5), ("7200/h", 2), ("off", None)]
+    "names",
+    [
+        ("0.0.0.0", "::"),  # noqa: S104 - nothing is bound
+        ("0.0.0.0", "::1"),  # noqa: S104
+        ("127.0.0.1", "::"),
+        ("127.0.0.1", "::1", "127.0.0.2"),
+        ("fe80::1%eth0", "fe80::1%eth1"),
+    ],
+)
+def test_hosts_that_do_not_collide_stand_beside_each_other(names: tuple[str, ...]) -> None:
+    """Each version of IP for itself, each interface for itself."""
+    assert values.hosts(names) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ((), 'must name an address, or "*" for all'),
+        (("*", "::1"), 'must be "*" alone, or addresses: "*" already means every address'),
+        (("::1", "*"), 'must be "*" alone, or addresses: "*" already means every address'),
+        (("*", "*"), 'must be "*" alone, or addresses: "*" already means every address'),
+        (tuple(f"127.0.0.{n}" for n in range(33)), "must be at most 32 addresses, got 33"),
+        (("::1", "127.0.0.1", "0:0::1"), 'must name each address once, got "0:0::1" twice'),
+        (
+            ("0.0.0.0", "127.0.0.1"),  # noqa: S104 - nothing is bound
+            'must name "0.0.0.0" alone of IPv4: it already means every address',
+        ),
+        (
+            ("127.0.0.1", "::1", "0.0.0.0"),  # noqa: S104
+            'must name "0.0.0.0" alone of IPv4: it already means every address',
+        ),
+        (("::1", "0::0"), 'must name "0::0" alone of IPv6: it already means every address'),
+    ],
+)
+def test_hosts_that_collide_are_refused(names: tuple[str, ...], problem: str) -> None:
+    """The second could not be bound beside the first."""
+    assert message(values.hosts, names) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+        ("::/0", "::/0"),
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("::1", "::1/128"),
+    ],
+)
+def test_a_network_is_a_network(text: str, network: str) -> None:
+    """An address alone is a network of one."""
+    assert values.network(text) == ipaddress.ip_network(network)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("::ffff:192.0.2.7", "192.0.2.7/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::ffff:0:0/97", "0.0.0.0/1"),
+    ],
+)
+def test_a_network_of_mapped_addresses_is_one_of_ipv4(text: str, network: str) -> None:
+    """As which clients appear (RFC 4291, 2.5.5.2): a rule for the other form would never be met."""
+    assert values.network(text) == ipaddress.IPv4Network(network)
+
+
+@pytest.mark.parametrize("text", ["::/95", "::ffff:0:0:0/96", "::fffe:0:0/96"])
+def test_a_network_beside_the_mapped_ones_stays_ipv6(text: str) -> None:
+    """Only what lies within ::ffff:0:0/96 is IPv4."""
+    assert values.network(text) == ipaddress.IPv6Network(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["example.org", "10.0.0.0/33", "10.0.0.0/8/8", "10.0.0.0/", "10.*", "fe80::%eth0/64", "fe80::1%1", ""]
+)
+def test_what_is_no_network_is_refused_with_examples(value: object) -> None:
+    """A zone is no part of one: clients are told apart by address."""
+    assert message(values.network, value) == (
+        f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {values.shown(value)}'
+    )
+
+
+@pytest.mark.parametrize("value", NO_STRINGS)
+def test_a_network_is_never_a_number(value: object) -> None:
+    """The library would take 1 for 0.0.0.1."""
+    assert message(values.network, value) == (
+        f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {values.shown(value)}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("10.1.2.3/8", "10.0.0.0/8"),
+        ("10.1.2.3/255.0.0.0", "10.0.0.0/8"),
+        ("2001:db8::1/32", "2001:db8::/32"),
+        ("::ffff:10.0.0.1/104", "::ffff:a00:0/104"),
+    ],
+)
+def test_an_address_with_a_prefix_is_refused_with_its_network(text: str, network: str) -> None:
+    """Either was meant, and only its author knows which."""
+    problem = message(values.network, text)
+    given, _, within = problem.rpartition(" is an address within ")
+    assert given == f'must be a network; "{text}"'
+    assert ipaddress.ip_network(within.strip('"')) == ipaddress.ip_network(network)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_second"),
+    [("500/s", 500), ("0.5/s", 0.5), ("30/m", 0.5), ("7200/h", 2), ("1000000000/s", values.FASTEST), ("off", None)],
 )
 def test_a_rate_is_a_number_per_second(text: str, per_second: float | None) -> None:
     """Whatever the unit; "off" is no number."""
@@ -196,8 +326,154 @@ def test_a_rate_is_a_number_per_second(text: str, per_second: float | None) -> N
 def test_what_is_no_rate_is_refused_with_examples(value: object) -> None:
     """Also 0: nobody could connect."""
     assert message(values.rate, value) == (
-        f'must be a rate above 0, e.g. "500/s" or "30/m", or "off"; got {values.shown(value)}'
+        f'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got {values.shown(value)}'
     )
+
+
+@pytest.mark.parametrize("text", ["1000000001/s", "60000000001/m", "9" * 400 + "/h"])
+def test_a_rate_that_limits_nothing_is_refused(text: str) -> None:
+    """It is a slip of the keyboard; who wants no limit says so."""
+    assert message(values.rate, text) == (
+        f'must be at most "1000000000/s", or "off" for no limit; got {values.shown(text)}'
+    )
+
+
+def test_a_rate_that_underflows_is_refused() -> None:
+    """Whoever wants next to nobody in must not get everyone."""
+    assert message(values.rate, f"0.{'0' * 322}5/h").startswith("must be a rate above 0")
+
+
+@pytest.mark.parametrize(
+    "text", ["off", "127.0.0.1:9107", "0.0.0.0:0", "[::1]:9107", "[::]:65535", "[2001:DB8::1]:1", "127.0.0.1:00080"]
+)
+def test_an_endpoint_is_an_address_with_its_port(text: str) -> None:
+    """As curl and browsers have it, IPv6 in brackets."""
+    assert values.endpoint(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "9107",
+        ":9107",
+        "*:9107",
+        "localhost:9107",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:x",
+        "127.0.0.1:-1",
+        "127.0.0.1:65536",
+        "127.0.0.1:100000",
+        "127.0.0:80",
+        "256.0.0.1:80",
+        "::1:9107",
+        "[::1]",
+        "[::1]9107",
+        "[:::1]:80",
+        "[fe80::1%eth0]:80",
+        "http://127.0.0.1:80",
+        "127.0.0.1:80/",
+        "127.0.0.1:٣",
+        "OFF",
+    ],
+)
+def test_what_is_no_endpoint_is_refused_with_examples(text: str) -> None:
+    """Above all a port alone: it is not said who may ask there."""
+    assert message(values.endpoint, text) == (
+        f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {values.shown(text)}'
+    )
+
+
+@pytest.mark.parametrize("text", ["auto", "off", "/", "/run/echod.sock", "/run/a b", "/" + "x" * 106, "/x" + "é" * 52])
+def test_a_socket_path_is_absolute(text: str) -> None:
+    """Relative to what would depend on who started the daemon."""
+    assert values.socket_path(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "echod.sock", "./x", "~/x", "on", "AUTO", "@abstract", "/a\nb", "/a\0", "/\udcff"]
+)
+def test_what_is_no_socket_path_is_refused(text: str) -> None:
+    """Also what nobody could type: it stands in messages and commands."""
+    assert message(values.socket_path, text) == (
+        f'must be a path that begins with "/", or "auto" or "off"; got {values.shown(text)}'
+    )
+
+
+@pytest.mark.parametrize(("text", "size"), [("/" + "x" * 107, 108), ("/" + "é" * 54, 109)])
+def test_a_socket_path_has_to_fit_into_its_address(text: str, size: int) -> None:
+    """Bytes, not letters, as unix(7) counts."""
+    assert message(values.socket_path, text) == f"must be at most 107 bytes long (unix(7)), got {size}"
+
+
+@pytest.mark.parametrize("parse", [values.duration, values.rate])
+def test_a_million_digits_are_out_of_bounds(parse: Callable[[Any], object]) -> None:
+    """A file of the greatest size has room for them."""
+    unit = "s" if parse is values.duration else "/s"
+    assert message(parse, "9" * 1_000_010 + unit).startswith("must be at most ")
+
+
+# And back
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "off"),
+        (0, "0s"),
+        (0.001, "1ms"),
+        (0.5, "500ms"),
+        (0.0005, "0.0005s"),
+        (1e-7, "0.0000001s"),
+        (1, "1s"),
+        (1.5, "1.5s"),
+        (60, "1m"),
+        (61, "1m1s"),
+        (5400, "1h30m"),
+        (86400, "1d"),
+        (86401, "1d1s"),
+        (90061.0, "1d1h1m1s"),
+        (values.LONGEST, "366d"),
+    ],
+)
+def test_a_duration_is_written_in_its_largest_units(seconds: float | None, text: str) -> None:
+    """As a person would, and it is read as the same."""
+    assert values.duration_text(seconds) == text
+    assert values.duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("per_second", "text"),
+    [
+        (None, "off"),
+        (500, "500/s"),
+        (0.5, "30/m"),
+        (1.5, "90/m"),
+        (1 / 3600, "1/h"),
+        (0.0001, "0.0001/s"),
+        (values.FASTEST, "1000000000/s"),
+    ],
+)
+def test_a_rate_is_written_as_a_whole_number_if_it_can_be(per_second: float | None, text: str) -> None:
+    """Of the shortest time for which it is one, and it is read as the same."""
+    assert values.rate_text(per_second) == text
+    assert values.rate(text) == per_second
+
+
+def test_each_millisecond_is_read_again_as_the_same() -> None:
+    """Floating point has hardly any of them exactly."""
+    read = [values.duration(f"{number}ms") for number in range(1, 1000)]
+    assert [values.duration(values.duration_text(seconds)) for seconds in read] == read
+
+
+def test_each_millisecond_is_written_as_such() -> None:
+    """Whoever wrote 9ms wants to see it again."""
+    texts = [f"{number}ms" for number in range(1, 1000)]
+    assert [values.duration_text(values.duration(text)) for text in texts] == texts
+
+
+# In messages
 
 
 @pytest.mark.parametrize(

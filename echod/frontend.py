@@ -1,0 +1,108 @@
+"""The frontend: all listeners of the daemon with their acceptors, which a reload may move.
+
+Knows nothing of signals and files.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from echod import listener
+from echod.acceptor import Acceptor
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from echod.access import Access
+    from echod.listener import Listener
+    from echod.log import Logger
+    from echod.pool import Pool
+    from echod.rejections import Rejections
+    from echod.settings import Listen, WhenFull
+
+
+class Frontend:
+    """Gives one pool the connections of several listeners."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, log: Logger, pool: Pool, access: Access, rejections: Rejections
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._pool = pool
+        self._access = access
+        self._rejections = rejections
+        self._acceptors: deque[Acceptor] = deque()  # also those that are retired and not yet closed
+        self._listen: Listen | None = None
+
+    def bind(self, listen: Listen) -> list[Listener]:
+        """Bind what is wanted and not there yet, for `serve`. Raises `Refusal`; then nothing has changed."""
+        there = self._there(listen)
+        return listener.bind(
+            [host for host in listen.host if host not in there],
+            self._port(listen),
+            backlog=listen.backlog,
+            reuse_port=listen.reuse_port,
+            beside=[acceptor.listener for acceptor in self._acceptors if acceptor not in there.values()],
+        )
+
+    def serve(self, listen: Listen, bound: list[Listener], when_full: WhenFull) -> None:
+        """Accept on what is wanted: on the listeners just bound for it, and on those that were there; on no others."""
+        wanted = self._there(listen).values()
+        self._listen = listen
+        self._pool.when_free = self._resume_by_turns if when_full == "wait" else None
+        for acceptor in list(self._acceptors):
+            acceptor.waits = when_full == "wait"
+            acceptor.revive()
+        for each in bound:
+            self._acceptors.append(
+                Acceptor(
+                    self._loop,
+                    self._log,
+                    each,
+                    self._pool,
+                    access=self._access,
+                    rejections=self._rejections,
+                    waits=when_full == "wait",
+                )
+            )
+            self._log.info("listener.started", listener=each.url, backlog=listen.backlog)
+        for acceptor in list(self._acceptors):
+            if acceptor in wanted or acceptor.listener in bound:
+                acceptor.resume()
+            else:
+                acceptor.retire(self._forget)
+
+    def close(self) -> None:
+        """Stop listening, everywhere."""
+        self._pool.when_free = None
+        while self._acceptors:
+            acceptor = self._acceptors[0]
+            acceptor.close()
+            self._forget(acceptor)
+
+    def _port(self, listen: Listen) -> int:
+        """Return the port that is wanted. One that the kernel chose stays."""
+        if self._listen and listen.port == self._listen.port == 0:
+            return next(acceptor.listener.port for acceptor in self._acceptors if not acceptor.is_retired)
+        return listen.port
+
+    def _there(self, listen: Listen) -> dict[str, Acceptor]:
+        """Return the acceptors that these settings want, by their hosts."""
+        port = self._port(listen)
+        return {
+            acceptor.listener.host: acceptor
+            for acceptor in self._acceptors
+            if acceptor.listener.host in listen.host and acceptor.listener.port == port
+        }
+
+    def _resume_by_turns(self) -> None:
+        self._acceptors.rotate()  # who is first gets the worker that is free: were it always the same, it would starve the rest
+        for acceptor in list(self._acceptors):
+            acceptor.resume()
+
+    def _forget(self, acceptor: Acceptor) -> None:
+        assert self._listen  # noqa: S101 - an acceptor is there only after `serve`
+        self._acceptors.remove(acceptor)
+        self._log.info("listener.stopped", listener=acceptor.listener.url, backlog=self._listen.backlog)

@@ -1,0 +1,84 @@
+"""What of the daemon's life no signal and no file can bring about."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+from echod import config, reload, settings
+from echod.daemon import _Daemon
+from echod.errors import Refusal
+from echod.log import Log
+from tests.harness import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    with (tmp_path / "log").open("w") as output:
+        log = Log(output, settings.Log())
+        yield log
+        log.close()
+
+
+def reload_by(log: Log, load: Callable[[Path | None], config.Loaded], times: int = 1) -> list[list[str]]:
+    """Return what each of some reloads is refused with."""
+
+    async def reload_all() -> list[list[str]]:
+        daemon = _Daemon(config.load(None, {}, {}), log, load)
+        try:
+            return [await daemon.reload() for _ in range(times)]
+        finally:
+            daemon._preparation.close()
+
+    return uvloop.run(reload_all())
+
+
+def test_a_bug_in_a_reload_does_not_end_the_daemon(log: Log, tmp_path: Path) -> None:
+    """The reload is refused, and the log has the traceback."""
+
+    def fail(_: Path | None) -> config.Loaded:
+        raise ZeroDivisionError("a bug")
+
+    ((error,),) = reload_by(log, fail)
+    assert error.startswith("internal error")
+    log.close()
+    failed, rejected = (tmp_path / "log").read_text().splitlines()
+    assert "ZeroDivisionError: a bug" in failed
+    assert '"config.rejected"' in rejected
+
+
+def test_without_the_default_file_a_reload_is_refused(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in force: the defaults instead, while an editor replaces it, could open what it closes."""
+    file = tmp_path / "echod.toml"
+    file.write_text("[access]\nallow = ['127.0.0.0/8']")
+    monkeypatch.setattr(config, "DEFAULT_FILE", file)
+
+    def load(in_force: Path | None) -> config.Loaded:
+        file.unlink()
+        return config.load(in_force, {}, {}, again=True)
+
+    assert reload_by(log, load) == [[f"{file}: can't be read: No such file or directory"]]
+
+
+def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one on a network that has gone: it is given up, and the next one is read."""
+    come_back = threading.Event()
+    hangs = iter([True, False])
+    monkeypatch.setattr(reload, "LONGEST", 0.5)
+
+    def load(_: Path | None) -> config.Loaded:
+        if next(hangs):
+            come_back.wait(DEADLINE)
+        raise Refusal("read")
+
+    assert reload_by(log, load, 2) == [["the file could not be read and checked within 0 s"], ["read"]]
+    come_back.set()
