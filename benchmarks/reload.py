@@ -75,6 +75,8 @@ def main(rounds: int) -> None:
         with log.open("w") as output:
             daemon = subprocess.Popen([*pinned, sys.executable, "-m", "echod", "run", "-c", file], stdout=output)
         while '"daemon.started"' not in log.read_text():
+            if daemon.poll() is not None:
+                sys.exit("the daemon did not start")
             time.sleep(0.05)
         if pinned:
             os.sched_setaffinity(0, os.sched_getaffinity(0) - {0})

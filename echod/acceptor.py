@@ -89,12 +89,15 @@ class Acceptor:
     def retire(self, done: Callable[[Acceptor], None]) -> None:
         """Accept who waits in the backlog, then stop listening and call `done`: nobody there gets a reset."""
         self._retired = done
+        self.listener.sock.listen(0)  # nobody joins the queue, so that it comes to its end
         if not self._ends():
             self.resume()
 
     def revive(self) -> None:
         """Go on after all."""
-        self._retired = None
+        if self._retired:
+            self._retired = None
+            self.listener.sock.listen(self.listener.backlog)
 
     @property
     def is_retired(self) -> bool:

@@ -145,7 +145,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     settings = parser.add_argument_group(
         "settings",
         "Each is also a key of the file and a variable, in brackets, then its default. A flag wins over a variable, a"
-        " variable over the file. Lists are separated by commas.",
+        " variable over the file. Lists are separated by commas: --listen.host 127.0.0.1,::1.",
     )
     for setting in declared():
         described = f"{reference.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"

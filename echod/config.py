@@ -149,13 +149,9 @@ def _cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     if most < settings.listen.backlog != Listen().backlog:
         yield line(f"the kernel caps {settings.listen.backlog} at {most} (net.core.somaxconn)", "listen", "backlog")
     idle, write = settings.timeouts.idle, settings.timeouts.write
-    if idle and write and write > idle:
-        which = "write" if write != Timeouts().write else "idle"
-        yield line(
-            f"timeouts.write ({duration_text(write)}) has no effect, timeouts.idle ({duration_text(idle)}) comes first",
-            "timeouts",
-            which,
-        )
+    if idle and write and write > idle and write != Timeouts().write:
+        text = f"{duration_text(write)} has no effect, timeouts.idle ({duration_text(idle)}) comes first"
+        yield line(text, "timeouts", "write")
     denied = Ranges(settings.access.deny)
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):

@@ -72,7 +72,7 @@ class _Daemon:
     """What lives between start and stop. `start`, `drain` and `stop` are called once each, in this order."""
 
     def __init__(self, loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None:
-        self._loaded = loaded
+        self._loaded = loaded._replace(layers=())
         self._log = log
         self._load = load
         self._loop = asyncio.get_running_loop()
@@ -80,7 +80,6 @@ class _Daemon:
         self.told_to_stop = asyncio.Event()
         self._told_twice = self._loop.create_future()
         self._told_to_reload = asyncio.Event()
-        self._preparation = reload.Preparation()
 
     def start(self) -> None:
         """Bind everything, and only then say so. Signals are heard from the first line on."""
@@ -93,6 +92,7 @@ class _Daemon:
         self._rejections = Rejections(self._loop, self._log)
         self._frontend = Frontend(self._loop, self._log, self._pool, self._access, self._rejections)
         bound = self._frontend.bind(settings.listen)
+        self._preparation = reload.Preparation()
         self._warn(self._loaded)
         self._janitor = Janitor(
             self._loop, self._log, self._pool, idle=settings.timeouts.idle, write=settings.timeouts.write
@@ -121,13 +121,9 @@ class _Daemon:
     async def reload(self) -> list[str]:
         """Change over to the settings as they are now, as a whole or not at all; return what is wrong with them."""
         try:
-            self._apply(await self._preparation.run(self._prepare))
+            self._apply(await self._prepared())
         except Refusal as refusal:
             errors = [printable(line) for line in refusal.lines]
-        except TimeoutError:
-            self._preparation.close()  # it is left to its fate, and another one will do the next
-            self._preparation = reload.Preparation()
-            errors = [f"the file could not be read and checked within {reload.LONGEST:.0f} s"]
         except Exception:  # noqa: BLE001 - a bug in a reload must not end the daemon
             self._log.exception("internal.error", message="a reload failed")
             errors = ["internal error, please report it: the log has more"]
@@ -136,11 +132,20 @@ class _Daemon:
         self._log.error("config.rejected", errors=errors)
         return errors
 
+    async def _prepared(self) -> _Prepared:
+        try:
+            return await self._preparation.run(self._prepare)
+        except TimeoutError:
+            hung, self._preparation = self._preparation, reload.Preparation()  # the new one first: it may be refused
+            hung.close()
+            raise Refusal(f"the file could not be read and checked within {reload.LONGEST:.0f} s") from None
+
     def _prepare(self) -> _Prepared:
         """Do what takes time. Runs in a thread, beside the loop."""
         loaded = self._load(self._loaded.file)
         change = reload.change(self._loaded.settings, loaded)
         growth = loaded.settings.pool.size - self._loaded.settings.pool.size
+        loaded = loaded._replace(layers=())  # not needed any more, and not small
         return _Prepared(loaded, change, Rules.of(loaded.settings.access), self._pool.make(growth))
 
     def _apply(self, prepared: _Prepared) -> None:
@@ -148,7 +153,7 @@ class _Daemon:
         before, settings = self._loaded.settings, prepared.loaded.settings
         descriptors.raise_soft_limit(descriptors.needed(settings.pool.size))
         bound = self._frontend.bind(settings.listen)
-        # Up to here it may be refused, and nothing has changed; from here on nothing fails.
+        # Up to here it may be refused, and nothing has changed but that limit; from here on nothing fails.
         self._loaded = prepared.loaded
         self._pool.lifecycle = settings.log.connections
         self._pool.resize(settings.pool.size, prepared.workers)

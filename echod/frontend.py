@@ -52,9 +52,8 @@ class Frontend:
         wanted = self._there(listen).values()
         self._listen = listen
         self._pool.when_free = self._resume_by_turns if when_full == "wait" else None
-        for acceptor in list(self._acceptors):
+        for acceptor in self._acceptors:
             acceptor.waits = when_full == "wait"
-            acceptor.revive()
         for each in bound:
             self._acceptors.append(
                 Acceptor(
@@ -67,9 +66,10 @@ class Frontend:
                     waits=when_full == "wait",
                 )
             )
-            self._log.info("listener.started", listener=each.url, backlog=listen.backlog)
+            self._log.info("listener.started", listener=each.url, backlog=each.backlog)
         for acceptor in list(self._acceptors):
             if acceptor in wanted or acceptor.listener in bound:
+                acceptor.revive()
                 acceptor.resume()
             else:
                 acceptor.retire(self._forget)
@@ -99,10 +99,9 @@ class Frontend:
 
     def _resume_by_turns(self) -> None:
         self._acceptors.rotate()  # who is first gets the worker that is free: were it always the same, it would starve the rest
-        for acceptor in list(self._acceptors):
+        for acceptor in self._acceptors:
             acceptor.resume()
 
     def _forget(self, acceptor: Acceptor) -> None:
-        assert self._listen  # noqa: S101 - an acceptor is there only after `serve`
         self._acceptors.remove(acceptor)
-        self._log.info("listener.stopped", listener=acceptor.listener.url, backlog=self._listen.backlog)
+        self._log.info("listener.stopped", listener=acceptor.listener.url, backlog=acceptor.listener.backlog)

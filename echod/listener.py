@@ -22,11 +22,12 @@ _FIRST_UNPRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
 
 
 class Listener(NamedTuple):
-    """A bound and listening socket, the host it was asked for, its port, and its name in logs ("tcp://[::]:7007")."""
+    """A bound and listening socket, what it was asked for, and its name in logs ("tcp://[::]:7007")."""
 
     sock: socket.socket
     host: str
     port: int
+    backlog: int
     url: str
 
 
@@ -98,7 +99,7 @@ def _bind(host: str, port: int, *, backlog: int, reuse_port: bool) -> Listener:
         sock.close()
         raise _refusal(error, host, port) from None
     address, bound = sock.getsockname()[:2]
-    return Listener(sock, host, bound, url(address, bound))
+    return Listener(sock, host, bound, backlog, url(address, bound))
 
 
 def _open(host: str, port: int, *, reuse_port: bool) -> socket.socket:

@@ -27,8 +27,6 @@ _TYPES = {
     "string_type": "a string",
     "string_unicode": "a text in Unicode",
 }
-_ELSEWHERE = 0.75
-"""How like a key of another section has to be; in its own section, less will do."""
 _BARE = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -91,25 +89,25 @@ def _message(error: ErrorDetails) -> str:
 
 def _unknown(loc: KeyPath, value: object) -> str:
     name = str(loc[-1])
-    elsewhere = {setting.key: setting.name for setting in declared()}
+    elsewhere = "".join(
+        f"; did you mean {setting.name}?" for setting in declared() if setting.key == name.casefold().replace("-", "_")
+    )
     if len(loc) == 1:
         sections = {section: f"[{section}]" for section in Settings.model_fields}
         what = "section" if isinstance(value, dict | list) else "key"
-        return f"unknown {what}{did_you_mean(name, sections) or did_you_mean(name, elsewhere, likeness=_ELSEWHERE) or _known(sections)}"
+        return f"unknown {what}{did_you_mean(name, sections) or elsewhere or _known(sections)}"
     here = {setting.key: setting.name for setting in declared() if setting.section == loc[0]}
-    return (
-        f"unknown key{did_you_mean(name, here) or did_you_mean(name, elsewhere, likeness=_ELSEWHERE) or _known(here)}"
-    )
+    return f"unknown key{did_you_mean(name, here) or elsewhere or _known(here)}"
 
 
 def _known(names: Mapping[str, str]) -> str:
     return f"; known are {', '.join(names.values())}"
 
 
-def did_you_mean(name: object, known: Mapping[str, str], *, likeness: float = 0.6) -> str:
+def did_you_mean(name: object, known: Mapping[str, str]) -> str:
     """Return a hint if the name is near a known one, else nothing. The values are what to call those."""
     if not isinstance(name, str):
         return ""
     names = {each.casefold(): called for each, called in known.items()}
-    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=likeness)
+    near = difflib.get_close_matches(name.casefold(), names, n=1)
     return f"; did you mean {names[near[0]]}?" if near else ""

@@ -48,14 +48,14 @@ class Rejections:
 
     def flush(self) -> None:
         """Give the last one that was suppressed its line, so that no count waits for a refusal that never comes."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._suppressed:
             self._suppressed -= 1
             self._line(*self._last)
 
     def _line(self, client: tuple[str, int], listener: str, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         fields = {"suppressed": self._suppressed} if self._suppressed else {}
         self._times.append(self._loop.time())
         self._suppressed = 0

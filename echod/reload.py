@@ -104,6 +104,7 @@ class Preparation:
             async with asyncio.timeout(LONGEST):
                 return await asyncio.wrap_future(future)
         finally:
+            gc.freeze()  # else the first collection would look at all that the thread has made, on the loop
             gc.enable()
             sys.setswitchinterval(_PATIENCE)
 

@@ -108,7 +108,7 @@ class Timeouts(_Section):
 
 
 class Access(_Section):
-    """Who may connect. Who may not is accepted and closed at once. Open connections are left alone by a reload."""
+    """Who may connect. Who may not is closed as soon as it is accepted. A reload leaves open connections alone."""
 
     allow: Networks = _setting((), 'Networks that may connect, e.g. ["10.0.0.0/8", "2001:db8::/32"]; empty: everyone.')
     deny: Networks = _setting((), "Networks that may not connect; wins over allow.")

@@ -82,6 +82,8 @@ def _position(message: str, text: str) -> tuple[int, str]:
     elif twice := re.fullmatch(r"Cannot declare (\(.*\)) twice", what):
         table = ".".join(ast.literal_eval(twice[1]))
         what = f"[{table}] is there twice; put its keys under the first one"
+    elif what == r"Illegal character '\n'":
+        what += "; the closing quote is missing"
     elif what == "Cannot overwrite a value":
         what = "The same name is there before"
     return number, f"{what} ({f'column {column}' if column else 'at the end of the file'})"
@@ -98,7 +100,9 @@ def _hint(line: str) -> str:
     if re.fullmatch(r"[+-]?0[0-9_]+", value):
         return "; a number does not begin with 0"
     return (
-        "; strings need quotes, true and false are written small" if re.fullmatch(r"[\w.:/*%, \[\]-]+", value) else ""
+        "; strings need quotes, true and false are written small"
+        if re.fullmatch(r"(?=.*[A-Za-z.:])[\w.:/*%, \[\]-]+", value)
+        else ""
     )
 
 

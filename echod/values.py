@@ -32,8 +32,8 @@ FASTEST = 1e9
 """Per second. What is above is no limit."""
 _MAPPED = 96  # bits before the IPv4 address in an IPv4-mapped one
 MAX_PORT = 65535
-MAX_HOSTS = 32
-"""Listeners; `descriptors.RESERVE` is for them, too."""
+MAX_HOSTS = 16
+"""Listeners. A move holds twice as many, of `descriptors.RESERVE`."""
 _LONGEST_PATH = 107  # bytes: sun_path of unix(7), less its NUL
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -124,7 +124,7 @@ def host(name: str) -> str:
         address = None
     zone = name.partition("%")[2]
     if address is None or not _ZONE.fullmatch(zone):
-        raise ValueError(f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}')
+        raise ValueError(f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}{_several(name)}')
     if address.version == 6 and address.ipv4_mapped:  # noqa: PLR2004 - of IP
         raise ValueError(f'must be written as IPv4: "{address.ipv4_mapped}", got {shown(name)}')
     if zone and not address.is_link_local:
@@ -134,6 +134,10 @@ def host(name: str) -> str:
     if address.is_multicast or name == "255.255.255.255":
         raise ValueError(f"must be an address that clients can connect to, got {shown(name)}")
     return name
+
+
+def _several(value: object) -> str:
+    return '; several make a list: ["...", "..."]' if isinstance(value, str) and "," in value else ""
 
 
 def hosts(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -162,7 +166,9 @@ def network(value: object) -> Network:
             raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
         found = ipaddress.ip_network(value, strict=False)
     except ValueError:
-        raise ValueError(f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}') from None
+        raise ValueError(
+            f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}{_several(value)}'
+        ) from None
     if found.network_address != ipaddress.ip_address(value.partition("/")[0]):
         raise ValueError(f'must be a network; {shown(value)} is an address within "{found}"')
     if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped:

@@ -375,7 +375,7 @@ def test_values_that_are_surely_a_mistake_are_warnings_in_the_log(echod: Daemon)
         messages = [line["message"] for line in daemon.events("config.warning")]
         assert messages == [
             "ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?",
-            f"{daemon.file}:3: timeouts.write: timeouts.write (2m) has no effect, timeouts.idle (1m) comes first",
+            f"{daemon.file}:3: timeouts.write: 2m has no effect, timeouts.idle (1m) comes first",
         ]
         daemon.reload(text)
         assert [line["message"] for line in daemon.events("config.warning")] == messages * 2

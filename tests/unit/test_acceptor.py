@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from echod import acceptor
+from echod import acceptor, tcp
 from echod.acceptor import Acceptor
 from echod.access import Access, Ranges, Rules
 from echod.listener import bind
@@ -401,6 +402,24 @@ def test_a_retired_one_that_waits_stays_until_workers_are_free(house: House) -> 
     assert house.done == [made]
     assert sorted(house.pool.in_use) == [3, 4, 5]
     assert not house.listening
+
+
+def test_nobody_joins_the_queue_of_a_retired_one(house: House) -> None:
+    """Else it would never end on a busy port; revived, it is open again."""
+    made = house.acceptor(waits=True)
+    for _ in range(house.pool.size):
+        house.connect()
+    house.readable()
+    house.connect()
+    made.retire(lambda _: None)
+    with socket.socket() as late:
+        late.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            late.connect(("127.0.0.1", house.listener.port))
+        assert tcp.queued(house.listener.sock) == 1
+    made.revive()
+    house.connect()
+    assert tcp.queued(house.listener.sock) == 2
 
 
 def test_a_full_pool_does_not_keep_a_retired_one_that_nobody_waits_for(house: House) -> None:

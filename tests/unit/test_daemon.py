@@ -32,6 +32,7 @@ def reload_by(log: Log, load: Callable[[Path | None], config.Loaded], times: int
 
     async def reload_all() -> list[list[str]]:
         daemon = _Daemon(config.load(None, {}, {}), log, load)
+        daemon._preparation = reload.Preparation()
         try:
             return [await daemon.reload() for _ in range(times)]
         finally:
@@ -82,3 +83,22 @@ def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytes
 
     assert reload_by(log, load, 2) == [["the file could not be read and checked within 0 s"], ["read"]]
     come_back.set()
+
+
+def test_a_reload_that_can_have_no_other_thread_is_not_the_last(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that hangs comes back, and does the next."""
+    come_back = threading.Event()
+    hangs = iter([True, False])
+    monkeypatch.setattr(reload, "LONGEST", 0.5)
+
+    def fail() -> None:
+        come_back.set()
+        raise Refusal("no thread")
+
+    def load(_: Path | None) -> config.Loaded:
+        if next(hangs):
+            monkeypatch.setattr(reload, "Preparation", fail)
+            come_back.wait(DEADLINE)
+        raise Refusal("read")
+
+    assert reload_by(log, load, 2) == [["no thread"], ["read"]]

@@ -49,6 +49,17 @@ def test_the_next_line_says_how_many_had_none() -> None:
     assert refused.suppressed == [0] * 10 + [2]
 
 
+def test_a_flood_in_one_round_of_the_loop_is_limited_too() -> None:
+    """The timer of the second before does not let one more through."""
+    refused = Refused()
+    refused.refuse(12)
+    refused.loop.now += 1.1
+    refused.refuse(12)
+    assert refused.suppressed == [0] * 10 + [2] + [0] * 9
+    refused.loop.advance(0)
+    assert len(refused.suppressed) == 20
+
+
 def test_a_flush_says_what_is_left_to_say() -> None:
     """At the end of the daemon's life, or for nothing."""
     refused = Refused()

@@ -226,6 +226,8 @@ HINT = "; strings need quotes, true and false are written small"
             "[a]\nb = 007 # bond\n",
             "2: Expected newline or end of document after a statement; a number does not begin with 0 (column 6)",
         ),
+        ("[a]\nb = 80 80\n", "2: Expected newline or end of document after a statement (column 8)"),
+        ('[a]\nb = "x\nc = 1\n', "2: Illegal character '\\n'; the closing quote is missing (column 7)"),
         ("[a] b = 1\n", "1: Expected newline or end of document after a statement (column 5)"),
         ("[a]\nb = 1;\n", "2: Expected newline or end of document after a statement (column 6)"),
         ("[a]\nb =\n", "2: Invalid value; there is none (column 4)"),
