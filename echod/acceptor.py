@@ -1,7 +1,8 @@
 """The accept loop: from a listening socket to a worker.
 
-Knows nothing of settings, of how sockets get bound, and of who may come in. It accepts by hand, because asyncio's servers take whatever the
-kernel has: here a batch is bounded, and with "wait" nothing is accepted while no worker is free.
+Knows nothing of settings, of how sockets get bound, and of who may come in. It accepts by hand, because asyncio's
+servers take whatever the kernel has: here a batch is bounded, and with "wait" nothing is accepted while no worker is
+free.
 """
 
 from __future__ import annotations

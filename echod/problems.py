@@ -28,8 +28,6 @@ _TYPES = {
     "string_unicode": "a text in Unicode",
 }
 _BARE = re.compile(r"[\w-]+", re.ASCII)
-
-
 MOST = 100
 """Lines for one source; who has more problems has the wrong file."""
 

@@ -31,6 +31,8 @@ _MOST = 20
 """Items of a list in a log line."""
 LONGEST = 60.0
 """Seconds for reading and checking a file."""
+_MANY = 10_000
+"""Objects left by the thread. Fewer are collected in a millisecond; what is frozen and turns out to be garbage stays."""
 _PATIENCE = sys.getswitchinterval()
 _TURN = 0.0001
 """Seconds that the loop waits for the interpreter while the thread computes; Python's usual 5 ms would hold up each echo."""
@@ -104,7 +106,8 @@ class Preparation:
             async with asyncio.timeout(LONGEST):
                 return await asyncio.wrap_future(future)
         finally:
-            gc.freeze()  # else the first collection would look at all that the thread has made, on the loop
+            if gc.get_count()[0] > _MANY:
+                gc.freeze()  # else the first collection would look at all of them, on the loop
             gc.enable()
             sys.setswitchinterval(_PATIENCE)
 

@@ -59,7 +59,7 @@ class Listen(_Section):
 
     host: Hosts = _setting(
         ("*",),
-        '"*" for every address, IPv4 and IPv6; or one address; or a list, e.g. ["127.0.0.1", "::1"]. Addresses, not names.',
+        '"*" for every address, IPv4 and IPv6; or one address; or up to 16, e.g. ["127.0.0.1", "::1"]. Not names.',
     )
     port: Count = _setting(
         7007,

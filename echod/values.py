@@ -287,7 +287,10 @@ Hosts = Annotated[
     BeforeValidator(listed),
     AfterValidator(hosts),
     PlainSerializer(_hosts_text),
-    Form("ADDRESS", {"anyOf": [{"type": "string"}, {**_STRINGS, "minItems": 1, "uniqueItems": True}]}),
+    Form(
+        "ADDRESS",
+        {"anyOf": [{"type": "string"}, {**_STRINGS, "minItems": 1, "maxItems": MAX_HOSTS, "uniqueItems": True}]},
+    ),
 ]
 Networks = Annotated[
     tuple[Annotated[Network, BeforeValidator(network)], ...],

@@ -181,6 +181,17 @@ def test_the_thread_leaves_the_interpreter_to_the_loop(preparation: Preparation)
     assert (sys.getswitchinterval(), gc.isenabled()) == before
 
 
+@pytest.mark.parametrize(("number", "frozen"), [(100, False), (100_000, True)])
+def test_only_what_is_much_is_kept_from_the_collector(preparation: Preparation, number: int, *, frozen: bool) -> None:
+    """To look at all of it would hold up the loop; to keep a little garbage of each reload would be a leak."""
+    gc.collect()
+    before = gc.get_freeze_count()
+    made: list[list[int]] = asyncio.run(preparation.run(lambda: [[] for _ in range(number)]))
+    assert (gc.get_freeze_count() - before >= len(made)) == frozen
+    assert frozen or gc.get_freeze_count() <= before
+    gc.unfreeze()
+
+
 def test_without_a_thread_there_is_no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit of the system is one line that says which."""
 
