@@ -6,21 +6,25 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # Written when the environment has what the file beside it pins; made anew when that changes.
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
+PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format reference lock clean
+.PHONY: help run test test-faults lint format reference lock clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN) ## serve in the foreground on port 7007, by config/echod.toml
 	@exec $(BIN)/echod run --config config/echod.toml
 
-test: $(DEV) ## the whole suite, with coverage
+test: $(DEV) ## the suite, with coverage
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --numprocesses auto --dist worksteal $(PYTEST)
+	@$(BIN)/coverage run -m pytest -m "not slow" $(PARALLEL) $(PYTEST)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+test-faults: $(DEV) ## the rest: storms, abuse, and a real Prometheus
+	@$(BIN)/pytest -m slow $(PARALLEL) $(PYTEST)
 
 lint: $(DEV) ## rules, format and types
 	@$(BIN)/ruff check

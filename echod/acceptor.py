@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from echod import tcp
 from echod.addresses import unmapped
@@ -31,6 +31,9 @@ BATCH = 64
 
 PAUSE = 0.1
 """Seconds without accepting after an error of the system."""
+
+State = Literal["accepting", "waiting", "paused", "retired"]
+"""Of an acceptor: "waiting" for a worker, "paused" after an error, "retired" but for those in its backlog."""
 
 _GONE = frozenset(
     {
@@ -80,6 +83,7 @@ class Acceptor:
         self._pause: asyncio.TimerHandle | None = None
         self._failures = 0  # of accept, in a row
         self._paused: tuple[float, str] | None = None  # since when, and the error's name
+        self.paused_seconds = 0.0  # in all
 
     def resume(self) -> None:
         """Accept from now on; does nothing if it already does, or during a pause after an error."""
@@ -99,6 +103,17 @@ class Acceptor:
         if self._retired:
             self._retired = None
             self.listener.sock.listen(self.listener.backlog)
+
+    @property
+    def state(self) -> State:
+        """What becomes of a client that comes now."""
+        if self._retired:
+            return "retired"
+        if self._pause:
+            return "paused"
+        if self.waits and not self._pool.free:
+            return "waiting"
+        return "accepting"
 
     @property
     def is_retired(self) -> bool:
@@ -209,6 +224,7 @@ class Acceptor:
 
     def _end_pause(self) -> None:
         self._pause = None
+        self.paused_seconds += PAUSE
         self.resume()
 
     def _cancel_pause(self) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from echod import settings
     from echod.values import Network
 
+REASONS = ("denied", "per_source", "pool_full", "accept_rate")
+"""Why somebody may not come in, in the order in which it is asked."""
 EVERYONE: tuple[Network, ...] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 
 

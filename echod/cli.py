@@ -8,23 +8,29 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import sys
 import threading
+import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__, config, problems, reference
+from echod import __version__, admin_socket, config, operate, problems, reference
 from echod.errors import Refusal
 from echod.settings import declared
-from echod.values import printable
+from echod.values import network, printable, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from echod.client import Client
     from echod.settings import Setting
+    from echod.values import Network
 
+_CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: to the first line, and erase all
+_LONGEST_NUMBER = 19  # digits
 SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
 
@@ -107,7 +113,27 @@ def _parser() -> argparse.ArgumentParser:
     configs = _commands(_add(commands, "config", "show the configuration"))
     show = _command(configs, "show", _show, "write the settings in force, as TOML")
     show.add_argument("--sources", action="store_true", help="with a remark where each value comes from")
-    _command(configs, "schema", _schema, "write the JSON Schema of the file, for editors", settings=False)
+    _command(configs, "schema", _schema, "write the JSON Schema of the file, for editors", settings=())
+    status = _asking(commands, "status", _status, "show the state of the running daemon on one screen")
+    connections = _asking(commands, "connections", _connections, "show the open connections of the running daemon")
+    for asking in (status, connections):
+        asking.add_argument("--json", action="store_true", help="for programs: one line of JSON")
+        asking.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
+    connections.add_argument(
+        "--sort",
+        choices=operate.ORDERS,
+        default="id",
+        help="(default: id); by what can be more or less, the most first",
+    )
+    connections.add_argument(
+        "--source",
+        metavar="NETWORK",
+        type=_network,
+        help="those from one network only, e.g. 10.0.0.0/8, or one address",
+    )
+    kill = _asking(commands, "kill", _kill, "end a connection of the running daemon")
+    kill.add_argument("id", metavar="ID", type=_number, help="its number, as connections shows it")
+    _asking(commands, "reload", _reload, "have the running daemon read its file again, and say how that ended")
     return parser
 
 
@@ -125,16 +151,29 @@ def _command(
     function: Callable[[argparse.Namespace], None],
     text: str,
     *,
-    settings: bool = True,
+    settings: Iterable[Setting] | None = None,
 ) -> argparse.ArgumentParser:
+    """Add a command that takes all settings, or just these."""
     parser = _add(commands, name, text)
     parser.set_defaults(command=function)
-    if settings:
-        _add_settings(parser)
+    _add_settings(parser, list(declared() if settings is None else settings))
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _asking(
+    commands: argparse._SubParsersAction[_Parser], name: str, function: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    """Add a command about the running daemon, which it has to find."""
+    return _command(commands, name, function, text, settings=_where())
+
+
+def _where() -> Iterator[Setting]:
+    return (setting for setting in declared() if setting.name == "admin.socket")
+
+
+def _add_settings(parser: argparse.ArgumentParser, declared: Sequence[Setting]) -> None:
+    if not declared:
+        return
     parser.add_argument(
         "-c",
         "--config",
@@ -147,7 +186,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "Each is also a key of the file and a variable, in brackets, then its default. A flag wins over a variable, a"
         " variable over the file. Lists are separated by commas: --listen.host 127.0.0.1,::1.",
     )
-    for setting in declared():
+    for setting in declared:
         described = f"{reference.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
         settings.add_argument(
             *SHORT.get(setting.name, ()),
@@ -168,7 +207,7 @@ def _load(arguments: argparse.Namespace) -> config.Loaded:
 
 def _flags(arguments: argparse.Namespace) -> dict[str, str]:
     values = vars(arguments)
-    return {setting.name: values[setting.name] for setting in declared() if values[setting.name] is not None}
+    return {setting.name: values[setting.name] for setting in declared() if values.get(setting.name) is not None}
 
 
 def _warn(warnings: Iterable[str]) -> None:
@@ -216,6 +255,61 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _schema(_: argparse.Namespace) -> None:
     _say(reference.schema())
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    """Return what asks the daemon that these settings would make."""
+    from echod.client import Client  # noqa: PLC0415 - 8 MB that `run` has no use for
+
+    setting, trouble = config.admin_socket(arguments.config, _flags(arguments), os.environ)
+    return Client(admin_socket.to_ask(setting, os.environ), trouble)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    client = _client(arguments)
+    _show_answer(arguments, lambda: operate.status(client, as_json=arguments.json))
+
+
+def _connections(arguments: argparse.Namespace) -> None:
+    client = _client(arguments)
+    _show_answer(
+        arguments,
+        lambda: operate.connections(client, as_json=arguments.json, order=arguments.sort, source=arguments.source),
+    )
+
+
+def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> None:
+    redraws = arguments.watch and not arguments.json and sys.stdout.isatty()
+    while True:
+        text = answer()
+        if redraws:
+            fitting = text.splitlines(keepends=True)[: shutil.get_terminal_size().lines - 1]
+            text = f"{_CLEAR}{''.join(fitting)}"
+        _say(text)
+        if not arguments.watch:
+            return
+        time.sleep(1)
+
+
+def _kill(arguments: argparse.Namespace) -> None:
+    _say(operate.kill(_client(arguments), arguments.id))
+
+
+def _reload(arguments: argparse.Namespace) -> None:
+    _say(operate.reload(_client(arguments)))
+
+
+def _network(text: str) -> Network:
+    try:
+        return network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or len(text) > _LONGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"must be the number of a connection, got {shown(text)}")
+    return int(text)
 
 
 def _version() -> str:

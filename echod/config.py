@@ -60,6 +60,28 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     return Loaded(settings, file, layers, problems.capped(warnings, len(warnings)))
 
 
+def admin_socket(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, Refusal | None]:
+    """Return `admin.socket` alone, for who asks a daemon that may run although something else is wrong by now.
+
+    If the file can't be read, that is the second value, and the first is what there is without it.
+    """
+    trouble = None
+    try:
+        layers = sources.layers(_choose_file(file, environ), flags, environ)
+    except Refusal as refusal:
+        trouble = refusal
+        layers = sources.layers(None, flags, environ)
+    for layer in layers:
+        section = layer.values.get("admin")
+        if isinstance(section, dict) and "socket" in section:
+            alone = layer._replace(values={"admin": {"socket": section["socket"]}})
+            found = _problems_of(alone)
+            if found:
+                raise Refusal(*found)
+            return section["socket"], None
+    return Settings.model_fields["admin"].default.socket, trouble
+
+
 def _can_be_read_once(file: Path) -> bool:
     try:
         mode = file.stat().st_mode
@@ -156,10 +178,6 @@ def _cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):
             yield line(f'"{network}" has no effect, access.deny covers it', "access", "allow", number)
-    if settings.admin.socket not in ("auto", "off"):
-        yield line("this version of echod opens none", "admin", "socket")
-    if settings.admin.http != "off":
-        yield line("this version of echod opens none", "admin", "http")
 
 
 def _somaxconn() -> float:

@@ -14,26 +14,33 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
-from echod import __version__, descriptors, reload
+from echod import __version__, admin_socket, descriptors, reload
 from echod.access import Access, Rules
 from echod.drain import Drain
 from echod.errors import Refusal
 from echod.frontend import Frontend
+from echod.histogram import Histogram
 from echod.janitor import Janitor
 from echod.pool import Pool
 from echod.rejections import Rejections
+from echod.report import Meter, Reloaded
 from echod.settings import LEVELS
 from echod.values import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from echod.admin import Admin
     from echod.config import Loaded
     from echod.log import Log
     from echod.reload import Change
+    from echod.report import State
+    from echod.settings import Admin as AdminSettings
     from echod.worker import Worker
 
+LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds by which the loop may be late; its clock tells milliseconds."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -53,10 +60,10 @@ def run(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None
 
 async def _live(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None:
     daemon = _Daemon(loaded, log, load)
-    daemon.start()
+    await daemon.start()
     await daemon.told_to_stop.wait()
     aborted = await daemon.drain()
-    daemon.stop(aborted)
+    await daemon.stop(aborted)
 
 
 class _Prepared(NamedTuple):
@@ -72,33 +79,57 @@ class _Daemon:
     """What lives between start and stop. `start`, `drain` and `stop` are called once each, in this order."""
 
     def __init__(self, loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None:
-        self._loaded = loaded._replace(layers=())
-        self._log = log
+        self.loaded = loaded._replace(layers=())
+        self.log = log
         self._load = load
         self._loop = asyncio.get_running_loop()
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.told_to_stop = asyncio.Event()
         self._told_twice = self._loop.create_future()
         self._told_to_reload = asyncio.Event()
+        self._asking: list[asyncio.Future[Reloaded | None]] = []  # who wait for the answer to the next reload
+        self.reloaded = Reloaded(time.time(), time.time())
+        self._serves = False
+        self.lag = Histogram(*LAGS)
+        self._admin: Admin | None = None
 
-    def start(self) -> None:
+    @property
+    def state(self) -> State:
+        """Where in its life it is."""
+        if self.told_to_stop.is_set():
+            return "draining"
+        return "running" if self._serves else "starting"
+
+    async def start(self) -> None:
         """Bind everything, and only then say so. Signals are heard from the first line on."""
         for number in _STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._told_to_reload.set)
-        settings, file = self._loaded.settings, self._loaded.file
-        self._pool = Pool(self._log, size=settings.pool.size, lifecycle=settings.log.connections)
-        self._access = Access(self._loop, self._pool.sources, Rules.of(settings.access))
-        self._rejections = Rejections(self._loop, self._log)
-        self._frontend = Frontend(self._loop, self._log, self._pool, self._access, self._rejections)
-        bound = self._frontend.bind(settings.listen)
-        self._preparation = reload.Preparation()
-        self._warn(self._loaded)
+        settings, file = self.loaded.settings, self.loaded.file
+        self.pool = Pool(self.log, size=settings.pool.size, lifecycle=settings.log.connections)
+        self._access = Access(self._loop, self.pool.sources, Rules.of(settings.access))
+        self.rejections = Rejections(self._loop, self.log)
+        self.meter = Meter(self.pool, self.rejections)
+        self.frontend = Frontend(self._loop, self.log, self.pool, self._access, self.rejections)
+        self._open_admin(settings.admin)
+        try:
+            bound = self.frontend.bind(settings.listen)
+            self._preparation = reload.Preparation()
+        except Refusal:
+            await self._close_admin()
+            raise
+        self._warn(self.loaded)
         self._janitor = Janitor(
-            self._loop, self._log, self._pool, idle=settings.timeouts.idle, write=settings.timeouts.write
+            self._loop,
+            self.log,
+            self.pool,
+            idle=settings.timeouts.idle,
+            write=settings.timeouts.write,
+            looked=self._looked,
         )
-        self._frontend.serve(settings.listen, bound, settings.pool.when_full)
-        self._log.info(
+        self.frontend.serve(settings.listen, bound, settings.pool.when_full)
+        self._serves = True
+        self.log.info(
             "daemon.started",
             version=__version__,
             pid=os.getpid(),
@@ -108,29 +139,62 @@ class _Daemon:
         self._reloads = self._loop.create_task(self._reload_when_told())
         gc.freeze()  # what is there now stays: a collection that looked at all of it would hold up everyone for 20 ms
 
+    def _open_admin(self, settings: AdminSettings) -> None:
+        if settings.http == "off" and admin_socket.of_daemon(settings.socket, os.environ) is None:
+            return
+        from echod.admin import Admin  # noqa: PLC0415 - with its libraries 2 MB, for who wants to ask
+
+        self._admin = Admin(self._loop, self, settings)
+
+    async def _close_admin(self) -> None:
+        if self._admin:
+            await self._admin.close()
+
+    def _looked(self, late: float) -> None:
+        self.lag.observe(late)
+        if self._admin:
+            self.meter.look()
+
     def _warn(self, loaded: Loaded) -> None:
         for warning in loaded.warnings:
-            self._log.warning("config.warning", message=printable(warning))
+            self.log.warning("config.warning", message=printable(warning))
+
+    async def reload_now(self) -> Reloaded | None:
+        """Reload, and say how that ended; `None` if the daemon stops instead."""
+        if self.state != "running":
+            return None
+        answer: asyncio.Future[Reloaded | None] = self._loop.create_future()
+        self._asking.append(answer)
+        self._told_to_reload.set()
+        return await answer
 
     async def _reload_when_told(self) -> None:
-        while True:
-            await self._told_to_reload.wait()
-            self._told_to_reload.clear()
-            await self.reload()
-
-    async def reload(self) -> list[str]:
-        """Change over to the settings as they are now, as a whole or not at all; return what is wrong with them."""
+        """Reload, one time after another: who asks meanwhile gets the answer to the next one."""
+        asking: list[asyncio.Future[Reloaded | None]] = []
         try:
-            self._apply(await self._prepared())
+            while True:
+                await self._told_to_reload.wait()
+                self._told_to_reload.clear()
+                asking, self._asking = self._asking, []
+                _answer(asking, await self.reload())
+        finally:
+            _answer(asking + self._asking, None)
+
+    async def reload(self) -> Reloaded:
+        """Change over to the settings as they are now, as a whole or not at all; return how that ended."""
+        try:
+            change = self._apply(await self._prepared())
         except Refusal as refusal:
             errors = [printable(line) for line in refusal.lines]
-        except Exception:  # noqa: BLE001 - a bug in a reload must not end the daemon
-            self._log.exception("internal.error", message="a reload failed")
+        except Exception:  # a bug in a reload must not end the daemon
+            self.log.exception("internal.error", message="a reload failed")
             errors = ["internal error, please report it: the log has more"]
         else:
-            return []
-        self._log.error("config.rejected", errors=errors)
-        return errors
+            self.reloaded = Reloaded(time.time(), time.time(), change)
+            return self.reloaded
+        self.log.error("config.rejected", errors=errors)
+        self.reloaded = Reloaded(time.time(), self.reloaded.in_force_since, errors=errors)
+        return self.reloaded
 
     async def _prepared(self) -> _Prepared:
         try:
@@ -142,32 +206,33 @@ class _Daemon:
 
     def _prepare(self) -> _Prepared:
         """Do what takes time. Runs in a thread, beside the loop."""
-        loaded = self._load(self._loaded.file)
-        change = reload.change(self._loaded.settings, loaded)
-        growth = loaded.settings.pool.size - self._loaded.settings.pool.size
+        loaded = self._load(self.loaded.file)
+        change = reload.change(self.loaded.settings, loaded)
+        growth = loaded.settings.pool.size - self.loaded.settings.pool.size
         loaded = loaded._replace(layers=())  # not needed any more, and not small
-        return _Prepared(loaded, change, Rules.of(loaded.settings.access), self._pool.make(growth))
+        return _Prepared(loaded, change, Rules.of(loaded.settings.access), self.pool.make(growth))
 
-    def _apply(self, prepared: _Prepared) -> None:
+    def _apply(self, prepared: _Prepared) -> Change:
         began = time.perf_counter()
-        before, settings = self._loaded.settings, prepared.loaded.settings
+        before, settings = self.loaded.settings, prepared.loaded.settings
         descriptors.raise_soft_limit(descriptors.needed(settings.pool.size))
-        bound = self._frontend.bind(settings.listen)
+        bound = self.frontend.bind(settings.listen)
         # Up to here it may be refused, and nothing has changed but that limit; from here on nothing fails.
-        self._loaded = prepared.loaded
-        self._pool.lifecycle = settings.log.connections
-        self._pool.resize(settings.pool.size, prepared.workers)
+        self.loaded = prepared.loaded
+        self.pool.lifecycle = settings.log.connections
+        self.pool.resize(settings.pool.size, prepared.workers)
         self._access.replace(prepared.rules)
         self._janitor.set_timeouts(idle=settings.timeouts.idle, write=settings.timeouts.write)
-        self._frontend.serve(settings.listen, bound, settings.pool.when_full)
+        self.frontend.serve(settings.listen, bound, settings.pool.when_full)
         # The line that says so has to pass the old level or the new one, not both.
         level = min(before.log.level, settings.log.level, key=LEVELS.index)
-        self._log.configure(settings.log.model_copy(update={"level": level}))
+        self.log.configure(settings.log.model_copy(update={"level": level}))
         self._warn(prepared.loaded)
         names, old, new = prepared.change
         seconds = round(time.perf_counter() - began, 6)
-        self._log.info("config.reloaded", changed=names, old=old, new=new, seconds=seconds)
-        self._log.configure(settings.log)
+        self.log.info("config.reloaded", changed=names, old=old, new=new, seconds=seconds)
+        self.log.configure(settings.log)
+        return prepared.change
 
     def _on_stop_signal(self) -> None:
         if self.told_to_stop.is_set() and not self._told_twice.done():
@@ -177,11 +242,11 @@ class _Daemon:
     async def drain(self) -> int:
         """Stop accepting and let connections finish; return how many had to be cut. A second signal cuts all at once."""
         self._reloads.cancel()
-        patience = self._loaded.settings.timeouts.drain
-        self._log.info("daemon.draining", in_use=len(self._pool.in_use), timeout=patience)
-        self._frontend.close()
-        self._rejections.flush()
-        drain = Drain(self._pool)
+        patience = self.loaded.settings.timeouts.drain
+        self.log.info("daemon.draining", in_use=len(self.pool.in_use), timeout=patience)
+        self.frontend.close()
+        self.rejections.flush()
+        drain = Drain(self.pool)
         finishing = self._loop.create_task(self._finish(drain, patience))
         self._told_twice.add_done_callback(lambda _: finishing.cancel())
         try:
@@ -194,10 +259,10 @@ class _Daemon:
         empty = asyncio.Event()
 
         def look() -> None:
-            if not self._pool.in_use:
+            if not self.pool.in_use:
                 empty.set()
 
-        self._pool.when_free = look
+        self.pool.when_free = look
         look()
         try:
             async with asyncio.timeout(patience):
@@ -205,15 +270,22 @@ class _Daemon:
         except TimeoutError:
             await drain.linger()
 
-    def stop(self, aborted: int) -> None:
+    async def stop(self, aborted: int) -> None:
         """Say the last word. A signal that comes now changes nothing any more: it must not cut the log short."""
         signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP_SIGNALS, signal.SIGHUP))
+        await self._close_admin()
         self._janitor.close()
         self._preparation.close()
-        self._log.info(
+        self.log.info(
             "daemon.stopped",
-            connections=self._pool.accepted,
-            bytes_received=self._pool.bytes_received,
+            connections=self.pool.accepted,
+            bytes_received=self.pool.bytes_received,
             aborted=aborted,
-            uptime=round(time.monotonic() - self._began, 6),
+            uptime=round(time.monotonic() - self.began, 6),
         )
+
+
+def _answer(asking: Iterable[asyncio.Future[Reloaded | None]], answer: Reloaded | None) -> None:
+    for each in asking:
+        if not each.done():  # who asked may have gone
+            each.set_result(answer)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import resource
 
-RESERVE = 64
+RESERVE = 96
 """What a process holds beside its connections: listeners, event loop, log, admin clients, and the one to refuse with."""
 
 

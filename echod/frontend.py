@@ -13,6 +13,7 @@ from echod.acceptor import Acceptor
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from echod.access import Access
     from echod.listener import Listener
@@ -35,6 +36,17 @@ class Frontend:
         self._rejections = rejections
         self._acceptors: deque[Acceptor] = deque()  # also those that are retired and not yet closed
         self._listen: Listen | None = None
+        self._paused_seconds = 0.0  # of acceptors that are closed
+
+    @property
+    def acceptors(self) -> Iterable[Acceptor]:
+        """All there are, also those that are retired and not yet closed."""
+        return self._acceptors
+
+    @property
+    def paused_seconds(self) -> float:
+        """For how long acceptors have paused after errors, all in all."""
+        return self._paused_seconds + sum(acceptor.paused_seconds for acceptor in self._acceptors)
 
     def bind(self, listen: Listen) -> list[Listener]:
         """Bind what is wanted and not there yet, for `serve`. Raises `Refusal`; then nothing has changed."""
@@ -104,4 +116,5 @@ class Frontend:
 
     def _forget(self, acceptor: Acceptor) -> None:
         self._acceptors.remove(acceptor)
+        self._paused_seconds += acceptor.paused_seconds
         self._log.info("listener.stopped", listener=acceptor.listener.url, backlog=acceptor.listener.backlog)

@@ -6,10 +6,12 @@ or asks the clock: what has not changed between two looks has not moved.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from echod.log import Logger
     from echod.pool import Pool
@@ -20,7 +22,10 @@ SHORTEST_TICK = 0.05
 
 
 class Janitor:
-    """Watches a pool. Timeouts are in seconds; `None` is never."""
+    """Watches a pool. Timeouts are in seconds; `None` is never.
+
+    It has the one timer of an idle daemon. After each look, `looked` gets how many seconds late that timer was.
+    """
 
     def __init__(
         self,
@@ -30,10 +35,12 @@ class Janitor:
         *,
         idle: float | None,
         write: float | None,
+        looked: Callable[[float], None],
     ) -> None:
         self._loop = loop
         self._log = log
         self._pool = pool
+        self._looked = looked
         self._due = float("inf")  # when it looks next, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
         self.set_timeouts(idle=idle, write=write)
@@ -57,6 +64,8 @@ class Janitor:
 
     def _look(self) -> None:
         now = self._loop.time()
+        # Both clocks are CLOCK_MONOTONIC, the loop's in whole milliseconds and read once in its round.
+        late = max(0.0, time.monotonic() - self._due)
         self._look_at(now + self._tick)
         for worker in list(self._pool.in_use.values()):
             try:
@@ -64,6 +73,7 @@ class Janitor:
             except Exception:  # noqa: BLE001 - whatever it is, one connection must not keep the others from being looked at
                 self._log.exception("internal.error", message=f"looking at connection {worker.connection} failed")
         self._pool.tell_available()
+        self._looked(late)
 
     def _judge(self, worker: Worker, now: float) -> None:
         quiet = worker.quiet_for(now)

@@ -54,6 +54,7 @@ class Sink:
         self._lines: deque[bytes] = deque()
         self._held = 0  # lines not yet written: those in the queue and those the writer has in hand
         self._dropped = 0  # lines, since the last report
+        self.dropped = 0  # lines, ever
         self._closing = False
         self._idle = True
         self._written = 0  # bytes, ever
@@ -66,6 +67,7 @@ class Sink:
         with self._changed:
             if self._held >= self.limit:
                 self._dropped += 1
+                self.dropped += 1
                 return
             self._held += 1
             self._lines.append(line)
@@ -167,6 +169,11 @@ class Log:
         self.exception = bound.exception
         logging.getLogger().setLevel(settings.level.upper())
         logging.getLogger().handlers[:] = [_Handler(bound)]
+
+    @property
+    def dropped(self) -> int:
+        """The number of lines that were dropped so far."""
+        return self._sink.dropped
 
     def close(self, patience: float = 1.0) -> None:
         """Write what is held, and let Python's own log, warnings and exceptions go to standard error again."""

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from echod import addresses, tcp
+from echod.histogram import Histogram
 from echod.worker import Worker
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from echod.log import Logger
     from echod.settings import Lifecycle
     from echod.worker import Listener
+
+
+REASONS = ("eof", "reset", "idle_timeout", "write_timeout", "drained", "killed", "error")
+"""Why a connection has ended."""
+DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
+"""Seconds: from the probe of a load balancer to who stays for days."""
 
 
 class Pool:
@@ -40,8 +47,10 @@ class Pool:
         self.when_free: Callable[[], None] | None = None
         self.accepted = 0
         self.closed: Counter[str] = Counter()  # by reason
+        self.durations = Histogram(*DURATIONS)  # seconds, of closed connections
         self.bytes_received = 0  # of closed connections
         self.bytes_sent = 0
+        self._told_sent = 0
 
     def make(self, number: int) -> list[Worker]:
         """Return new workers, for `resize`. Safe in any thread."""
@@ -80,6 +89,19 @@ class Pool:
             )
         self._tell_full()
         return worker
+
+    def moved(self) -> tuple[int, int]:
+        """Return the bytes received and sent so far, with those of open connections. Takes 50 ns for each of these."""
+        received, sent = self.bytes_received, self.bytes_sent
+        for worker in self.in_use.values():
+            received += worker.received
+            sent += worker.received
+            if worker.paused or worker.dropped:
+                sent -= worker.dropped + worker.pending()
+        # A transport forgets at its end what it could not write, and its worker is booked a moment later: what has been
+        # told once is not taken back.
+        self._told_sent = max(self._told_sent, sent)
+        return received, self._told_sent
 
     def _tell_full(self) -> None:
         if not self._free and not self._told_full:
@@ -129,6 +151,8 @@ class Pool:
         self.closed[reason] += 1
         self.bytes_received += worker.received
         self.bytes_sent += sent
+        duration = time.monotonic() - worker.opened
+        self.durations.observe(duration)
         if self.lifecycle != "none":
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
             self._log.info(
@@ -138,7 +162,7 @@ class Pool:
                 listener=worker.listener.url,
                 bytes_received=worker.received,
                 bytes_sent=sent,
-                duration=round(time.monotonic() - worker.opened, 6),
+                duration=round(duration, 6),
                 reason=reason,
                 in_use=len(self.in_use) - 1,
                 tcp=info and {"rtt_us": info.rtt_us, "retransmits": info.retransmits},

@@ -5,6 +5,7 @@ Knows nothing of why a connection is refused.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from echod.log import Logger
 
 
+RECENT = 20
+
+
 class Rejections:
     """Logs refused connections, at most `LINES` within a second; the next line then says how many had none.
 
-    `count` has all of them, by reason.
+    `count` has all of them, by reason; `recent` the last ones, with when that was (Unix time).
     """
 
     LINES = 10
@@ -27,6 +31,7 @@ class Rejections:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger) -> None:
         self.count: Counter[str] = Counter()
+        self.recent: deque[tuple[float, tuple[str, int], str, str]] = deque(maxlen=RECENT)
         self._loop = loop
         self._log = log
         self._times: deque[float] = deque([float("-inf")] * self.LINES, maxlen=self.LINES)  # of the last lines
@@ -37,6 +42,7 @@ class Rejections:
     def log(self, client: tuple[str, int], listener: str, reason: str) -> None:
         """Count one refusal, and log it if there is room for a line."""
         self.count[reason] += 1
+        self.recent.append((time.time(), client, listener, reason))
         wait = self._times[0] + self.SECOND - self._loop.time()
         if wait <= 0:
             self._line(client, listener, reason)

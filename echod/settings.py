@@ -142,12 +142,12 @@ class Log(_Section):
 
 
 class Admin(_Section):
-    """How the running daemon is asked. Not yet: this version of echod opens neither."""
+    """How the running daemon is asked."""
 
     socket: SocketPath = _setting(
         "auto",
-        'Unix socket for status, connections and reload: a path, "off", or "auto": in $RUNTIME_DIRECTORY, else in'
-        " $XDG_RUNTIME_DIR/echod.",
+        'Unix socket for status, connections, kill and reload: a path, "off", or "auto": admin.sock in'
+        " $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR/echod, else none.",
         live=False,
     )
     http: Endpoint = _setting(

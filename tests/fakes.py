@@ -287,6 +287,7 @@ class House:
         self.peer_finished = False
         self.rtt_us = 0
         self.resets = 0
+        self.looks: list[float] = []  # of a janitor, and how late each was
 
     def connect(self, *, made: bool = True) -> tuple[Worker, FakeTransport]:
         ours, theirs = sockets()

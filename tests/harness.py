@@ -47,6 +47,7 @@ FIELDS = {
     "config.reloaded": {"changed", "old", "new", "seconds"},
     "config.rejected": {"errors"},
     "config.warning": {"message"},
+    "admin.started": {"listener"},
 }
 """What a line of each event has beside the three fields that every line begins with."""
 OPTIONAL_FIELDS = {"connection.rejected": {"suppressed"}}
@@ -63,8 +64,9 @@ TIMESTAMP = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{6}Z")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return this environment without any `ECHOD_…` of the developer's own, and with `variables`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ECHOD_")} | variables
+    """Return this environment without what is the developer's own echod's, and with `variables`."""
+    theirs = ("ECHOD_", "XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY")
+    return {name: value for name, value in os.environ.items() if not name.startswith(theirs)} | variables
 
 
 def command(

@@ -132,5 +132,5 @@ def test_a_hard_limit_too_low_for_the_pool_is_a_configuration_error() -> None:
     assert done.returncode == os.EX_CONFIG
     assert done.stderr.count("\n") == 1
     assert "--pool.size" in done.stderr
-    assert "700 workers need 764" in done.stderr
+    assert "700 workers need 796" in done.stderr
     assert "300" in done.stderr

@@ -10,12 +10,16 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.harness import DEADLINE, LOCAL, Echod, listens, read_all, read_exactly, reserved_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Daemon = Callable[..., Echod]
+
+pytestmark = pytest.mark.slow
 
 RELOADS = 500
 CLIENTS = 200

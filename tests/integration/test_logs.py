@@ -83,7 +83,7 @@ def test_every_line_of_a_storm_is_whole_and_the_sums_agree(echod: Daemon) -> Non
 
 def test_every_event_has_the_contracts_fields(echod: Daemon) -> None:
     """One session that brings about each event that this version has, and no line with a field too many or too few."""
-    with echod("[pool]\nsize = 1", flags=["--timeouts.write", "200ms"]) as daemon:
+    with echod("[pool]\nsize = 1", flags=["--timeouts.write", "200ms", "--admin.http", f"{LOCAL}:0"]) as daemon:
         with daemon.connect() as only:
             daemon.wait_for("pool.full")
             until(lambda: _rejected_and_counted(daemon), what="a count of rejections")

@@ -192,6 +192,7 @@ async def _come_and_go(port: int, connections: int) -> None:
             group.create_task(client())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [REJECT, WAIT], ids=["reject", "wait"])
 def test_10000_connections_later_no_worker_is_missing(echod: Daemon, config: str) -> None:
     """After thousands of connections that ended in every way, three are served at one time, and not more."""

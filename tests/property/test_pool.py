@@ -62,7 +62,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.loop = FakeLoop()
         self.lines = Lines()
         self.pool = Pool(self.lines.log, size=SIZE, lifecycle="all")
-        self.janitor = Janitor(self.loop.asyncio, self.lines.log, self.pool, idle=IDLE, write=WRITE)
+        self.janitor = Janitor(
+            self.loop.asyncio, self.lines.log, self.pool, idle=IDLE, write=WRITE, looked=lambda _: None
+        )
         self.size = SIZE
         self.open: list[Connection] = []
         self.received = 0

@@ -490,3 +490,54 @@ def test_a_retired_one_can_be_closed(house: House) -> None:
     assert not house.listening
     assert not house.loop.readers
     assert house.done == []
+
+
+def test_pauses_add_up(house: House) -> None:
+    """One that has not ended does not count yet."""
+    made = house.acceptor(errors=[errno.EMFILE] * 3)
+    house.connect()
+    for number in range(3):
+        assert made.paused_seconds == pytest.approx(number * acceptor.PAUSE)
+        house.readable()
+        house.loop.advance(acceptor.PAUSE)
+    house.readable()
+    assert made.paused_seconds == pytest.approx(3 * acceptor.PAUSE)
+
+
+def state(of: Acceptor) -> str:
+    """Return its state, of which type checkers remember nothing."""
+    return of.state
+
+
+def test_the_state_is_what_becomes_of_who_comes_now(house: House) -> None:
+    """Accepted, or not before a worker is free, or not before the system has what it takes."""
+    made = house.acceptor(waits=True, errors=[errno.EMFILE])
+    assert state(made) == "accepting"
+    for _ in range(3):
+        house.connect()
+    house.readable()
+    assert state(made) == "paused"
+    house.loop.advance(acceptor.PAUSE)
+    assert state(made) == "accepting"
+    house.readable()
+    assert state(made) == "waiting"
+    made.waits = False
+    assert state(made) == "accepting"  # and closed at once
+    made.waits = True
+    house.finish()
+    assert state(made) == "accepting"
+
+
+def test_a_retired_one_is_no_other_whatever_it_does(house: House) -> None:
+    """Nobody comes in there who has not come yet."""
+    made = house.acceptor(waits=True, errors=[errno.EMFILE])
+    for _ in range(4):
+        house.connect()
+    house.readable()
+    made.retire(house.done.append)
+    assert state(made) == "retired"
+    house.loop.advance(acceptor.PAUSE)
+    house.readable()
+    assert state(made) == "retired"
+    made.revive()
+    assert state(made) == "waiting"

@@ -6,22 +6,28 @@ import os
 import platform
 import re
 import sys
+import threading
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from echod import __version__, cli, config, daemon, log, reference
+from echod import __version__, admin_socket, cli, config, daemon, log, reference, screen
 from echod.settings import Setting, declared
+from tests.canned import Canned, row, status
+from tests.inside import as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 READERS = ["run", "check", "config show"]
 """The commands that read the configuration."""
-COMMANDS = [*READERS, "config schema"]
+ASKERS = ["status", "connections", "kill 1", "reload"]
+"""The commands that ask the running daemon."""
+COMMANDS = [*READERS, "config schema", *ASKERS[:2], "kill", "reload"]
 SETTINGS = list(declared())
 
 
@@ -29,9 +35,10 @@ SETTINGS = list(declared())
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without configuration, whatever the one is like on which the tests run."""
     for name in os.environ:
-        if name.startswith("ECHOD_"):
+        if name.startswith("ECHOD_") or name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "etc" / "echod.toml")
+    monkeypatch.setattr(admin_socket, "SYSTEM", tmp_path / "run" / "admin.sock")
 
 
 @pytest.fixture
@@ -113,14 +120,14 @@ def test_warnings_do_not_change_the_answer(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are for people, on standard error."""
-    file.write_text("[admin]\nsocket = '/run/echod.sock'\n")
+    file.write_text("[timeouts]\nidle = '5s'\nwrite = '9s'\n")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     assert run(capsys, "check", "-c", str(file)) == (
         os.EX_OK,
         f"{file}: ok\n",
         (
             "warning: ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?\n"
-            f"warning: {file}:2: admin.socket: this version of echod opens none\n"
+            f"warning: {file}:3: timeouts.write: 9s has no effect, timeouts.idle (5s) comes first\n"
         ),
     )
 
@@ -139,7 +146,7 @@ def test_a_quiet_check_says_nothing_but_what_is_wrong(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For scripts: the exit code is the answer, and warnings are not wrong."""
-    file.write_text("[admin]\nsocket = '/run/echod.sock'\n")
+    file.write_text("[timeouts]\nidle = '5s'\nwrite = '9s'\n")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     for option in ("-q", "--quiet"):
         assert run(capsys, "check", option, "-c", str(file)) == (os.EX_OK, "", "")
@@ -210,13 +217,13 @@ def test_config_show_warns_beside_its_answer(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On standard error, so that the answer stays TOML."""
-    file.write_text("[admin]\nhttp = '127.0.0.1:9107'\n")
+    file.write_text("[timeouts]\nidle = '5s'\nwrite = '9s'\n")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     code, out, errors = run(capsys, "config", "show", "-c", str(file))
-    assert (code, tomllib.loads(out)["admin"]["http"]) == (os.EX_OK, "127.0.0.1:9107")
+    assert (code, tomllib.loads(out)["timeouts"]["write"]) == (os.EX_OK, "9s")
     assert errors == (
         "warning: ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?\n"
-        f"warning: {file}:2: admin.http: this version of echod opens none\n"
+        f"warning: {file}:3: timeouts.write: 9s has no effect, timeouts.idle (5s) comes first\n"
     )
 
 
@@ -294,6 +301,19 @@ def test_the_last_of_several_flags_counts(capsys: pytest.CaptureFixture[str]) ->
         (["config", "show", "-n"], "echod config show"),
         (["config", "schema", "-c", "x"], "echod"),
         (["check", "--quie"], "echod"),
+        (["status", "--pool.size", "1"], "echod"),
+        (["status", "now"], "echod"),
+        (["connections", "--sort", "size"], "echod connections"),
+        (["connections", "--source", "evil"], "echod connections"),
+        (["connections", "--source", "10.0.0.1/8"], "echod connections"),
+        (["kill"], "echod kill"),
+        (["kill", "x"], "echod kill"),
+        (["kill", "-1"], "echod kill"),
+        (["kill", "²"], "echod kill"),
+        (["kill", "\u0661"], "echod kill"),
+        (["kill", "1" * 20], "echod kill"),
+        (["kill", "1", "2"], "echod"),
+        (["reload", "--json"], "echod"),
     ],
     ids=" ".join,
 )
@@ -334,11 +354,17 @@ def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return help_of
 
 
-@pytest.mark.parametrize(("words", "commands"), [("", ["run", "check", "config"]), ("config", ["show", "schema"])])
+@pytest.mark.parametrize(
+    ("words", "commands"),
+    [
+        ("", ["run", "check", "config", "status", "connections", "kill", "reload"]),
+        ("config", ["show", "schema"]),
+    ],
+)
 def test_help_names_the_commands(helped: Callable[[str], str], words: str, commands: list[str]) -> None:
     """With a line for each."""
     text = helped(words)
-    assert all(re.search(rf"^ +{command} +\w.+$", text, re.MULTILINE) for command in commands)
+    assert all(re.search(rf"^ +{command}\s+\w.+$", text, re.MULTILINE) for command in commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -365,6 +391,228 @@ def test_help_of_a_command_names_each_setting(helped: Callable[[str], str], comm
 def test_help_of_a_command_without_configuration_names_no_setting(helped: Callable[[str], str]) -> None:
     """It takes none."""
     assert "--pool.size" not in helped("config schema")
+
+
+@pytest.mark.parametrize("command", [command.split()[0] for command in ASKERS])
+def test_help_of_a_command_that_asks_names_where(helped: Callable[[str], str], command: str) -> None:
+    """And no other setting: it is not its business what the daemon is to do."""
+    text = helped(command)
+    assert "--admin.socket" in text
+    assert "--config FILE" in text
+    assert "--pool.size" not in text
+
+
+# The running daemon
+
+
+@pytest.fixture
+def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
+    """A daemon that answers as told, where the environment says."""
+    path = tmp_path / "admin.sock"
+    monkeypatch.setenv("ECHOD_ADMIN__SOCKET", str(path))
+    with Canned(path) as daemon:
+        yield daemon
+
+
+def test_status_is_a_screen_or_json_of_the_running_daemon(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """For people, or for programs."""
+    for _ in range(2):
+        canned.answer(200, status())
+    assert run(capsys, "status") == (os.EX_OK, screen.status(status()), "")
+    code, out, errors = run(capsys, "status", "--json")
+    assert (code, json.loads(out), errors) == (os.EX_OK, status(), "")
+
+
+def test_connections_are_sorted_and_chosen_as_told(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """By default by their numbers, and all."""
+    rows = [
+        row(id=number, bytes=number % 3, client={"address": address, "port": 1})
+        for number, address in ((2, "192.0.2.2"), (1, "192.0.2.1"), (3, "::1"), (4, "198.51.100.1"))
+    ]
+
+    def numbers(*words: str) -> list[int]:
+        canned.answer(200, rows)
+        code, out, errors = run(capsys, "connections", "--json", *words)
+        assert (code, errors) == (os.EX_OK, "")
+        return [row["id"] for row in json.loads(out)]
+
+    assert numbers() == [1, 2, 3, 4]
+    assert numbers("--sort", "bytes") == [2, 1, 4, 3]
+    assert numbers("--source", "192.0.2.0/24") == [1, 2]
+    assert numbers("--source=::1", "--sort=age") == [3]
+    canned.answer(200, rows)
+    rows.sort(key=lambda row: int(row["id"]))
+    assert run(capsys, "connections") == (os.EX_OK, screen.connections(rows), "")
+
+
+def test_kill_and_reload_say_what_was_done(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """In a line."""
+    canned.answer(200, {"id": 7, "client": {"address": "192.0.2.1", "port": 9}})
+    assert run(capsys, "kill", "7") == (os.EX_OK, "killed 7, 192.0.2.1:9\n", "")
+    canned.answer(200, {"changed": ["pool.size"], "old": {"pool.size": 1}, "new": {"pool.size": 2}})
+    assert run(capsys, "reload") == (os.EX_OK, "pool.size: 1 -> 2\n", "")
+    assert canned.requests == ["DELETE /connections/7", "POST /reload"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "content", "exit_code", "errors"),
+    [
+        ("kill 7", 404, {"error": "there is no connection 7"}, os.EX_DATAERR, "echod: there is no connection 7\n"),
+        ("reload", 422, {"errors": ["f:1: a\x1b", "f:2: b"]}, os.EX_CONFIG, "f:1: a\\u001b\nf:2: b\n"),
+        ("reload", 503, {"error": "the daemon stops"}, os.EX_UNAVAILABLE, "echod: the daemon stops\n"),
+        ("status", 500, {"error": "bug"}, os.EX_SOFTWARE, 'echod: the daemon answers 500: {"error":"bug"}\n'),
+    ],
+)
+def test_what_the_daemon_refuses_is_told(  # noqa: PLR0917 - a table
+    capsys: pytest.CaptureFixture[str],
+    canned: Canned,
+    command: str,
+    code: int,
+    content: object,
+    exit_code: int,
+    errors: str,
+) -> None:
+    """On standard error, with an exit code of its own."""
+    canned.answer(code, content)
+    assert run(capsys, *command.split()) == (exit_code, "", errors)
+
+
+@pytest.mark.parametrize("command", ASKERS)
+def test_if_no_daemon_answers_the_exit_code_is_69(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    """One line names where it was looked for."""
+    line = f"echod: no daemon answers at unix:{tmp_path}/run/admin.sock\n"
+    assert run(capsys, *command.split()) == (os.EX_UNAVAILABLE, "", line)
+    line = 'echod: admin.socket is "off": there is nobody to ask\n'
+    assert run(capsys, *command.split(), "--admin.socket", "off") == (os.EX_UNAVAILABLE, "", line)
+
+
+@pytest.mark.parametrize("command", ASKERS)
+def test_without_permission_to_ask_the_exit_code_is_77(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    """One line says how to get it."""
+    path = tmp_path / "closed" / "admin.sock"
+    path.parent.mkdir(0)
+    try:
+        with as_nobody():
+            code, out, errors = run(capsys, *command.split(), "--admin.socket", str(path))
+    finally:
+        path.parent.chmod(0o700)
+    assert (code, out) == (os.EX_NOPERM, "")
+    assert errors == f"echod: unix:{path}: no permission: be root, or the daemon's user, or of its group\n"
+
+
+@pytest.mark.parametrize("command", ASKERS)
+def test_where_to_ask_may_be_wrong(capsys: pytest.CaptureFixture[str], file: Path, command: str) -> None:
+    """As any setting, and as any file."""
+    file.write_text("[admin]\nsocket = 'relative.sock'")
+    code, out, errors = run(capsys, *command.split(), "-c", str(file))
+    assert (code, out) == (os.EX_CONFIG, "")
+    assert errors.startswith(f"{file}:2: admin.socket: must be ")
+    line = f"{file}x: can't be read: No such file or directory\n"
+    assert run(capsys, *command.split(), "-c", f"{file}x") == (os.EX_NOINPUT, "", line)
+
+
+def test_a_daemon_is_asked_although_its_file_is_wrong_by_now(
+    capsys: pytest.CaptureFixture[str], file: Path, canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is when an operator asks."""
+    monkeypatch.delenv("ECHOD_ADMIN__SOCKET")
+    file.write_text(f"[pool]\nsize = 0\n[admin]\nsocket = '{canned.path}'")
+    canned.answer(200, status())
+    assert run(capsys, "status", "-c", str(file))[0] == os.EX_OK
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is slept, of which nothing is waited for."""
+    slept: list[float] = []
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))
+    return slept
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, words: list[str], lines: int) -> tuple[int, str]:
+    """Return the exit code of a command on a terminal of so many lines, and what it wrote there."""
+    ours, theirs = os.openpty()
+    monkeypatch.setenv("LINES", str(lines))
+    monkeypatch.setenv("COLUMNS", "80")
+    written = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # EIO: nobody has it open any more
+            while data := os.read(ours, 4096):
+                written.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:  # noqa: PTH123 - a descriptor has no path
+        patch.setattr(sys, "stdout", terminal)
+        code = cli.run(words)
+    reader.join()
+    os.close(ours)
+    return code, written.decode().replace("\r\n", "\n")
+
+
+def test_watch_redraws_a_terminal_each_second(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]
+) -> None:
+    """Until Ctrl-C, or until no daemon answers."""
+    answers = [status(pid=pid) for pid in (1, 2, 3)]
+    for answer in answers:
+        canned.answer(200, answer)
+    code, text = on_terminal(monkeypatch, ["status", "--watch"], 100)
+    assert code == os.EX_UNAVAILABLE
+    assert text.split("\x1b[H\x1b[2J") == ["", *map(screen.status, answers)]
+    assert seconds == [1, 1, 1]
+    assert capsys.readouterr().err.startswith(f"echod: unix:{canned.path}: ")
+
+
+def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]) -> None:
+    """What does not fit is left out at the end, with a line for the cursor."""
+    canned.answer(200, [row(id=number) for number in range(50)])
+    _, text = on_terminal(monkeypatch, ["connections", "--watch"], 10)
+    assert text.count("\n") == 9
+    assert text.endswith("\n")
+    assert seconds == [1]
+
+
+def test_a_screen_that_is_not_watched_is_whole(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:
+    """A terminal scrolls back."""
+    canned.answer(200, [row(id=number) for number in range(50)])
+    code, text = on_terminal(monkeypatch, ["connections"], 10)
+    assert (code, text.count("\n")) == (os.EX_OK, 51)
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_watched_json_is_a_line_each_second(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    canned: Canned,
+    seconds: list[float],
+    *,
+    on_a_terminal: bool,
+) -> None:
+    """Whatever reads it."""
+    for pid in (1, 2):
+        canned.answer(200, status(pid=pid))
+    words = ["status", "--json", "--watch"]
+    code, text = on_terminal(monkeypatch, words, 10) if on_a_terminal else run(capsys, *words)[:2]
+    assert code == os.EX_UNAVAILABLE
+    assert [json.loads(line)["pid"] for line in text.splitlines()] == [1, 2]
+    assert seconds == [1, 1]
+
+
+def test_a_watched_screen_in_a_pipe_has_no_escapes(
+    capsys: pytest.CaptureFixture[str], canned: Canned, seconds: list[float]
+) -> None:
+    """It is one screen after another."""
+    for _ in range(2):
+        canned.answer(200, status())
+    assert run(capsys, "status", "--watch")[:2] == (os.EX_UNAVAILABLE, screen.status(status()) * 2)
+    assert seconds == [1, 1]
 
 
 # The process
@@ -539,7 +787,7 @@ def test_without_a_thread_for_the_log_there_is_no_daemon(
     assert err == "echod: the log's thread: can't start new thread: allow more tasks (TasksMax=, ulimit -u)\n"
 
 
-@pytest.mark.parametrize("text", [None, "[pool]\nsize = 0", '[admin]\nhttp = "[::1]:1"'])
+@pytest.mark.parametrize("text", [None, "[pool]\nsize = 0", "[timeouts]\nidle = '5s'\nwrite = '9s'"])
 def test_a_name_with_control_characters_breaks_no_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None
 ) -> None:
@@ -549,5 +797,5 @@ def test_a_name_with_control_characters_breaks_no_line(
         named.write_text(text)
     _, out, err = run(capsys, "check", "-c", str(named))
     lines = (out + err).splitlines()
-    assert len(lines) == (2 if text and "admin" in text else 1)
+    assert len(lines) == (2 if text and "idle" in text else 1)
     assert all("a\\u000ab\\u001b[31m.toml" in line for line in lines)

@@ -585,19 +585,9 @@ def test_an_allowed_network_that_is_denied_is_warned_of(file: Path) -> None:
     ]
 
 
-def test_an_admin_socket_that_is_not_opened_is_warned_of(file: Path) -> None:
-    """Whoever wrote it down waits for it; the warning says where it is written."""
-    text = "[admin]\nhttp = '127.0.0.1:9107'\n"
-    assert load(file, text, {"admin.socket": "/run/echod.sock"}).warnings == [
-        "--admin.socket: admin.socket: this version of echod opens none",
-        f"{file}:2: admin.http: this version of echod opens none",
-    ]
-    assert load(file, "[admin]\nsocket = 'off'").warnings == []
-
-
 @pytest.mark.parametrize(
     ("text", "size", "where"),
-    [("[pool]\nsize = 937", 937, "FILE:2"), ("[pool]\nwhen_full = 'wait'", 1024, "default")],
+    [("[pool]\nsize = 905", 905, "FILE:2"), ("[pool]\nwhen_full = 'wait'", 1024, "default")],
     ids=["from the file", "by default"],
 )
 def test_a_pool_above_the_hard_limit_is_refused_with_both_numbers(
@@ -607,7 +597,7 @@ def test_a_pool_above_the_hard_limit_is_refused_with_both_numbers(
     monkeypatch.setattr(descriptors, "hard_limit", lambda: 1000)
     assert problems(file, text) == [
         (
-            f"{where}: pool.size: {size} workers need {size + 64} file descriptors, the hard limit is 1000:"
+            f"{where}: pool.size: {size} workers need {size + descriptors.RESERVE} file descriptors, the hard limit is 1000:"
             " raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
         )
     ]
@@ -694,7 +684,8 @@ def test_what_this_machine_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPat
 def test_a_pool_may_take_all_of_the_hard_limit(monkeypatch: pytest.MonkeyPatch, file: Path, hard: int | None) -> None:
     """The reserve is within what a pool needs; and there may be no limit."""
     monkeypatch.setattr(descriptors, "hard_limit", lambda: hard)
-    assert load(file, "[pool]\nsize = 936").settings.pool.size == 936
+    size = 1000 - descriptors.RESERVE
+    assert load(file, f"[pool]\nsize = {size}").settings.pool.size == size
 
 
 # Once more, for a reload
@@ -734,3 +725,54 @@ def test_a_file_that_can_be_seen_no_more_is_refused_by_a_reload(file: Path) -> N
         config.load(path, {}, {}, again=False)
     with pytest.raises(Refusal, match="can't be read: File name too long"):
         config.load(path, {}, {}, again=True)
+
+
+# For who asks the daemon
+
+
+def asks(file: Path, text: str, flags: dict[str, str] | None = None, environ: dict[str, str] | None = None) -> str:
+    """Return where it is asked with this file; nothing is wrong with that."""
+    file.write_text(text)
+    socket, trouble = config.admin_socket(file, flags or {}, environ or {})
+    assert trouble is None
+    return socket
+
+
+def test_where_to_ask_comes_from_where_every_setting_does(file: Path) -> None:
+    """Flag, variable, file, default."""
+    text = "[admin]\nsocket = '/file.sock'"
+    variable, flag = {"ECHOD_ADMIN__SOCKET": "/variable.sock"}, {"admin.socket": "/flag.sock"}
+    assert asks(file, text, flag, variable) == "/flag.sock"
+    assert asks(file, text, {}, variable) == "/variable.sock"
+    assert asks(file, text) == "/file.sock"
+    assert asks(file, "[admin]\nhttp = '127.0.0.1:9107'") == "auto"
+    assert asks(file, "") == "auto"
+
+
+def test_where_to_ask_is_found_whatever_else_is_wrong(file: Path) -> None:
+    """The daemon may run on what was right when it started."""
+    text = "[pool]\nsize = 0\nsise = 1\n[admin]\nsocket = '/a.sock'\nnonsense = 1\nhttp = 'x'"
+    assert asks(file, text, {"listen.port": "x"}) == "/a.sock"
+    assert asks(file, "admin = 7") == "auto"
+
+
+def test_where_to_ask_may_be_wrong_itself(file: Path) -> None:
+    """Then it is that setting, and no other, that is told."""
+    file.write_text("[pool]\nsize = 0\n[admin]\nsocket = 'a.sock'")
+    with pytest.raises(Refusal) as caught:
+        config.admin_socket(file, {}, {})
+    (line,) = caught.value.lines
+    assert line.startswith(f"{file}:4: admin.socket: must be ")
+
+
+def test_a_file_that_can_not_be_read_is_no_end_yet(file: Path) -> None:
+    """A daemon may answer where one is by default; if none does, that is why. A flag makes it of no interest."""
+    file.write_text("nonsense")
+    for trouble in ("nonsense", None):
+        socket, refusal = config.admin_socket(file, {}, {})
+        assert socket == "auto"
+        assert refusal
+        assert str(file) in refusal.lines[0]
+        if trouble:
+            file.unlink()
+    assert config.admin_socket(file, {"admin.socket": "/a.sock"}, {}) == ("/a.sock", None)

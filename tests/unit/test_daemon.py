@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from echod import config, reload, settings
 from echod.daemon import _Daemon
 from echod.errors import Refusal
 from echod.log import Log
+from echod.report import Reloaded
 from tests.harness import DEADLINE
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def reload_by(log: Log, load: Callable[[Path | None], config.Loaded], times: int
         daemon = _Daemon(config.load(None, {}, {}), log, load)
         daemon._preparation = reload.Preparation()
         try:
-            return [await daemon.reload() for _ in range(times)]
+            return [list((await daemon.reload()).errors) for _ in range(times)]
         finally:
             daemon._preparation.close()
 
@@ -102,3 +104,61 @@ def test_a_reload_that_can_have_no_other_thread_is_not_the_last(log: Log, monkey
         raise Refusal("read")
 
     assert reload_by(log, load, 2) == [["no thread"], ["read"]]
+
+
+def test_before_it_serves_and_when_it_stops_it_does_not_reload(log: Log) -> None:
+    """Who asks on the admin socket is told so."""
+
+    async def ask() -> list[object]:
+        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}))
+        states: list[object] = [daemon.state, await daemon.reload_now()]
+        daemon._serves = True
+        states.append(daemon.state)
+        daemon._on_stop_signal()
+        return [*states, daemon.state, await daemon.reload_now()]
+
+    assert uvloop.run(ask()) == ["starting", None, "running", "draining", None]
+
+
+def asked_at_once(log: Log, times: int, reloads: int) -> list[Reloaded | None]:
+    """Return the answers to some who ask for a reload at one time, after so many reloads the daemon stops."""
+
+    async def ask() -> list[Reloaded | None]:
+        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}))
+        daemon._serves = True
+        ended = asyncio.Event()
+        left = iter(range(reloads))
+
+        async def reload_instead() -> Reloaded:
+            if next(left, None) is None:
+                ended.set()
+                await asyncio.Event().wait()
+            return Reloaded(1.0, 1.0)
+
+        daemon.reload = reload_instead  # type: ignore[method-assign]
+        asking = [asyncio.create_task(daemon.reload_now()) for _ in range(times)]
+        await asyncio.sleep(0)
+        gone = asyncio.create_task(daemon.reload_now())
+        await asyncio.sleep(0)
+        gone.cancel()
+        running = asyncio.create_task(daemon._reload_when_told())
+        if not reloads:
+            await ended.wait()
+            asking.append(asyncio.create_task(daemon.reload_now()))
+            await asyncio.sleep(0)
+            running.cancel()
+        answers = await asyncio.gather(*asking)
+        running.cancel()
+        return answers
+
+    return uvloop.run(ask())
+
+
+def test_all_who_ask_get_the_answer_to_the_next_reload(log: Log) -> None:
+    """Also if one of them has gone meanwhile."""
+    assert asked_at_once(log, 3, 1) == [Reloaded(1.0, 1.0)] * 3
+
+
+def test_nobody_who_asks_waits_for_ever_when_it_stops(log: Log) -> None:
+    """Neither those whose reload has begun, nor those who wait for the next one."""
+    assert asked_at_once(log, 3, 0) == [None] * 4

@@ -522,3 +522,27 @@ def test_close_before_it_has_served_does_nothing(house: House) -> None:
     """As when the start is refused."""
     house.frontend.close()
     assert house.lines.lines == []
+
+
+def test_pauses_of_all_add_up_also_when_they_are_gone(house: House) -> None:
+    """A counter never goes back."""
+    house.serve([ONE, OTHER])
+    for number, each in enumerate(house.frontend.acceptors, 1):
+        each.paused_seconds = float(number)
+    assert house.frontend.paused_seconds == 3.0
+    house.serve(OTHER)
+    assert house.frontend.paused_seconds == 3.0
+    house.acceptors[0].paused_seconds += 0.5
+    assert house.frontend.paused_seconds == 3.5
+    house.frontend.close()
+    assert house.frontend.paused_seconds == 3.5
+
+
+def test_acceptors_are_all_there_are(house: House) -> None:
+    """Also those that are retired and have not gone yet."""
+    old = house.serve(ONE, house.reserve(), "wait")
+    house.fill(old)
+    house.connect(old)
+    new = house.serve(ONE, house.reserve(), "wait")
+    states = {acceptor.listener.port: acceptor.state for acceptor in house.frontend.acceptors}
+    assert states == {old: "retired", new: "waiting"}

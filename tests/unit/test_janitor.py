@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from echod import janitor as janitor_module
 from echod import tcp
 from echod.janitor import Janitor
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def watch(house: House, *, idle: float | None = None, write: float | None = None) -> Janitor:
-    return Janitor(house.loop.asyncio, house.lines.log, house.pool, idle=idle, write=write)
+    return Janitor(house.loop.asyncio, house.lines.log, house.pool, idle=idle, write=write, looked=house.looks.append)
 
 
 def test_an_idle_connection_is_ended_by_fin(house: House) -> None:
@@ -219,3 +221,26 @@ def test_a_look_that_is_late_comes_at_once(house: House) -> None:
     janitor.set_timeouts(idle=300.0, write=30.0)
     house.loop.advance(0)
     assert times == [1.5]
+
+
+def test_after_each_look_it_says_how_late_it_was(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock and not by the loop, which reads that once in its round; never less than nothing."""
+    clock = SimpleNamespace(ahead=0.0)
+    monkeypatch.setattr(janitor_module, "time", SimpleNamespace(monotonic=lambda: house.loop.now + clock.ahead))
+    watch(house)
+    for clock.ahead in (0.0, 0.25, -0.5):
+        house.loop.advance(1.0)
+    assert house.looks == pytest.approx([0.0, 0.25, 0.0])
+
+
+def test_a_look_that_fails_for_one_is_a_look(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who counts on it is told in any case."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(tcp, "unacknowledged", fail)
+    watch(house)
+    house.connect()
+    house.loop.advance(2.0)
+    assert len(house.looks) == 2

@@ -38,8 +38,15 @@ class Pipe:
     def read_all(self) -> bytes:
         """Close the writing end and read to the end."""
         self.output.close()
-        with os.fdopen(self.reader, "rb") as stream:
-            return stream.read()
+        data = b""
+        while chunk := os.read(self.reader, PIPE_SIZE):
+            data += chunk
+        return data
+
+    def close_reader(self) -> None:
+        """Be a reader that has gone."""
+        os.close(self.reader)
+        self.reader = -1
 
 
 @pytest.fixture
@@ -47,8 +54,8 @@ def pipe() -> Iterator[Pipe]:
     pipe = Pipe()
     yield pipe
     pipe.output.close()
-    with contextlib.suppress(OSError):  # read_all has closed it
-        os.close(pipe.reader)
+    if pipe.reader >= 0:
+        pipe.close_reader()
 
 
 @pytest.fixture
@@ -166,7 +173,7 @@ def test_close_gives_up_on_a_sink_that_takes_nothing(pipe: Pipe) -> None:
         sink.put(bytes(1000))
     sink.close(0.1)
     assert sink._thread.is_alive()
-    os.close(pipe.reader)  # and with an error it ends
+    pipe.close_reader()  # and with an error it ends
     sink._thread.join(DEADLINE)
     assert not sink._thread.is_alive()
 
@@ -491,5 +498,24 @@ def test_an_overload_that_lasts_is_told_while_it_lasts(pipe: Pipe) -> None:
         if b"dropped" in data:
             break
     assert b"dropped" in data
-    os.close(pipe.reader)
+    pipe.close_reader()
     sink.close(0.1)
+
+
+def test_what_was_dropped_is_counted_for_ever(pipe: Pipe) -> None:
+    """Also after it was reported; it is the reports' sum."""
+    log = Log(pipe.output, settings.Log(level="info", format="json", queue=10))
+    assert log.dropped == 0
+    sums = []
+    data = bytearray()
+    for number in (1, 2):
+        for _ in range(500):
+            log.info("event", text="x" * 1000)
+        sums.append(log.dropped)
+        while data.count(b'"log.dropped"') < number:
+            data += os.read(pipe.reader, PIPE_SIZE)
+    log.close()
+    data += pipe.read_all()
+    assert 0 < sums[0] < sums[1] == log.dropped
+    lines = [json.loads(line) for line in data.splitlines()]
+    assert sum(line["lines"] for line in lines if line["event"] == "log.dropped") == log.dropped

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from echod import pool as pool_module
 from echod import tcp
-from echod.pool import Pool, peer
+from echod.pool import REASONS, Pool, _reason, peer
 from tests.fakes import FakeListener, FakeLoop, FakeTransport, Lines, sockets
 
 if TYPE_CHECKING:
@@ -346,3 +348,69 @@ def test_a_resize_that_leaves_room_says_nothing(house: House) -> None:
     house.resize(5)
     house.resize(1)
     assert house.lines.lines == []
+
+
+def test_what_moves_counts_while_it_moves(house: House) -> None:
+    """Of open connections and of those that have ended; what the peer has not taken is not sent."""
+    assert house.pool.moved() == (0, 0)
+    _, first = house.connect()
+    _, second = house.connect()
+    first.receive(b"12345")
+    second.window = 2
+    second.receive(b"1234567")
+    assert house.pool.moved() == (12, 7)
+    second.take(1)
+    assert house.pool.moved() == (12, 8)
+    house.end(first)
+    assert house.pool.moved() == (12, 8)
+    second.take(4)
+    house.end(second)
+    assert house.pool.moved() == (12, 12) == (house.pool.bytes_received, house.pool.bytes_sent)
+
+
+def test_what_came_after_our_end_is_not_sent(house: House) -> None:
+    """It was dropped, also if nothing is pending."""
+    worker, transport = house.connect()
+    transport.receive(b"12345")
+    worker.dropped = 2
+    assert house.pool.moved() == (5, 3)
+
+
+@pytest.mark.parametrize("read_meanwhile", [False, True])
+def test_what_was_told_as_sent_is_never_taken_back(
+    house: House, monkeypatch: pytest.MonkeyPatch, *, read_meanwhile: bool
+) -> None:
+    """A counter that goes back looks like a restart. A transport forgets at its end what it could not write."""
+    monkeypatch.setattr(tcp, "info", lambda _: tcp.Info(peer_finished=False, rtt_us=5, retransmits=1, written=2))
+    _, transport = house.connect()
+    transport.window = 2
+    transport.receive(b"12345")
+    assert house.pool.moved() == (5, 2)
+    transport.fail(ConnectionResetError())
+    told = house.pool.moved()[1] if read_meanwhile else 2
+    house.loop.run()
+    assert house.pool.bytes_sent == 2
+    assert house.pool.moved() == (5, told)
+    _, transport = house.connect()
+    transport.receive(b"1234567890")
+    assert house.pool.moved() == (15, max(told, 12))
+
+
+def test_durations_are_those_of_connections_that_have_ended(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, whether or not it has a line; the same as there."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for lifecycle, seconds in (("all", 2.5), ("none", 400.0)):
+        house.pool.lifecycle = lifecycle  # type: ignore[assignment]
+        _, transport = house.connect()
+        assert house.pool.durations.cumulative()[-1] == (lifecycle == "none")
+        clock.now += seconds
+        house.end(transport)
+    assert (house.pool.durations.sum, house.pool.durations.most) == (402.5, 400.0)
+    assert house.lines.events("connection.closed")[0]["duration"] == 2.5
+
+
+def test_every_reason_that_there_is_has_its_name() -> None:
+    """The metrics have a series for each from the start, and for no other."""
+    assert {_reason(exc) for exc in (None, ConnectionError(), ValueError())} < set(REASONS)
+    assert len(set(REASONS)) == len(REASONS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from echod import rejections
 from echod.rejections import Rejections
 from tests.fakes import FakeLoop, Lines
 
@@ -103,3 +106,16 @@ def test_every_refusal_is_counted_by_its_reason() -> None:
     assert refused.rejections.count == {"pool_full": 12, "denied": 3}
     refused.loop.advance(10)
     assert refused.rejections.count == {"pool_full": 12, "denied": 3}
+
+
+def test_the_last_refusals_are_kept() -> None:
+    """With when each was; also those that have no line, and not more than are looked at."""
+    refused = Refused()
+    before = time.time()
+    refused.refuse(rejections.RECENT, "pool_full")
+    refused.refuse(2, "denied")
+    recent = refused.rejections.recent
+    assert [reason for *_, reason in recent] == ["pool_full"] * (rejections.RECENT - 2) + ["denied"] * 2
+    at, *what = recent[-1]
+    assert before <= recent[0][0] <= at <= time.time()
+    assert what == [("192.0.2.1", 1), "tcp://192.0.2.2:7", "denied"]
