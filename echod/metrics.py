@@ -10,10 +10,10 @@ import os
 import platform
 import resource
 import time
-from functools import partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -22,7 +22,6 @@ from prometheus_client.core import (
     InfoMetricFamily,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
-from prometheus_client.registry import Collector
 
 from echod import __version__
 from echod.access import REASONS as REJECTED
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client import Metric
+    from prometheus_client.registry import Collector
 
     from echod.histogram import Histogram
     from echod.report import Daemon
@@ -46,28 +46,40 @@ _VERSIONS = {"version": __version__, "python": platform.python_version(), "uvloo
 _BOOTED = round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 2)  # once: a start does not move with the clock
 
 
-class _One(Collector):
-    """What Prometheus' library encodes: here, one metric at a time."""
+class _Reading(NamedTuple):
+    """A metric, with the values that it has now as further arguments of what makes it."""
 
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
+    make: Callable[..., Metric]
+    name: str
+    text: str
+    values: tuple[Any, ...]
 
-    def collect(self) -> Iterable[Metric]:
-        return (self._metric,)
+    def collect(self) -> Iterator[Metric]:
+        """Yield it, as Prometheus' library wants it for writing."""
+        yield self.make(self.name, self.text, *self.values)
 
 
 async def expose(daemon: Daemon, accept: str) -> tuple[bytes, str]:
     """Return the metrics and their content type, in the best form that `accept` admits.
 
-    All values are read at one moment; while they are written out, which takes ten times as long, echoes go on in between.
+    All values are read at one moment. To write them out takes longer: what has not changed since the last time is not written
+    anew, and for the rest, echoes go on in between.
     """
-    encode, content_type = _encoder(accept)
+    content_type = _encoder(accept)[1]
     parts = []
-    for metric in list(_read(daemon)):
-        parts.append(encode(_One(metric())).removesuffix(_END))
-        await asyncio.sleep(0)
+    for reading in list(_read(daemon)):
+        before = _written.cache_info().misses
+        parts.append(_written(content_type, reading))
+        if _written.cache_info().misses != before:
+            await asyncio.sleep(0)
     end = _END if content_type.startswith("application/openmetrics-text") else b""
     return b"".join(parts) + end, content_type
+
+
+@lru_cache(maxsize=64)
+def _written(content_type: str, reading: _Reading) -> bytes:
+    encode, _ = _encoder(content_type)
+    return encode(cast("Collector", reading)).removesuffix(_END)
 
 
 def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
@@ -79,11 +91,10 @@ def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     return encode, content_type
 
 
-def _read(daemon: Daemon) -> Iterator[Callable[[], Metric]]:
-    """Yield what makes each metric of values that are read now."""
+def _read(daemon: Daemon) -> Iterator[_Reading]:
     pool = daemon.pool
     received, sent = pool.moved()
-    yield partial(InfoMetricFamily, "echod_build", "Versions.", value=_VERSIONS)
+    yield _Reading(_build, "echod_build", "Versions.", ())
     yield _counter("echod_connections_accepted", "Connections that got a worker.", pool.accepted)
     yield _by_reason("echod_connections_closed", "Connections that have ended, by reason.", CLOSED, pool.closed)
     yield _by_reason(
@@ -112,33 +123,37 @@ def _read(daemon: Daemon) -> Iterator[Callable[[], Metric]]:
     yield from _process()
 
 
-def _counter(name: str, text: str, value: float) -> Callable[[], Metric]:
-    return partial(CounterMetricFamily, name, text, value=value)
+def _counter(name: str, text: str, value: float) -> _Reading:
+    return _Reading(CounterMetricFamily, name, text, (value,))
 
 
-def _gauge(name: str, text: str, value: float) -> Callable[[], Metric]:
-    return partial(GaugeMetricFamily, name, text, value=value)
+def _gauge(name: str, text: str, value: float) -> _Reading:
+    return _Reading(GaugeMetricFamily, name, text, (value,))
 
 
-def _by_reason(name: str, text: str, reasons: Iterable[str], counts: Counter[str]) -> Callable[[], Metric]:
-    values = [(reason, counts[reason]) for reason in reasons]  # 0 too: a series that begins with 1 shows no increase
-
-    def make() -> Metric:
-        family = CounterMetricFamily(name, text, labels=["reason"])
-        for reason, value in values:
-            family.add_metric([reason], value)
-        return family
-
-    return make
+def _by_reason(name: str, text: str, reasons: Iterable[str], counts: Counter[str]) -> _Reading:
+    # 0 too: a series that begins with 1 shows no increase.
+    return _Reading(_of_reasons, name, text, tuple((reason, counts[reason]) for reason in reasons))
 
 
-def _histogram(name: str, text: str, values: Histogram) -> Callable[[], Metric]:
+def _of_reasons(name: str, text: str, *counts: tuple[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["reason"])
+    for reason, count in counts:
+        family.add_metric([reason], count)
+    return family
+
+
+def _histogram(name: str, text: str, values: Histogram) -> _Reading:
     bounds = (*map(str, values.bounds), "+Inf")
-    buckets = list(zip(bounds, values.cumulative(), strict=True))
-    return partial(HistogramMetricFamily, name, text, buckets=buckets, sum_value=values.sum)
+    buckets = tuple(zip(bounds, values.cumulative(), strict=True))
+    return _Reading(HistogramMetricFamily, name, text, (buckets, values.sum))
 
 
-def _process() -> Iterator[Callable[[], Metric]]:
+def _build(name: str, text: str) -> Metric:
+    return InfoMetricFamily(name, text, _VERSIONS)
+
+
+def _process() -> Iterator[_Reading]:
     """Yield the standard metrics of a process, by the names of Prometheus' library.
 
     Not by its collector, which lists all descriptors one by one: 0.5 ms with 1,000 connections, 5 ms with 10,000.

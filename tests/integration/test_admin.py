@@ -424,9 +424,12 @@ def test_reloads_asked_for_at_the_same_time_are_all_answered(admin: Daemon, tmp_
                 assert answer.status == 200
                 assert answer.json["new"] in ({}, {"pool.size": size})
             assert clients[0].ask("/status").json["pool"]["size"] == size
+
+        def changes() -> list[int]:
+            return [line["new"]["pool.size"] for line in daemon.answers if line["new"]]
+
+        until(lambda: changes() == list(range(2, 12)), what="a line for each change, in their order")
         assert 10 <= len(daemon.answers) <= 10 * 11
-        changes = [line["new"]["pool.size"] for line in daemon.answers if line["new"]]
-        assert changes == list(range(2, 12))
 
 
 # Where the socket is

@@ -176,6 +176,7 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
 
 def test_all_values_are_of_one_moment(daemon: Inside) -> None:
     """What happens while they are written out is in none of them."""
+    metrics._written.cache_clear()  # or nothing might have to be written, in no time
 
     async def scrape() -> str:
         exposing = metrics.expose(daemon, "")
@@ -192,6 +193,17 @@ def test_all_values_are_of_one_moment(daemon: Inside) -> None:
     assert "echod_connections_accepted_total 0.0" in text
     assert "echod_connections_in_use 0.0" in text
     assert plain(samples(daemon))["echod_connections_in_use"] == 1.0
+
+
+def test_only_what_has_changed_is_written_anew(daemon: Inside) -> None:
+    """Most of it has not, between two scrapes; and what has is never that of before."""
+    metrics._written.cache_clear()
+    samples(daemon)
+    before = metrics._written.cache_info().misses
+    daemon.house.connect()
+    assert plain(samples(daemon))["echod_connections_in_use"] == 1.0
+    written = metrics._written.cache_info().misses - before
+    assert 2 <= written < 8  # those two, and the process's
 
 
 @pytest.mark.parametrize("accept", ["", OPEN])
