@@ -777,3 +777,14 @@ async def test_a_client_that_goes_in_the_middle_of_its_answer_is_no_bug() -> Non
             go.set()
             await becomes(lambda: not server.connections)
         assert server.lines.lines == []
+
+
+@on_loop
+async def test_it_is_no_proxy() -> None:
+    """A tunnel would be no HTTP any more: it is refused before anybody answers it."""
+    async with serving(echo) as server:
+        with server.connect() as client:
+            await client.send(b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert (await client.answer()).status == 501
+            assert await client.read() == b""
+        assert server.lines.lines == []
