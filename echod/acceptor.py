@@ -131,10 +131,11 @@ class Acceptor:
     def close(self) -> None:
         """Take what the kernel has completed, as far as there are workers, and stop listening.
 
-        Whoever is left in the backlog after that gets a reset from the kernel.
+        Whoever is left in the backlog after that gets a reset from the kernel. On a socket that is not ours alone, the
+        next process serves them, and nobody is taken now who might have to be cut.
         """
         self._cancel_pause()
-        for _ in range(tcp.queued(self.listener.sock)):
+        for _ in range(0 if self.listener.inherited else tcp.queued(self.listener.sock)):
             if not self._pool.free or not self._accept():
                 break
         self._end()

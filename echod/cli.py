@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__, admin_socket, config, operate, problems, reference
+from echod import __version__, admin_socket, config, operate, problems, reference, systemd
 from echod.errors import Refusal
 from echod.settings import declared
 from echod.values import network, printable, shown
@@ -47,7 +47,7 @@ def main() -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Do what the words say; return the exit code (0, or one of sysexits.h). `--help` and `--version` raise SystemExit."""
     try:
-        arguments = _parser().parse_args(words)
+        arguments = parser().parse_args(words)
         arguments.command(arguments)
     except Refusal as refusal:
         _complain(*map(printable, refusal.lines))
@@ -74,6 +74,8 @@ def _guard_standard_streams() -> None:
 def _say(text: str) -> None:
     """Answer on standard output, and make sure that it got there."""
     try:
+        if systemd.is_journal(1, os.environ):
+            text = systemd.prefixed("answer", text.removesuffix("\n")) + "\n"
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
@@ -81,11 +83,13 @@ def _say(text: str) -> None:
         raise Refusal(f"echod: standard output: {error.strerror}", exit_code=os.EX_SOFTWARE) from None
 
 
-def _complain(*lines: str) -> None:
+def _complain(*lines: str, level: str = "error") -> None:
     """Write lines on standard error, as far as it takes them: the exit code stands in any case."""
     try:
+        journal = systemd.is_journal(2, os.environ)
         for line in lines:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where people are told
+            text = systemd.prefixed(level, line) if journal else line
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is where people are told
     except OSError:
         _discard(2)
 
@@ -103,7 +107,8 @@ class _Parser(argparse.ArgumentParser):
         raise Refusal(f"{self.prog}: {message} (see {self.prog} --help)", exit_code=os.EX_USAGE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; `grammar` reads it too."""
     parser = _Parser(prog="echod", description="An echo daemon (RFC 862).", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
     commands = _commands(parser)
@@ -211,7 +216,7 @@ def _flags(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _warn(warnings: Iterable[str]) -> None:
-    _complain(*(printable(f"warning: {line}") for line in warnings))
+    _complain(*(printable(f"warning: {line}") for line in warnings), level="warning")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -219,14 +224,15 @@ def _run(arguments: argparse.Namespace) -> None:
     from echod.log import Log  # noqa: PLC0415 - see above
 
     loaded = _load(arguments)
+    service = systemd.Service(os.environ)
     flags, environ = _flags(arguments), dict(os.environ)
     try:
-        log = Log(sys.stdout, loaded.settings.log)
+        log = Log(sys.stdout, loaded.settings.log, journal=systemd.is_journal(1, os.environ))
     except RuntimeError as error:
         line = f"echod: the log's thread: {error}: allow more tasks (TasksMax=, ulimit -u)"
         raise Refusal(line, exit_code=os.EX_SOFTWARE) from None
     try:
-        daemon.run(loaded, log, lambda file: config.load(file, flags, environ, again=True))
+        daemon.run(loaded, log, lambda file: config.load(file, flags, environ, again=True), service)
     except Refusal:
         raise
     except Exception:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
-from echod import __version__, admin_socket, descriptors, reload
+from echod import __version__, admin_socket, descriptors, listener, reload
 from echod.access import Access, Rules
 from echod.drain import Drain
 from echod.errors import Refusal
@@ -37,29 +37,31 @@ if TYPE_CHECKING:
     from echod.reload import Change
     from echod.report import State
     from echod.settings import Admin as AdminSettings
+    from echod.systemd import Service
     from echod.worker import Worker
 
 LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds by which the loop may be late; its clock tells milliseconds."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NOT_BOUND = "[listen] is not bound: the sockets come from systemd (LISTEN_FDS)"
 
 
-def run(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None:
+def run(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded], service: Service) -> None:
     """Serve until a signal ends it. A reload calls `load` with the file in force, in a thread.
 
-    Raises `Refusal` if it can't listen.
+    Raises `Refusal` if it can't listen, or not on what the service has inherited.
     """
     descriptors.raise_soft_limit(descriptors.needed(loaded.settings.pool.size))
     # Not asyncio.Runner: it runs the loop once more to close it, which needs descriptors, and there may be none left.
     loop = uvloop.new_event_loop()
     try:
-        loop.run_until_complete(_live(loaded, log, load))
+        loop.run_until_complete(_live(loaded, log, load, service))
     finally:
         loop.close()
 
 
-async def _live(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None:
-    daemon = _Daemon(loaded, log, load)
+async def _live(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded], service: Service) -> None:
+    daemon = _Daemon(loaded, log, load, service)
     await daemon.start()
     await daemon.told_to_stop.wait()
     aborted = await daemon.drain()
@@ -78,10 +80,11 @@ class _Prepared(NamedTuple):
 class _Daemon:
     """What lives between start and stop. `start`, `drain` and `stop` are called once each, in this order."""
 
-    def __init__(self, loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded]) -> None:
+    def __init__(self, loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded], service: Service) -> None:
         self.loaded = loaded._replace(layers=())
         self.log = log
         self._load = load
+        self._service = service
         self._loop = asyncio.get_running_loop()
         self.began = time.monotonic()
         self.told_to_stop = asyncio.Event()
@@ -110,7 +113,8 @@ class _Daemon:
         self._access = Access(self._loop, self.pool.sources, Rules.of(settings.access))
         self.rejections = Rejections(self._loop, self.log)
         self.meter = Meter(self.pool, self.rejections)
-        self.frontend = Frontend(self._loop, self.log, self.pool, self._access, self.rejections)
+        inherited = [listener.adopt(*each) for each in self._service.inherited]
+        self.frontend = Frontend(self._loop, self.log, self.pool, self._access, self.rejections, inherited=inherited)
         self._open_admin(settings.admin)
         try:
             bound = self.frontend.bind(settings.listen)
@@ -127,6 +131,9 @@ class _Daemon:
             write=settings.timeouts.write,
             looked=self._looked,
         )
+        if inherited:
+            names = [each.name for each in self._service.inherited]
+            self.log.info("listener.inherited", names=names, message=_NOT_BOUND)
         self.frontend.serve(settings.listen, bound, settings.pool.when_full)
         self._serves = True
         self.log.info(
@@ -138,6 +145,15 @@ class _Daemon:
         )
         self._reloads = self._loop.create_task(self._reload_when_told())
         gc.freeze()  # what is there now stays: a collection that looked at all of it would hold up everyone for 20 ms
+        self._service.ping(self._loop)
+        self._service.ready(self._status)
+
+    def _status(self) -> str:
+        """Say in one line how it goes, for `systemctl status`."""
+        in_use = len(self.pool.in_use)
+        if self.told_to_stop.is_set():
+            return f"draining, {in_use} connections open"
+        return f"{in_use} of {self.pool.size} workers in use, listening on {', '.join(self.frontend.urls)}"
 
     def _open_admin(self, settings: AdminSettings) -> None:
         if settings.http == "off" and admin_socket.of_daemon(settings.socket, os.environ) is None:
@@ -154,6 +170,7 @@ class _Daemon:
         self.lag.observe(late)
         if self._admin:
             self.meter.look()
+        self._service.look(self._status)
 
     def _warn(self, loaded: Loaded) -> None:
         for warning in loaded.warnings:
@@ -182,6 +199,13 @@ class _Daemon:
 
     async def reload(self) -> Reloaded:
         """Change over to the settings as they are now, as a whole or not at all; return how that ended."""
+        self._service.reloading()
+        try:
+            return await self._reload()
+        finally:
+            self._service.ready(self._status)
+
+    async def _reload(self) -> Reloaded:
         try:
             change = self._apply(await self._prepared())
         except Refusal as refusal:
@@ -230,6 +254,8 @@ class _Daemon:
         self._warn(prepared.loaded)
         names, old, new = prepared.change
         seconds = round(time.perf_counter() - began, 6)
+        if self._service.inherited and {"listen.host", "listen.port"} & set(names):
+            self.log.warning("config.warning", message=_NOT_BOUND)
         self.log.info("config.reloaded", changed=names, old=old, new=new, seconds=seconds)
         self.log.configure(settings.log)
         return prepared.change
@@ -244,6 +270,7 @@ class _Daemon:
         self._reloads.cancel()
         patience = self.loaded.settings.timeouts.drain
         self.log.info("daemon.draining", in_use=len(self.pool.in_use), timeout=patience)
+        self._service.stopping(self._status)
         self.frontend.close()
         self.rejections.flush()
         drain = Drain(self.pool)

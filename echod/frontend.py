@@ -13,7 +13,7 @@ from echod.acceptor import Acceptor
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from echod.access import Access
     from echod.listener import Listener
@@ -24,16 +24,27 @@ if TYPE_CHECKING:
 
 
 class Frontend:
-    """Gives one pool the connections of several listeners."""
+    """Gives one pool the connections of several listeners.
+
+    Those that were `inherited`, if there are any, stand in for all that is wanted, now and after each reload.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, log: Logger, pool: Pool, access: Access, rejections: Rejections
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: Logger,
+        pool: Pool,
+        access: Access,
+        rejections: Rejections,
+        *,
+        inherited: Sequence[Listener] = (),
     ) -> None:
         self._loop = loop
         self._log = log
         self._pool = pool
         self._access = access
         self._rejections = rejections
+        self._inherited = inherited
         self._acceptors: deque[Acceptor] = deque()  # also those that are retired and not yet closed
         self._listen: Listen | None = None
         self._paused_seconds = 0.0  # of acceptors that are closed
@@ -50,6 +61,8 @@ class Frontend:
 
     def bind(self, listen: Listen) -> list[Listener]:
         """Bind what is wanted and not there yet, for `serve`. Raises `Refusal`; then nothing has changed."""
+        if self._inherited:
+            return [] if self._acceptors else list(self._inherited)
         there = self._there(listen)
         return listener.bind(
             [host for host in listen.host if host not in there],
@@ -80,11 +93,16 @@ class Frontend:
             )
             self._log.info("listener.started", listener=each.url, backlog=each.backlog)
         for acceptor in list(self._acceptors):
-            if acceptor in wanted or acceptor.listener in bound:
+            if acceptor in wanted or acceptor.listener in (*bound, *self._inherited):
                 acceptor.revive()
                 acceptor.resume()
             else:
                 acceptor.retire(self._forget)
+
+    @property
+    def urls(self) -> list[str]:
+        """The names of the listeners that are not retired."""
+        return sorted(acceptor.listener.url for acceptor in self._acceptors if not acceptor.is_retired)
 
     def close(self) -> None:
         """Stop listening, everywhere."""

@@ -1,4 +1,4 @@
-"""From the addresses of `[listen]` to listening sockets.
+"""From the addresses of `[listen]`, or from what systemd hands over, to listening sockets.
 
 Knows nothing of accepting. "*" is one dual-stack socket, or IPv4 alone where the machine has no IPv6.
 """
@@ -9,8 +9,10 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from echod import tcp
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _ANY_PORT_ATTEMPTS = 8
+_NO_TCP = "no TCP socket: the socket unit needs ListenStream= with a port"
 _FIRST_UNPRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
 
 
@@ -29,6 +32,36 @@ class Listener(NamedTuple):
     port: int
     backlog: int
     url: str
+    inherited: bool = False
+    """Whether the service manager has it too: who waits there is served by the next process, when this one has ended."""
+
+
+def adopt(fd: int, name: str) -> Listener:
+    """Take a socket that was handed over under this name. Raises `Refusal` if it is no listening TCP socket.
+
+    Its options and its flags are the manager's too, who does not mind: it only waits for connections on it.
+    """
+    where = f"echod: {name} (descriptor {fd})"
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise Refusal(f"{where}: {_NO_TCP}")
+    sock = socket.socket(fileno=fd)
+    problem = _why_not(sock)
+    if problem:
+        sock.close()
+        raise Refusal(f"{where}: {problem}")
+    sock.setblocking(False)  # noqa: FBT003 - it has no other form
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # as in `_socket`
+    address, port = sock.getsockname()[:2]
+    return Listener(sock, address, port, tcp.backlog(sock), url(address, port), inherited=True)
+
+
+def _why_not(sock: socket.socket) -> str:
+    """Return why nobody can be accepted on it, or an empty text."""
+    if (sock.type, sock.proto) != (socket.SOCK_STREAM, socket.IPPROTO_TCP):
+        return _NO_TCP
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "does not listen: the socket unit needs Accept=no"
+    return ""
 
 
 def bind(

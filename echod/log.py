@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 import orjson
 import structlog
 
+from echod import systemd
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -134,15 +136,19 @@ class Logger(Protocol):
 
 
 class Log:
-    """The daemon's log, a `Logger` whose form and level can be changed while others hold it."""
+    """The daemon's log, a `Logger` whose form and level can be changed while others hold it.
+
+    If the output is the journal, each line begins with its priority.
+    """
 
     info: Callable[..., Any]
     warning: Callable[..., Any]
     error: Callable[..., Any]
     exception: Callable[..., Any]
 
-    def __init__(self, output: TextIO, settings: settings.Log) -> None:
+    def __init__(self, output: TextIO, settings: settings.Log, *, journal: bool = False) -> None:
         self._terminal = os.isatty(output.fileno())
+        self._journal = journal
         self._sink = Sink(output.fileno(), settings.queue, self._dropped_line)
         self.configure(settings)
         self._capture()
@@ -156,6 +162,8 @@ class Log:
             self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
             self._chain = [_stamp, structlog.processors.format_exc_info, _json, _line]
+        if self._journal:
+            self._chain.insert(-1, _prioritized)
         self._sink.limit = settings.queue
         bound = structlog.wrap_logger(
             _Output(self._sink.put),
@@ -262,3 +270,7 @@ def _json(_: object, __: str, event: EventDict) -> bytes:
 def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - the renderer's str or bytes; structlog types it as a dict
     line: bytes = rendered if isinstance(rendered, bytes) else rendered.encode(errors="backslashreplace")
     return line + b"\n"
+
+
+def _prioritized(_: object, level: str, rendered: Any) -> str:  # noqa: ANN401 - as for _line
+    return systemd.prefixed(level, rendered if isinstance(rendered, str) else rendered.decode())

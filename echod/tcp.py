@@ -15,6 +15,7 @@ from typing import NamedTuple
 _INFO = struct.Struct("=B67xI28xI40xI52xQQ")
 """struct tcp_info: tcpi_state, tcpi_rtt, tcpi_total_retrans, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans."""
 _QUEUED = struct.Struct("=24xI")
+_BACKLOG = struct.Struct("=28xI")
 _CLOSE_WAIT = 8  # <netinet/tcp.h>: the peer's FIN has arrived
 _INT = struct.Struct("=i")
 _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
@@ -42,6 +43,11 @@ def info(sock: socket.socket) -> Info:
 def queued(listener: socket.socket) -> int:
     """Return how many connections wait on a listening socket to be accepted; there, TCP_INFO's tcpi_unacked says that."""
     return int(_QUEUED.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUED.size))[0])
+
+
+def backlog(listener: socket.socket) -> int:
+    """Return how many may wait on a listening socket; there, TCP_INFO's tcpi_sacked says that."""
+    return int(_BACKLOG.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size))[0])
 
 
 def unacknowledged(sock: socket.socket) -> int:

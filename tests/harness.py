@@ -35,6 +35,7 @@ FIELDS = {
     "daemon.stopped": {"connections", "bytes_received", "aborted", "uptime"},
     "listener.started": {"listener", "backlog"},
     "listener.stopped": {"listener", "backlog"},
+    "listener.inherited": {"names", "message"},
     "connection.opened": _CONNECTION | {"connection", "in_use"},
     "connection.closed": _CONNECTION
     | {"connection", "bytes_received", "bytes_sent", "duration", "reason", "in_use", "tcp"},
@@ -70,7 +71,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def command(
-    *words: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    *words: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), pass_fds: Sequence[int] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of echod to its end."""
     return subprocess.run(
@@ -81,6 +82,7 @@ def command(
         check=False,
         env=environment(**env or {}),
         stdin=subprocess.DEVNULL,
+        pass_fds=pass_fds,
     )
 
 
@@ -97,6 +99,7 @@ class Echod:
         stdout: int = subprocess.PIPE,
         port: int = 0,
         prefix: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """By default the port is any free one, on 127.0.0.1; `config` and `flags` come on top of that.
 
@@ -120,6 +123,7 @@ class Echod:
             stderr=subprocess.PIPE,
             env=environment(**variables | dict(env or {})),
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         self._reader: threading.Thread | None = None
 

@@ -23,6 +23,8 @@ from tests.inside import as_nobody
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from echod.systemd import Service
+
 READERS = ["run", "check", "config show"]
 """The commands that read the configuration."""
 ASKERS = ["status", "connections", "kill 1", "reload"]
@@ -701,6 +703,39 @@ def test_a_stream_that_python_found_closed_is_opened(
     assert target.read_text() == "a\\udcffb\n"
 
 
+def journal(path: Path) -> str:
+    """Return what names this file as the stream to the journal."""
+    status = path.stat()
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "text"),
+    [
+        (["config", "schema"], "stdout", "<6>{\n<6> "),
+        (["check", "-c", "/nonexistent"], "stderr", "<3>/nonexistent: "),
+        (["check"], "stderr", "<4>warning: ECHOD_X: unknown variable"),
+    ],
+)
+def test_in_the_journal_each_line_has_its_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, text: str
+) -> None:
+    """What is wrong is found by it; what a command answers, such as ExecReload=, is kept out of the daemon's lines by it."""
+    monkeypatch.setenv("ECHOD_X", "1")
+    number = {"stdout": 1, "stderr": 2}[name]
+    saved = os.dup(number)
+    try:
+        with (tmp_path / "journal").open("w") as stream, monkeypatch.context() as patch:
+            os.dup2(stream.fileno(), number)
+            patch.setenv("JOURNAL_STREAM", journal(tmp_path / "journal"))
+            patch.setattr(sys, name, stream)
+            cli.run(words)
+    finally:
+        os.dup2(saved, number)
+        os.close(saved)
+    assert text in (tmp_path / "journal").read_text()
+
+
 def test_a_failure_of_the_program_is_a_log_line_and_exit_code_70(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -739,7 +774,7 @@ def test_run_hands_its_warnings_to_the_daemon(
 ) -> None:
     """They are lines of the log there: standard error may be read by nobody."""
     seen: list[config.Loaded] = []
-    monkeypatch.setattr(daemon, "run", lambda loaded, _, load: seen.extend((loaded, load(loaded.file))))
+    monkeypatch.setattr(daemon, "run", lambda loaded, _, load, __: seen.extend((loaded, load(loaded.file))))
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     with file.with_name("log").open("w") as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
@@ -756,7 +791,7 @@ def test_a_reload_reads_the_same_file_with_the_same_flags_and_variables(
     """As they were at start; only the file may say something new, and it has to be one that can be read again."""
     seen: list[config.Loaded] = []
 
-    def serve(loaded: config.Loaded, _: log.Log, load: Callable[[Path | None], config.Loaded]) -> None:
+    def serve(loaded: config.Loaded, _: log.Log, load: Callable[[Path | None], config.Loaded], __: Service) -> None:
         file.write_text("[log]\nqueue = 7\nlevel = 'error'\n[pool]\nsize = 6")
         monkeypatch.setenv("ECHOD_LOG__LEVEL", "warning")
         seen.extend((loaded, load(loaded.file)))

@@ -14,6 +14,7 @@ from echod.daemon import _Daemon
 from echod.errors import Refusal
 from echod.log import Log
 from echod.report import Reloaded
+from echod.systemd import Service
 from tests.harness import DEADLINE
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def reload_by(log: Log, load: Callable[[Path | None], config.Loaded], times: int
     """Return what each of some reloads is refused with."""
 
     async def reload_all() -> list[list[str]]:
-        daemon = _Daemon(config.load(None, {}, {}), log, load)
+        daemon = _Daemon(config.load(None, {}, {}), log, load, Service({}))
         daemon._preparation = reload.Preparation()
         try:
             return [list((await daemon.reload()).errors) for _ in range(times)]
@@ -110,7 +111,7 @@ def test_before_it_serves_and_when_it_stops_it_does_not_reload(log: Log) -> None
     """Who asks on the admin socket is told so."""
 
     async def ask() -> list[object]:
-        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}))
+        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}), Service({}))
         states: list[object] = [daemon.state, await daemon.reload_now()]
         daemon._serves = True
         states.append(daemon.state)
@@ -124,7 +125,7 @@ def asked_at_once(log: Log, times: int, reloads: int) -> list[Reloaded | None]:
     """Return the answers to some who ask for a reload at one time, after so many reloads the daemon stops."""
 
     async def ask() -> list[Reloaded | None]:
-        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}))
+        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}), Service({}))
         daemon._serves = True
         ended = asyncio.Event()
         left = iter(range(reloads))

@@ -109,3 +109,11 @@ def test_an_old_kernel_has_no_books_either(pair: tuple[socket.socket, socket.soc
 
     with Old(fileno=pair[0].detach()) as old, pytest.raises(OSError, match="too short"):
         tcp.info(old)
+
+
+def test_the_backlog_is_what_listen_was_asked_for() -> None:
+    """Of a socket that somebody else has set up, nothing else tells."""
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as listener:
+        assert tcp.backlog(listener) == 7
+        listener.listen(9)
+        assert tcp.backlog(listener) == 9

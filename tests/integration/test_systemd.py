@@ -1,0 +1,173 @@
+"""The real process under a manager that is not systemd, but speaks like it: notifications, watchdog, inherited sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, send_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Daemon = Callable[..., Echod]
+
+_HAND_OVER = """\
+import fcntl, os, sys
+fds = [int(fd) for fd in sys.argv[1].split(",")]
+copies = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]  # out of the way
+for number, fd in enumerate(copies):
+    os.dup2(fd, 3 + number)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Manager:
+    """The other end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(str(path))
+        self.sock.settimeout(DEADLINE)
+        self.messages: list[str] = []
+
+    def wait_for(self, beginning: str) -> str:
+        """Wait for a message that begins like this; those before are forgotten."""
+        while True:
+            message = self.sock.recv(4096).decode()
+            self.messages.append(message)
+            if message.startswith(beginning):
+                return message
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path / "notify")
+    with manager.sock:
+        yield manager
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A listening socket as systemd would hold it."""
+    with socket.create_server((LOCAL, 0)) as sock:
+        yield sock
+
+
+@pytest.fixture
+def activated(echod: Daemon) -> Callable[..., Echod]:
+    """Return what starts a daemon to which sockets are handed over."""
+
+    def start(*sockets: socket.socket, config: str = "", **arguments: object) -> Echod:
+        fds = [sock.fileno() for sock in sockets]
+        return echod(config, prefix=handed_over(*sockets), pass_fds=fds, **arguments)
+
+    return start
+
+
+def handed_over(*sockets: socket.socket) -> list[str]:
+    """Return the words before a command to which these sockets go, as systemd does it."""
+    return [sys.executable, "-c", _HAND_OVER, ",".join(str(sock.fileno()) for sock in sockets)]
+
+
+def notified(tmp_path: Path, **variables: str) -> dict[str, str]:
+    return {"NOTIFY_SOCKET": str(tmp_path / "notify"), **variables}
+
+
+# Notifications
+
+
+def test_the_manager_is_told_of_each_turn_in_its_life(echod: Daemon, manager: Manager, tmp_path: Path) -> None:
+    """Ready when it serves, the pool as it is, reloads with their end, and the stop with all the time it takes."""
+    with echod("[pool]\nsize = 7", env=notified(tmp_path)) as daemon:
+        listening = f"listening on tcp://127.0.0.1:{daemon.port}"
+        assert manager.wait_for("READY=1") == f"READY=1\nSTATUS=0 of 7 workers in use, {listening}"
+        with daemon.connect() as client:
+            client.sendall(b"x")
+            assert read_exactly(client, 1) == b"x"
+            assert manager.wait_for("STATUS=") == f"STATUS=1 of 7 workers in use, {listening}"
+            daemon.reload("[pool]\nsize = 9")
+            assert manager.wait_for("RELOADING=1").startswith("RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.wait_for("READY=1") == f"READY=1\nSTATUS=1 of 9 workers in use, {listening}"
+            daemon.reload("[pool]\nsize = 0")
+            assert manager.wait_for("READY=1") == "READY=1"
+            daemon.signal(signal.SIGTERM)
+            stopping = manager.wait_for("STOPPING=1")
+            assert stopping == "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=draining, 1 connections open"
+            assert manager.wait_for("EXTEND_TIMEOUT_USEC=")
+        assert daemon.wait() == 0
+
+
+def test_the_watchdog_is_pinged_while_it_serves_and_while_it_drains(
+    echod: Daemon, manager: Manager, tmp_path: Path
+) -> None:
+    """And not while it is stopped, of course: then the manager ends it."""
+    with echod(env=notified(tmp_path, WATCHDOG_USEC="150000")) as daemon, daemon.connect() as client:
+        client.sendall(b"x")
+        assert read_exactly(client, 1) == b"x"
+        for _ in range(3):
+            manager.wait_for("WATCHDOG=1")
+        daemon.signal(signal.SIGTERM)
+        manager.wait_for("STOPPING=1")
+        for _ in range(3):
+            manager.wait_for("WATCHDOG=1")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+
+
+# Inherited sockets
+
+
+def test_it_serves_on_what_it_is_handed_and_binds_nothing(
+    activated: Callable[..., Echod], listener: socket.socket
+) -> None:
+    """Whatever `[listen]` says, and says later; a line tells."""
+    port = listener.getsockname()[1]
+    with activated(listener, config="[listen]\nport = 1\n") as daemon:
+        (line,) = daemon.events("listener.inherited")
+        assert (line["names"], line["message"].split(":")[0]) == (["unknown"], "[listen] is not bound")
+        assert daemon.wait_for("listener.started")["listener"] == f"tcp://127.0.0.1:{port}"
+        assert daemon.echo(b"hi") == b"hi"
+        answer = daemon.reload("[listen]\nport = 2\n")
+        assert (answer["event"], answer["changed"]) == ("config.reloaded", ["listen.port"])
+        assert daemon.wait_for("config.warning")["message"].startswith("[listen] is not bound")
+        assert daemon.echo(b"hi") == b"hi"
+        assert daemon.reload("[listen]\nport = 2\n[pool]\nsize = 3\n")["changed"] == ["pool.size"]
+        assert len(daemon.events("config.warning")) == 1
+
+
+def test_a_client_that_comes_between_two_processes_is_refused_by_none(
+    activated: Callable[..., Echod], listener: socket.socket
+) -> None:
+    """The backlog outlives the one, and the next one serves it; whoever was connected has got all of its echo."""
+    with activated(listener) as first, first.connect() as old:
+        old.sendall(b"a")
+        assert read_exactly(old, 1) == b"a"
+        first.signal(signal.SIGTERM)
+        first.wait_for("listener.stopped")
+        between = first.connect()
+        send_all(old, b"b")
+        assert read_all(old) == b"b"
+        assert first.wait() == 0
+    with between, first.connect() as late, activated(listener) as second:
+        for client in (between, late):
+            send_all(client, b"hi")
+            assert read_all(client) == b"hi"
+        assert second.wait_for("connection.closed", count=2)["reason"] == "eof"
+
+
+def test_what_it_can_not_serve_on_is_refused() -> None:
+    """In a line, with 78: to start it again changes nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+        done = command("run", prefix=handed_over(wrong), pass_fds=[wrong.fileno()])
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr == (
+        "echod: unknown (descriptor 3): no TCP socket: the socket unit needs ListenStream= with a port\n"
+    )

@@ -1,0 +1,402 @@
+"""What systemd is told, and what it hands over: real datagram sockets, real descriptors, and no systemd."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from echod import settings, systemd
+from echod.errors import Refusal
+from echod.log import Log
+from echod.systemd import Inherited, Service, is_journal, prefixed
+from tests.fakes import FakeLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from echod.settings import Format
+
+    Made = Callable[[dict[str, str]], Service]
+
+PID = str(os.getpid())
+EXTENSION = "EXTEND_TIMEOUT_USEC=15000000"
+
+
+class Manager:
+    """The other end of NOTIFY_SOCKET."""
+
+    def __init__(self, address: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(address.replace("@", "\0", 1) if address.startswith("@") else address)
+        self.address = address
+
+    def told(self) -> list[str]:
+        """Return the messages that have come since the last time, each with its assignments."""
+        messages = []
+        while select.select([self.sock], [], [], 0)[0]:
+            messages.append(self.sock.recv(4096).decode())
+        return messages
+
+    def fill(self) -> int:
+        """Send until the queue takes no more; return how many that were."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other:
+            other.connect(self.sock.getsockname())
+            count = 0
+            try:
+                while True:
+                    other.send(b"x")
+                    count += 1
+            except BlockingIOError:
+                return count
+
+
+class Clock:
+    """A monotonic clock that goes when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(str(tmp_path / "notify") if request.param == "path" else f"@echod-test-{tmp_path.name}-{PID}")
+    with manager.sock:
+        yield manager
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def made() -> Iterator[Made]:
+    """What makes services, and lets go of what a process would hold to its end."""
+    services: list[Service] = []
+
+    def make(environ: dict[str, str]) -> Service:
+        services.append(Service(environ))
+        return services[-1]
+
+    yield make
+    for service in services:
+        if service._socket:
+            service._socket.close()
+
+
+@pytest.fixture
+def service(manager: Manager, made: Made, clock: Clock) -> Service:
+    service = made({"NOTIFY_SOCKET": manager.address})
+    clock.now += 1
+    return service
+
+
+def idle() -> str:
+    return "0 of 7"
+
+
+def busy() -> str:
+    return "7 of 7"
+
+
+# Notifications
+
+
+def test_ready_comes_with_the_status(service: Service, manager: Manager) -> None:
+    """In one message: whoever waits for the one finds the other."""
+    service.ready(idle)
+    assert manager.told() == ["READY=1\nSTATUS=0 of 7"]
+
+
+def test_a_reload_is_begun_with_the_time_and_ended_by_ready(service: Service, manager: Manager) -> None:
+    """sd_notify(3): MONOTONIC_USEC is by CLOCK_MONOTONIC. A status that is as before is not said again."""
+    service.ready(idle)
+    service.reloading()
+    service.ready(idle)
+    _, begun, ended = manager.told()
+    first, _, microseconds = begun.partition("\nMONOTONIC_USEC=")
+    assert first == "RELOADING=1"
+    assert 0 < int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert ended == "READY=1"
+
+
+def test_a_stop_asks_for_more_time_for_as_long_as_it_takes(service: Service, manager: Manager, clock: Clock) -> None:
+    """Once a second, with a status that changes or not."""
+    service.ready(busy)
+    service.stopping(busy)
+    assert manager.told()[1] == f"STOPPING=1\n{EXTENSION}"
+    for status, said in ((busy, EXTENSION), (idle, f"STATUS=0 of 7\n{EXTENSION}")):
+        service.look(status)
+        service.look(status)
+        assert manager.told() == [said]
+        clock.now += 1
+
+
+def test_a_reload_that_a_stop_breaks_off_is_not_ready_again(service: Service, manager: Manager) -> None:
+    """The last word is that it stops."""
+    service.reloading()
+    service.stopping(idle)
+    service.ready(idle)
+    assert manager.told()[-1].startswith("STOPPING=1")
+
+
+def test_the_status_is_said_when_it_is_new_at_most_once_a_second(
+    service: Service, manager: Manager, clock: Clock
+) -> None:
+    """However often somebody looks."""
+    service.ready(idle)
+    manager.told()
+    service.look(idle)
+    assert manager.told() == []
+    service.look(busy)
+    assert manager.told() == []
+    clock.now += 1
+    service.look(busy)
+    service.look(idle)
+    assert manager.told() == ["STATUS=7 of 7"]
+
+
+def test_a_full_socket_does_not_block_and_nothing_that_counts_is_lost(
+    service: Service, manager: Manager, clock: Clock
+) -> None:
+    """What a unit waits for is sent as soon as there is room; pings and statuses that nobody had are not."""
+    full = manager.fill()
+    service.reloading()
+    service.ready(idle)
+    service.look(busy)
+    service.ping(FakeLoop().asyncio)
+    assert manager.told() == ["x"] * full
+    service.look(busy)
+    assert [message.split("=")[0] for message in manager.told()] == ["RELOADING", "READY", "STATUS"]
+    manager.fill()
+    clock.now += 1
+    service.look(idle)
+    manager.told()
+    clock.now += 1
+    service.look(idle)
+    assert manager.told() == ["STATUS=0 of 7"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/nonexistent/notify", "@echod-nobody", "/" + "x" * 200, "vsock:2:1", "@", "/dev/null", "notify"],
+)
+def test_a_socket_that_is_none_hurts_nobody(address: str, made: Made, clock: Clock) -> None:
+    """The daemon serves on; what it would say does not pile up."""
+    service = made({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"})
+    loop = FakeLoop()
+    service.ping(loop.asyncio)
+    for _ in range(100):
+        service.reloading()
+        service.ready(idle)
+        service.look(idle)
+        clock.now += 1
+    service.stopping(idle)
+    assert len(service._unsent) == systemd._MOST_UNSENT
+
+
+def test_a_sandbox_without_unix_sockets_is_as_without_systemd(
+    monkeypatch: pytest.MonkeyPatch, made: Made, manager: Manager
+) -> None:
+    """RestrictAddressFamilies= may leave out AF_UNIX."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(97, "Address family not supported by protocol")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", refuse)
+        service = made({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000"})
+    service.ready(idle)
+    service.look(idle)
+    service.ping(FakeLoop().asyncio)
+    assert manager.told() == []
+
+
+def test_without_systemd_nothing_is_said_and_no_status_made() -> None:
+    """Nor is a timer set."""
+
+    def never() -> str:
+        raise AssertionError
+
+    environ = {"HOME": "/root"}
+    service, loop = Service(environ), FakeLoop()
+    service.ping(loop.asyncio)
+    service.ready(never)
+    service.reloading()
+    service.look(never)
+    service.stopping(never)
+    assert service.inherited == []
+    assert loop._timers == []
+    assert environ == {"HOME": "/root"}
+
+
+def test_what_is_meant_for_this_process_is_not_left_to_its_children(made: Made, manager: Manager) -> None:
+    """All of it goes out of the environment, and no descriptor is inherited."""
+    environ = {
+        "NOTIFY_SOCKET": manager.address,
+        "WATCHDOG_USEC": "1000000",
+        "WATCHDOG_PID": PID,
+        "LISTEN_PID": PID,
+        "LISTEN_FDS": "0",
+        "LISTEN_FDNAMES": "",
+        "HOME": "/root",
+    }
+    service = made(environ)
+    assert environ == {"HOME": "/root"}
+    assert service._socket is not None
+    assert not service._socket.get_inheritable()
+
+
+# The watchdog
+
+
+@pytest.mark.parametrize("variables", [{}, {"WATCHDOG_PID": PID}])
+def test_the_watchdog_is_pinged_three_times_as_often_as_it_wants(
+    variables: dict[str, str], made: Made, manager: Manager
+) -> None:
+    """By a timer of the loop, so only while that gets around to its timers."""
+    service, loop = made({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000"} | variables), FakeLoop()
+    service.ping(loop.asyncio)
+    assert manager.told() == ["WATCHDOG=1"]
+    loop.advance(10)
+    assert manager.told() == ["WATCHDOG=1"] * 10
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "-1"},
+        {"WATCHDOG_USEC": "٣"},
+        {"WATCHDOG_USEC": "9" * 5000},
+    ],
+)
+def test_without_a_watchdog_of_its_own_nothing_is_pinged(
+    variables: dict[str, str], made: Made, manager: Manager
+) -> None:
+    """Somebody else's, none, or what is no time."""
+    service, loop = made({"NOTIFY_SOCKET": manager.address} | variables), FakeLoop()
+    service.ping(loop.asyncio)
+    assert manager.told() == []
+    assert loop._timers == []
+
+
+# Inherited sockets
+
+
+@pytest.fixture
+def first(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The number of the first of three descriptors in a row, as if it were 3."""
+    three = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    base = 200
+    for number, fd in enumerate(three):
+        os.dup2(fd, base + number)
+        os.close(fd)
+    monkeypatch.setattr(systemd, "_FIRST", base)
+    yield base
+    for number in range(3):
+        os.close(base + number)
+
+
+def inherited(**variables: str) -> list[Inherited]:
+    return Service({"LISTEN_PID": PID, **variables}).inherited
+
+
+def test_inherited_descriptors_have_names_and_go_to_no_child(first: int) -> None:
+    """In their order; without names, each is `unknown`, as sd_listen_fds_with_names(3) has it."""
+    assert inherited(LISTEN_FDS="2", LISTEN_FDNAMES="one:") == [(first, "one"), (first + 1, "")]
+    assert not os.get_inheritable(first)
+    assert not os.get_inheritable(first + 1)
+    assert os.get_inheritable(first + 2)
+    assert inherited(LISTEN_FDS="1") == [(first, "unknown")]
+
+
+@pytest.mark.parametrize("variables", [{}, {"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {"LISTEN_PID": "soon"}])
+def test_what_was_meant_for_another_process_is_left_alone(variables: dict[str, str]) -> None:
+    """A parent's variables may still be there; the descriptors are something else by now."""
+    environ = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "one"} | variables
+    assert Service(environ).inherited == []
+    assert environ == {}
+
+
+def test_no_number_of_descriptors_is_none() -> None:
+    """And so is the number 0."""
+    assert inherited() == []
+    assert inherited(LISTEN_FDS="0", LISTEN_FDNAMES="") == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"LISTEN_FDS": "many"}, "LISTEN_FDS: must be a number, got 'many'"),
+        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS: must be a number"),
+        ({"LISTEN_FDS": "4"}, "LISTEN_FDS: says 4, but descriptor 203: Bad file descriptor"),
+        ({"LISTEN_FDS": "9" * 18}, "but descriptor 203: Bad file descriptor"),
+        (
+            {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "one"},
+            "LISTEN_FDNAMES: must have a name for each of 2 sockets, got 'one'",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("first")
+def test_what_can_not_be_is_refused(variables: dict[str, Any], problem: str) -> None:
+    """In one line, with the exit code of a configuration that is not right."""
+    with pytest.raises(Refusal) as caught:
+        inherited(**variables)
+    (line,) = caught.value.lines
+    assert problem in line
+    assert caught.value.exit_code == os.EX_CONFIG
+
+
+# The journal
+
+
+def test_the_journal_is_known_by_its_device_and_inode(tmp_path: Path) -> None:
+    """The variable alone says nothing: output may have gone elsewhere since."""
+    with (tmp_path / "stream").open("w") as stream, (tmp_path / "other").open("w") as other:
+        status = os.fstat(stream.fileno())
+        environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert is_journal(stream.fileno(), environ)
+        assert not is_journal(other.fileno(), environ)
+        assert not is_journal(stream.fileno(), {})
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [("error", 3), ("warning", 4), ("info", 5), ("debug", 5), ("critical", 5), ("answer", 6)]
+)
+def test_a_line_begins_with_its_priority(level: str, priority: int) -> None:
+    """As sd-daemon(3) has it; so does each line of a text of several, which are several messages there."""
+    assert prefixed(level, "one\ntwo") == f"<{priority}>one\n<{priority}>two"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_in_the_journal_each_line_begins_with_its_priority(tmp_path: Path, form: Format) -> None:
+    """Also the one about dropped lines, and each of a traceback in the form for people; the journal takes it off again."""
+    with (tmp_path / "journal").open("w") as output:
+        log = Log(output, settings.Log(level="debug", format=form), journal=True)
+        log.info("one")
+        log.warning("two")
+        try:
+            raise ValueError("three")
+        except ValueError:
+            log.exception("three")
+        logging.getLogger("library").debug("four")
+        log._sink.put(log._dropped_line(7))
+        log.close()
+    lines = (tmp_path / "journal").read_text().splitlines()
+    traceback = len(lines) - 4
+    assert [line[:3] for line in lines] == ["<5>", "<4>", *["<3>"] * traceback, "<5>", "<4>"]
+    if form == "json":
+        assert [json.loads(line[3:])["level"] for line in lines] == ["info", "warning", "error", "debug", "warning"]
