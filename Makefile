@@ -35,8 +35,9 @@ format: $(DEV) ## put the code into its form
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-reference: $(RUN) ## write what is generated from the settings: config/ and the README's table
+reference: $(RUN) ## write what is generated: config/, man/, completions/, the README's table
 	@$(BIN)/python -m echod.reference
+	@$(BIN)/python -m echod.manual
 
 lock: ## pin the newest dependencies, with hashes (needs uv)
 	uv pip compile $(LOCK) --group run --output-file requirements.txt pyproject.toml
