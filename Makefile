@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+PREFIX ?= /usr/local
+WHEEL := build/wheel
 # Written when the environment has what the file beside it pins; made anew when that changes.
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults lint format reference lock clean
+.PHONY: help run test test-faults test-system lint format reference lock install uninstall deb clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,12 +21,16 @@ run: $(RUN) ## serve in the foreground on port 7007, by config/echod.toml
 
 test: $(DEV) ## the suite, with coverage
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -m "not slow" $(PARALLEL) $(PYTEST)
+	@$(BIN)/coverage run -m pytest --ignore tests/system -m "not slow" $(PARALLEL) $(PYTEST)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
 test-faults: $(DEV) ## the rest: storms, abuse, and a real Prometheus
-	@$(BIN)/pytest -m slow $(PARALLEL) $(PYTEST)
+	@$(BIN)/pytest --ignore tests/system -m slow $(PARALLEL) $(PYTEST)
+
+test-system: $(DEV) ## the package on a booted Debian with systemd (root, on Debian; installs what it needs)
+	@root=$$(tests/system/prepare) && package=$$($(MAKE) --no-print-directory deb | tail -n 1) \
+	&& ECHOD_TEST_ROOT="$$root" ECHOD_TEST_PACKAGE="$$package" $(BIN)/pytest tests/system $(PYTEST)
 
 lint: $(DEV) ## rules, format and types
 	@$(BIN)/ruff check
@@ -40,12 +46,23 @@ reference: $(RUN) ## write what is generated: config/, man/, completions/, the R
 	@$(BIN)/python -m echod.manual
 
 lock: ## pin the newest dependencies, with hashes (needs uv)
-	uv pip compile $(LOCK) --group run --output-file requirements.txt pyproject.toml
-	uv pip compile $(LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	uv pip compile $(LOCK) --output-file requirements.txt pyproject.toml
+	uv pip compile $(LOCK) --constraint requirements.txt --group pyproject.toml:run --output-file requirements-build.txt
+	uv pip compile $(LOCK) --constraint requirements.txt --constraint requirements-build.txt --group dev \
+		--output-file requirements-dev.txt pyproject.toml
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade
 
+install: $(WHEEL) ## install below PREFIX (/usr/local) and, for the configuration, /etc; all of it in DESTDIR, if given
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" packaging/install $(BIN)/python $(WHEEL)/echod-*.whl
+
+uninstall: ## take away what install has put there, but not the configuration
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/uninstall
+
+deb: $(WHEEL) ## the Debian package in dist/, for the Debian on which this is
+	@packaging/deb/build $(BIN)/python $(WHEEL)/echod-*.whl $(DEB_VERSION)
+
 clean: ## remove what make has made; also the cure if the directory was moved
-	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -54,9 +71,9 @@ $(VENV)/.made:
 	|| { echo "Python's venv module is missing; on Debian: apt install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) && touch $@ || { rm -rf $(VENV); exit 1; }
 
-$(RUN): requirements.txt pyproject.toml | $(VENV)/.made
+$(RUN): requirements.txt requirements-build.txt pyproject.toml | $(VENV)/.made
 	@echo "Installing echod into $(VENV) ..."
-	@$(PIP) --require-hashes --requirement requirements.txt
+	@$(PIP) --require-hashes --requirement requirements.txt --requirement requirements-build.txt
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
@@ -64,3 +81,8 @@ $(DEV): requirements-dev.txt $(RUN)
 	@echo "Installing the tools for tests into $(VENV) ..."
 	@$(PIP) --require-hashes --requirement requirements-dev.txt
 	@touch $@
+
+# A folder for each build: what it holds is the one wheel.
+$(WHEEL): $(RUN) $(wildcard echod/*.py) README.md LICENSE
+	@rm -rf $@
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ .
