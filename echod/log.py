@@ -6,6 +6,7 @@ Knows nothing of what is logged; the names of the events stand where they happen
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ import sys
 import threading
 import time
 from collections import deque
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import orjson
@@ -161,9 +161,9 @@ class Log:
             colors = self._terminal and not os.environ.get("NO_COLOR")
             self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
-            self._chain = [_stamp, structlog.processors.format_exc_info, _json, _line]
+            self._chain = [_json]  # all in one: two of these lines a connection are most of what a short one costs
         if self._journal:
-            self._chain.insert(-1, _prioritized)
+            self._chain.append(_prioritized)
         self._sink.limit = settings.queue
         bound = structlog.wrap_logger(
             _Output(self._sink.put),
@@ -244,10 +244,20 @@ class _Handler(logging.Handler):
         self._log.log(level, event, message=message, logger=record.name, exc_info=record.exc_info)
 
 
+def _now() -> str:
+    """Return the time by RFC 3339, in UTC, with microseconds also when they are 0."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return f"{_second(seconds)}.{microseconds:06}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def _stamp(_: object, level: str, event: EventDict) -> EventDict:
-    """Put first what every line begins with. The time is RFC 3339, UTC, with microseconds also when they are 0."""
-    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
-    return {"timestamp": f"{now}Z", "level": level, "event": event.pop("event"), **event}
+    """Put first what every line begins with."""
+    return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
 
 
 def _flat(_: object, __: str, event: EventDict) -> EventDict:
@@ -260,17 +270,19 @@ def _flat(_: object, __: str, event: EventDict) -> EventDict:
     return flat
 
 
-def _json(_: object, __: str, event: EventDict) -> bytes:
+def _json(logger: object, level: str, event: EventDict) -> bytes:
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, level, event)
+    line = _stamp(logger, level, event)
     try:
-        return orjson.dumps(event, default=str)
+        return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # text from outside that is no Unicode, such as a file's name: the standard library escapes it
-        return json.dumps(event, default=str).encode()
+        return json.dumps(line, default=str).encode() + b"\n"
 
 
-def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - the renderer's str or bytes; structlog types it as a dict
-    line: bytes = rendered if isinstance(rendered, bytes) else rendered.encode(errors="backslashreplace")
-    return line + b"\n"
+def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - the renderer's str; structlog types it as a dict
+    return bytes(rendered.encode(errors="backslashreplace")) + b"\n"
 
 
-def _prioritized(_: object, level: str, rendered: Any) -> str:  # noqa: ANN401 - as for _line
-    return systemd.prefixed(level, rendered if isinstance(rendered, str) else rendered.decode())
+def _prioritized(_: object, level: str, line: Any) -> bytes:  # noqa: ANN401 - bytes, likewise
+    return f"{systemd.prefixed(level, line[:-1].decode())}\n".encode()
