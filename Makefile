@@ -11,7 +11,7 @@ DEV := $(VENV)/.dev
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-system lint format reference lock install uninstall deb clean
+.PHONY: help run test test-faults test-system lint bench format reference lock install uninstall deb clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: $(DEV) ## rules, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+bench: $(RUN) ## compare with others, for half an hour; QUICK=1: in under two minutes, as no evidence
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 format: $(DEV) ## put the code into its form
 	@$(BIN)/ruff check --fix

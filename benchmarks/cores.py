@@ -1,0 +1,43 @@
+"""Which cores the server and the load run on: apart, if there are two.
+
+Knows nothing of what runs there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Cores(NamedTuple):
+    """Of this machine, as far as this process may use them."""
+
+    server: list[int]
+    """One core per process of a server: the second on the second, if the load does not need it."""
+    load: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether the load has a core of its own."""
+        return self.load not in self.server
+
+
+def available() -> Cores:
+    """Share out the cores: the last is the load's."""
+    cores = sorted(os.sched_getaffinity(0))
+    return Cores(cores[:-1] or cores, cores[-1])
+
+
+@contextlib.contextmanager
+def on(core: int) -> Iterator[None]:
+    """Start processes on this core: they inherit it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
