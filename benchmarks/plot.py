@@ -36,23 +36,33 @@ class Panel(NamedTuple):
     goal: float | None = None
 
 
-def draw(title: str, panels: list[Panel], form: str = ".2f") -> str:
-    """Return the drawing. A bar that is much longer than the median of its panel is cut off, its number is not."""
+def draw(title: str, panels: list[Panel], form: str = ".2f", *, alike: bool = False) -> str:
+    """Return the drawing; `alike` says that all panels have one scale.
+
+    A bar that is several times as long as most of those on its scale is cut off; its number is not.
+    """
     height = 30
     parts = []
     for panel in panels:
-        parts.append(f'<g transform="translate(0 {height})">{_panel(panel, form)}</g>')
+        longest = _longest(panels if alike else [panel])
+        parts.append(f'<g transform="translate(0 {height})">{_panel(panel, form, longest)}</g>')
         height += HEAD + len(panel.bars) * (BAR + GAP) + FOOT
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
     shown = f'<text x="12" y="22" class="title">{escape(title)}</text>'
     return "\n".join([head, STYLE, '<rect width="100%" height="100%" fill="#fff"/>', shown, *parts, "</svg>\n"])
 
 
-def _panel(panel: Panel, form: str) -> str:
-    longest = max(bar.high for bar in panel.bars)
-    middle = sorted(bar.value for bar in panel.bars)[len(panel.bars) // 2]
-    scale = (WIDTH - LABELS - VALUE) / (min(longest, max(4 * middle, panel.goal or 0)) or 1.0)
+def _longest(panels: list[Panel]) -> float:
+    """Return the value that takes all of the width."""
+    bars = [bar for panel in panels for bar in panel.bars]
+    middle = sorted(bar.value for bar in bars)[len(bars) // 2]
+    goal = max(panel.goal or 0.0 for panel in panels)
+    return max(min(max(bar.high for bar in bars), 4 * middle), goal) or 1.0
+
+
+def _panel(panel: Panel, form: str, longest: float) -> str:
     most = WIDTH - LABELS - VALUE
+    scale = most / longest
     parts = [f'<text x="12" y="18" class="title">{escape(panel.title)}</text>']
     for index, bar in enumerate(panel.bars):
         y = HEAD + index * (BAR + GAP)

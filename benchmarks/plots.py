@@ -36,7 +36,11 @@ def drawings(outcomes: list[Outcome]) -> dict[str, str]:
         "latency.svg": ("Latency at half capacity, from the time a message was due, in microseconds", latency, ".0f"),
         "memory.svg": ("Resident memory, MB", memory, ".1f"),
     }
-    return {name: plot.draw(head, panels, form) for name, (head, panels, form) in drawn.items() if panels}
+    return {
+        name: plot.draw(head, panels, form, alike=name == "cpu.svg")
+        for name, (head, panels, form) in drawn.items()
+        if panels
+    }
 
 
 def _relative(outcome: Outcome, metric: str) -> plot.Panel:
