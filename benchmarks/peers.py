@@ -1,9 +1,10 @@
 """The echo in Python as others write it, and the floor where there is no C compiler.
 
-    python -m benchmarks.peers NAME PORT
+    python -m benchmarks.peers NAME PORT [reuse_port]
 
 `protocol` is asyncio's Protocol on asyncio's own loop, `uvloop` the example of uvloop's own repository: the same on
-uvloop. `streams` are asyncio's streams on uvloop. `floor` is one read and one write on edge-triggered epoll.
+uvloop. `streams` are asyncio's streams on uvloop. `floor` is one read and one write on edge-triggered epoll; it
+can share its port.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ async def streams(port: int) -> None:
     await server.serve_forever()
 
 
-def floor(port: int) -> None:
+def floor(port: int, *, shared: bool) -> None:
     """Serve with nothing but system calls; what the kernel doesn't take at once is waited for, as it is the rest's turn."""
     poll = select.epoll()
     open_now: dict[int, socket.socket] = {}
     rest: dict[int, memoryview] = {}
-    with socket.create_server((HOST, port), backlog=BACKLOG) as listener:
+    with socket.create_server((HOST, port), backlog=BACKLOG, reuse_port=shared) as listener:
         poll.register(listener, select.EPOLLIN)
         while True:
             for fd, _ in poll.poll():
@@ -95,12 +96,12 @@ def _serve(sock: socket.socket, rest: dict[int, memoryview]) -> bool:
         return False
 
 
-def main(name: str, port: int) -> None:
+def main(name: str, port: int, *, shared: bool) -> None:
     """Serve until killed."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if name == "floor":
-        floor(port)
+        floor(port, shared=shared)
     elif name == "protocol":
         asyncio.run(protocol(port))
     elif name == "uvloop":
@@ -112,4 +113,4 @@ def main(name: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), shared=len(sys.argv) > 3)

@@ -77,9 +77,8 @@ def _echod(*flags: str) -> Callable[[Order], Command]:
 
 def _floor(order: Order) -> Command:
     program = build.built("floor.c")
-    if program is None:
-        return _peer("floor")(order)
-    return [program, str(order.port), *(["reuse_port"] if order.shared else [])]
+    command: Command = [program, str(order.port)] if program else _peer("floor")(order)
+    return [*command, *(["reuse_port"] if order.shared else [])]
 
 
 def _peer(name: str) -> Callable[[Order], Command]:
