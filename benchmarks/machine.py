@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,8 @@ def about(places: Cores) -> list[str]:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    versions = f"Linux {platform.release()}, Python {platform.python_version()}, uvloop {version('uvloop')}"
+    python = f"Python {platform.python_version()} of {sys.base_prefix}"  # builds differ: Debian's is optimised by profile
+    versions = f"Linux {platform.release()}, {python}, uvloop {version('uvloop')}"
     heads = [f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, {versions}"]
     if places.apart:
         heads.append(f"servers on core {places.server[0]}, load on core {places.load}, all on 127.0.0.1")
