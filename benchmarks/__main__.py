@@ -112,7 +112,7 @@ def main() -> None:
     print(report.text(heads, judged, outcomes, besides))
     out.mkdir(parents=True, exist_ok=True)
     document = {"about": heads, "whole": whole, "workloads": report.as_json(outcomes), "beside": besides}
-    (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(document) + "\n")
     for name, svg in plots.drawings(outcomes).items():
         (out / name).write_text(svg)
     results = report.markdown(heads, judged, outcomes, besides)
