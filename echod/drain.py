@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 TICK = 0.05  # seconds between two looks
 
-# In seconds. All of it together is what a stop may take beyond `timeouts.drain`.
+# In seconds. All of it together, with the looks between and the end of the process, is less than the 6 s beyond
+# `timeouts.drain` that the README promises.
 QUIET = 0.25
 """Without a byte for so long, or for four round trips, a connection gets FIN: what was under way has come by now."""
 LAST_ECHO = 2.0
 """So long a client that goes on sending is still served."""
-LAST_READ = 5.0
+LAST_READ = 4.5
 """So long a client that has sent its FIN, and so has everything on its way to us, may take to read its echo."""
 LINGER = 1.0
 """After our FIN, so long we read and drop, for the client to close first."""
