@@ -51,7 +51,7 @@ FIELDS = {
     "admin.started": {"listener"},
 }
 """What a line of each event has beside the three fields that every line begins with."""
-OPTIONAL_FIELDS = {"connection.rejected": {"suppressed"}}
+OPTIONAL_FIELDS = {"connection.rejected": {"suppressed"}, "connection.closed": {"error"}}
 LEVELS = {
     "pool.full": "warning",
     "connection.rejected": "warning",
@@ -329,6 +329,7 @@ def check_line(line: dict[str, Any]) -> None:
         assert set(line["client"]) == {"address", "port"}
     if event == "connection.closed":
         assert set(line["tcp"]) == {"rtt_us", "retransmits"}
+        assert ("error" in line) == (line["reason"] == "error")
     if event == "daemon.started":
         assert set(line["pool"]) == {"size", "when_full"}
 

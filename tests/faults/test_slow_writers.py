@@ -1,0 +1,84 @@
+"""Clients that say little, or nothing, and stay: they are served while they speak, and cannot keep others out for long."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.bystander import PATIENCE, unharmed
+from tests.clients import finish, run, streams
+from tests.harness import Echod, read_exactly, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Daemon = Callable[..., Echod]
+
+CLIENTS = 50
+
+
+def prompt(daemon: Echod) -> socket.socket:
+    """Connect; each byte is a segment of its own."""
+    sock = daemon.connect()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def test_a_byte_at_a_time_comes_back_byte_by_byte(echod: Daemon) -> None:
+    """50 clients send 500 segments of one byte each, without waiting for their echo."""
+    with echod() as daemon, unharmed(daemon), streams(CLIENTS, lambda: prompt(daemon)) as clients:
+        for _ in range(500):
+            for client in clients:
+                client.send(1)
+        assert {client.sent for client in clients} == {500}
+        finish(daemon, clients)
+
+
+@pytest.mark.slow
+def test_a_byte_a_second_is_not_idle(echod: Daemon) -> None:
+    """Who says one byte now and then stays many times the idle timeout, if "now and then" is shorter than that."""
+    with (
+        echod('[timeouts]\nidle = "2s"') as daemon,
+        unharmed(daemon),
+        streams(CLIENTS, lambda: prompt(daemon)) as clients,
+    ):
+        for _ in range(6):
+            for client in clients:
+                client.send(1)
+            time.sleep(1)  # the pace is what is tested
+        finish(daemon, clients)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when_full", ["reject", "wait"])
+def test_a_hoard_that_holds_every_worker_is_gone_after_the_idle_timeout(echod: Daemon, when_full: str) -> None:
+    """Others are refused or wait meanwhile, and get in then; who has a worker and speaks keeps it."""
+    config = f'[timeouts]\nidle = "1s"\n[pool]\nsize = {CLIENTS + 1}\nwhen_full = "{when_full}"'
+    with echod(config) as daemon:
+        with unharmed(daemon), streams(CLIENTS, daemon.connect) as hoard:
+            for client in hoard[::2]:
+                client.send(1000)
+            daemon.wait_for("pool.full")
+            until(lambda: _is_served(daemon), what="somebody else served")
+            run(hoard)
+            assert {client.ended for client in hoard} == {"eof"}
+            assert all(client.heard == client.sent for client in hoard)
+            lines = [daemon.closed(client.sock) for client in hoard]
+        assert Counter(line["reason"] for line in lines) == {"idle_timeout": CLIENTS}
+        assert max(line["duration"] for line in lines) < 1 + PATIENCE
+        rejected = daemon.events("connection.rejected")
+        assert bool(rejected) == (when_full == "reject")
+        assert {line["reason"] for line in rejected} <= {"pool_full"}
+        assert len(daemon.events("pool.full")) == len(daemon.events("pool.available")) == 1
+
+
+def _is_served(daemon: Echod) -> bool:
+    with daemon.connect(source="127.0.0.2") as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(b"let me in")
+        return read_exactly(sock, 9) == b"let me in"
+    return False
