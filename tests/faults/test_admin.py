@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.bystander import unharmed
 from tests.harness import DEADLINE, ECHOD, LOCAL, Echod, command, environment, read_all, read_exactly, reset, until
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.slow
 
 CROWD = 1000
 """Open connections, where a long list is wanted."""
-TALKERS = 10
-"""The first connections, which go on all the time."""
+FIRST = 2
+"""The number of a test's first connection, after the bystander's."""
 
 
 def request(target: str = "/status", method: str = "GET", more: str = "") -> bytes:
@@ -40,29 +40,6 @@ def request(target: str = "/status", method: str = "GET", more: str = "") -> byt
 
 
 LAST = "Connection: close\r\n"
-
-
-class Talk(threading.Thread):
-    """Clients that say something and hear it, in turn, until told to stop."""
-
-    def __init__(self, socks: list[socket.socket]) -> None:
-        super().__init__()
-        self.over = threading.Event()
-        self.rounds = 0
-        self.failure: Exception | None = None
-        self._socks = socks
-
-    def run(self) -> None:
-        try:
-            while not self.over.is_set():
-                said = os.urandom(1 + self.rounds * 97 % 3000)
-                for sock in self._socks:
-                    sock.sendall(said)
-                for sock in self._socks:
-                    assert read_exactly(sock, len(said)) == said
-                self.rounds += 1
-        except (AssertionError, OSError) as error:
-            self.failure = error
 
 
 class Target:
@@ -126,22 +103,9 @@ def target(echod: Daemon, tmp_path: Path) -> Iterator[Target]:
             with connect() as sock:
                 sock.sendall(request("/metrics", more=LAST))
                 assert read_all(sock).startswith(b"HTTP/1.1 200 ")
-        with contextlib.ExitStack() as stack:
-            talk = Talk([stack.enter_context(daemon.connect()) for _ in range(TALKERS)])
-            talk.start()
-            try:
-                until(lambda: talk.rounds, what="a round")
-                descriptors, memory = daemon.descriptors(), daemon.memory()
-                yield target
-                before = talk.rounds
-                until(lambda: talk.rounds > before + 10 or talk.failure, what="echo")
-                until(lambda: daemon.descriptors() <= descriptors, what="descriptors back")
-                assert daemon.memory() - memory < 32 << 20
-                target.status()
-            finally:
-                talk.over.set()
-                talk.join()
-            assert talk.failure is None
+        with unharmed(daemon):
+            yield target
+        target.status()
         assert [line for line in daemon.lines if line["event"].startswith("internal")] == []
 
 
@@ -300,12 +264,11 @@ def test_of_100_that_kill_one_connection_none_is_told_nonsense(target: Target) -
     with target.daemon.connect() as sock, target.daemon.connect() as neighbour, contextlib.ExitStack() as stack:
         sock.sendall(b"x")
         assert read_exactly(sock, 1) == b"x"
-        number = TALKERS + 1
         killers = [stack.enter_context(target.local()) for _ in range(10)]
         for killer in killers:
-            killer.sendall(request(f"/connections/{number}", "DELETE") * 9)
+            killer.sendall(request(f"/connections/{FIRST}", "DELETE") * 9)
         for killer in killers:
-            killer.sendall(request(f"/connections/{number}", "DELETE", LAST))
+            killer.sendall(request(f"/connections/{FIRST}", "DELETE", LAST))
         counts = Counter(word for killer in killers for word in answer(killer).split() if word in (b"200", b"404"))
         assert counts.total() == 100
         assert counts[b"200"] >= 1
@@ -317,7 +280,7 @@ def test_of_100_that_kill_one_connection_none_is_told_nonsense(target: Target) -
 def test_connections_killed_as_they_open_are_all_booked(target: Target) -> None:
     """Whoever guesses the next numbers hits some of them at once."""
     with target.local() as killer, ThreadPoolExecutor(1) as threads:
-        numbers = range(TALKERS + 1, TALKERS + 201)
+        numbers = range(FIRST, FIRST + 200)
         reading = threads.submit(answer, killer)
         for number in numbers:
             with target.daemon.connect():
