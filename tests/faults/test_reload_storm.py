@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.bystander import unharmed
 from tests.harness import DEADLINE, LOCAL, Echod, listens, read_all, read_exactly, reserved_port, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Daemon = Callable[..., Echod]
 
@@ -74,6 +75,19 @@ class Crowd(threading.Thread):
         return [each.rounds for each in self.conversations]
 
 
+@contextlib.contextmanager
+def crowded(daemon: Echod) -> Iterator[Crowd]:
+    with contextlib.ExitStack() as stack:
+        crowd = Crowd([stack.enter_context(daemon.connect()) for _ in range(CLIENTS)])
+        crowd.start()
+        try:
+            yield crowd
+        finally:
+            crowd.over.set()
+            crowd.join()
+        assert not crowd.failure
+
+
 def test_500_reloads_under_200_busy_connections(echod: Daemon) -> None:
     """Good and bad files in turn, ports that move, pools of 1 to 2,000, networks that come and go."""
 
@@ -89,24 +103,18 @@ def test_500_reloads_under_200_busy_connections(echod: Daemon) -> None:
         reserved_port() as other,
         socket.create_server((LOCAL, 0)) as taken,
         echod(config(0, one, 2000)) as daemon,
-        contextlib.ExitStack() as stack,
     ):
-        daemon.echo(b"the first connection opens what libuv keeps")
-        daemon.wait_for("connection.closed")
-        descriptors = daemon.descriptors()
-        crowd = Crowd([stack.enter_context(daemon.connect()) for _ in range(CLIENTS)])
-        crowd.start()
-        try:
-            ports, sizes = itertools.cycle((one, one, other)), itertools.cycle(SIZES)
-            bad = itertools.cycle(
-                (
-                    "[pool]\nsize = 0",
-                    config(0, taken.getsockname()[1], 5),
-                    f"{config(0, one, 5)}[listen]",
-                    config(0, one, 5) + "[log]\nlevel = 'x'",
-                    config(0, one, 5).replace("[pool]", "backlog = 3\n[pool]"),
-                )
+        ports, sizes = itertools.cycle((one, one, other)), itertools.cycle(SIZES)
+        bad = itertools.cycle(
+            (
+                "[pool]\nsize = 0",
+                config(0, taken.getsockname()[1], 5),
+                f"{config(0, one, 5)}[listen]",
+                config(0, one, 5) + "[log]\nlevel = 'x'",
+                config(0, one, 5).replace("[pool]", "backlog = 3\n[pool]"),
             )
+        )
+        with unharmed(daemon), crowded(daemon) as crowd:
             for number in range(RELOADS // 2):
                 before = crowd.rounds()
                 assert daemon.reload(config(number, next(ports), next(sizes)))["event"] == "config.reloaded"
@@ -114,18 +122,12 @@ def test_500_reloads_under_200_busy_connections(echod: Daemon) -> None:
                 if number % 50 == 0:  # everybody is still being answered
                     until(lambda: all(map(int.__lt__, before, crowd.rounds())), what="a round of all")  # noqa: B023
                 assert not crowd.failure
-        finally:
-            crowd.over.set()
-            crowd.join()
-        assert not crowd.failure
         assert len(daemon.answers) == RELOADS
+        until(lambda: len(daemon.events("connection.closed")) == CLIENTS + 1, what="all conversations closed")
+        assert {line["reason"] for line in daemon.events("connection.closed")} <= {"eof", "reset"}
         # Every worker is there, and no more of them.
         daemon.reload(config(0, one, 10))
         assert not listens(other)
-        stack.close()
-        until(lambda: len(daemon.events("connection.closed")) == CLIENTS + 1, what="all conversations closed")
-        assert {line["reason"] for line in daemon.events("connection.closed")} <= {"eof", "reset"}
-        until(lambda: daemon.descriptors() == descriptors, what="descriptors back")
         with contextlib.ExitStack() as seats:
             for _ in range(10):
                 sock = seats.enter_context(socket.create_connection((LOCAL, one), DEADLINE))
