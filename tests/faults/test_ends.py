@@ -109,6 +109,7 @@ def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> Non
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         running.result()
+        assert "eof" in {client.ended for client in clients}
 
         def cut() -> bool:
             for client in clients:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
-import shutil
 import signal
 import socket
 import threading
@@ -28,13 +26,7 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or not shutil.which("ip") or not Path("/dev/net/tun").exists(),
-        reason="needs root, /dev/net/tun, and ip (iproute2)",
-    ),
-]
+pytestmark = pytest.mark.slow
 
 ANYWHERE = '[listen]\nhost = "*"\nport = 0\n'
 EACH = 5
@@ -42,6 +34,15 @@ EACH = 5
 DELAY = 0.01
 SIZES = (1, 535, 536, 537, 5_000, 50_000, 200_000) * 6
 """Bytes of the conversations on a bad network; a full segment has 524 or 536."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_a_link() -> None:
+    try:
+        with Link():
+            pass
+    except OSError as error:
+        pytest.skip(f"needs root, /dev/net/tun and ip (iproute2): {error}")
 
 
 class Peers:
