@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -176,25 +177,35 @@ class Acceptor:
         self._failures = 0
         if self._paused:
             self._recovered(*self._paused)
-        sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
-        client = unmapped(address[0]), address[1]
-        reason = self._access.refusal(client[0], full=not self._pool.free)
-        if reason:
-            self._reject(sock, client, reason)
-        else:
-            self._admit(sock, client)
+        sock = None
+        try:
+            sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
+            client = unmapped(address[0]), address[1]
+            reason = self._access.refusal(client[0], full=not self._pool.free)
+            if reason:
+                self._reject(sock, client, reason)
+            else:
+                self._admit(sock, client)
+        except BaseException:  # such as no memory, anywhere: the client must not wait for nothing
+            if sock:
+                _close(sock)
+            else:
+                os.close(fd)
+            raise
         return True
 
     def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
         worker = self._pool.take(sock, client, self.listener)
         # A task per connection would cost more than the rest of this function. The coroutine needs none: it waits
         # once, for connection_made, which uvloop has put into the loop's queue before it waits.
-        opening = self._loop.connect_accepted_socket(lambda: worker, sock)
         try:
+            opening = self._loop.connect_accepted_socket(lambda: worker, sock)
             opening.send(None)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
-            sock.close()
-            self._pool.release(worker, error)
+            try:
+                self._pool.release(worker, error)
+            finally:
+                _close(sock)
             return
         self._loop.call_soon(self._opened, opening, worker)
 
@@ -237,3 +248,10 @@ class Acceptor:
         self._paused = None
         seconds = round(self._loop.time() - since, 6)
         self._log.info("accept.resumed", listener=self.listener.url, reason=reason, seconds=seconds)
+
+
+def _close(sock: socket.socket) -> None:
+    try:  # noqa: SIM105 - contextlib.suppress takes memory, and there may be none
+        sock.close()
+    except OSError:  # uvloop has closed the descriptor, if it failed late
+        pass

@@ -49,7 +49,10 @@ class Drain:
         for worker in self._pool.in_use.values():
             worker.seen = began
         while self._pool.in_use:
+            due = loop.time() + TICK
             await asyncio.sleep(TICK)
+            if loop.time() - due > TICK:  # held up, or stopped (SIGSTOP): what has come meanwhile is to be read first
+                await asyncio.sleep(TICK)
             now = loop.time()
             for number, worker in list(self._pool.in_use.items()):
                 if number in finished:

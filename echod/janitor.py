@@ -66,6 +66,14 @@ class Janitor:
         now = self._loop.time()
         # Both clocks are CLOCK_MONOTONIC, the loop's in whole milliseconds and read once in its round.
         late = max(0.0, time.monotonic() - self._due)
+        if now - self._due <= SHORTEST_TICK:
+            self._judge_all(late)
+        else:  # the loop was held up, or the process stopped (SIGSTOP): what has come meanwhile is to be read first
+            self._due = now + SHORTEST_TICK
+            self._timer = self._loop.call_later(SHORTEST_TICK, self._judge_all, late)
+
+    def _judge_all(self, late: float) -> None:
+        now = self._loop.time()
         self._look_at(now + self._tick)
         for worker in list(self._pool.in_use.values()):
             try:
@@ -76,6 +84,9 @@ class Janitor:
         self._looked(late)
 
     def _judge(self, worker: Worker, now: float) -> None:
+        if worker.sock.fileno() < 0:  # closed, but nobody could say so: for that, there was no memory
+            self._pool.release(worker, MemoryError())
+            return
         quiet = worker.quiet_for(now)
         if worker.paused and quiet >= self._write:
             worker.abort("write_timeout", reset=True)

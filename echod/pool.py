@@ -72,23 +72,37 @@ class Pool:
         return len(self._free)
 
     def take(self, sock: socket.socket, client: tuple[str, int], listener: Listener) -> Worker:
-        """Give the connection a worker. Raises `IndexError` if none is free."""
-        worker = self._free.pop()
-        self.accepted += 1
-        worker.take(sock, client, listener, self.accepted, time.monotonic())
-        self.in_use[self.accepted] = worker
+        """Give the connection a worker, or nothing has changed. Raises `IndexError` if none is free."""
+        # What may fail comes before the worker leaves the free list: there may be no memory for any of it.
+        worker = self._free[-1]
+        number = self.accepted + 1
         source = addresses.source(client[0])
+        worker.take(sock, client, listener, number, time.monotonic())
         self.sources[source] = self.sources.get(source, 0) + 1
+        try:
+            self.in_use[number] = worker
+        except BaseException:
+            self._uncount(source)
+            raise
+        self._free.pop()
+        self.accepted = number
+        try:
+            self._tell_opened(worker)
+        except BaseException as error:
+            self.release(worker, error)
+            raise
+        return worker
+
+    def _tell_opened(self, worker: Worker) -> None:
         if self.lifecycle == "all":
             self._log.info(
                 "connection.opened",
                 connection=worker.connection,
-                client=peer(client),
-                listener=listener.url,
+                client=peer(worker.client),
+                listener=worker.listener.url,
                 in_use=len(self.in_use),
             )
         self._tell_full()
-        return worker
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes received and sent so far, with those of open connections. Takes 50 ns for each of these."""
@@ -118,18 +132,19 @@ class Pool:
             self._told_full = False
             self._log.info("pool.available", size=self.size)
 
-    def release(self, worker: Worker, exc: Exception | None) -> None:
+    def release(self, worker: Worker, exc: BaseException | None) -> None:
         """Take back a worker whose connection has ended, by `exc` if it is not None, and book it."""
         try:
             self._book(worker, exc)
         finally:  # whatever went wrong, the seat comes back
             del self.in_use[worker.connection]
-            self._uncount(addresses.source(worker.client[0]))
             worker.leave()
-            if len(self.in_use) < self.size:
+            comes_back = len(self.in_use) < self.size
+            if comes_back:
                 self._free.append(worker)
-                if self.when_free:
-                    self.when_free()
+            self._uncount(addresses.source(worker.client[0]))
+            if comes_back and self.when_free:
+                self.when_free()
 
     def _uncount(self, source: str) -> None:
         left = self.sources[source] - 1
@@ -138,7 +153,7 @@ class Pool:
         else:
             del self.sources[source]
 
-    def _book(self, worker: Worker, exc: Exception | None) -> None:
+    def _book(self, worker: Worker, exc: BaseException | None) -> None:
         reason = worker.reason or _reason(exc)
         try:
             info = tcp.info(worker.sock)
@@ -175,11 +190,11 @@ def peer(client: tuple[str, int]) -> dict[str, Any]:
     return {"address": client[0], "port": client[1]}
 
 
-def _reason(exc: Exception | None) -> str:
+def _reason(exc: BaseException | None) -> str:
     if exc is None:
         return "eof"
     return "reset" if isinstance(exc, ConnectionError) else "error"
 
 
-def _name(exc: Exception | None) -> str:
+def _name(exc: BaseException | None) -> str:
     return errno.errorcode.get(getattr(exc, "errno", 0), type(exc).__name__)

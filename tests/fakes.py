@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import socket
@@ -51,9 +52,10 @@ class FakeLoop:
     def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
         self._ready.append((callback, arguments))
 
-    def call_later(self, delay: float, callback: Callable[[], None]) -> FakeHandle:
+    def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> FakeHandle:
         handle = FakeHandle()
-        heapq.heappush(self._timers, (self.now + max(0.0, delay), next(self._order), handle, callback))
+        call: Callable[[], None] = functools.partial(callback, *arguments)
+        heapq.heappush(self._timers, (self.now + max(0.0, delay), next(self._order), handle, call))
         return handle
 
     def add_reader(self, sock: Any, callback: Callable[[], None]) -> None:
@@ -91,7 +93,8 @@ class FakeLoop:
         """Let the time go on, with every timer at its moment."""
         end = self.now + seconds
         while self._timers and self._timers[0][0] <= end:
-            self.now, _, handle, callback = heapq.heappop(self._timers)
+            due, _, handle, callback = heapq.heappop(self._timers)
+            self.now = max(self.now, due)
             if not handle.cancelled:
                 callback()
                 self.run()

@@ -247,6 +247,30 @@ def test_a_connection_that_gets_no_transport_costs_nothing(house: House, step: s
     assert house.lines.lines[1]["reason"] == "error"
 
 
+@pytest.mark.parametrize("step", ["_family", "_access"])
+def test_who_is_accepted_and_then_nothing_goes_on_does_not_wait(house: House, step: str) -> None:
+    """No socket made of the descriptor, or no word on who it is: it is closed at once, and the next is served."""
+    made = house.acceptor()
+    before = getattr(made, step)
+    client = house.connect()
+    setattr(made, step, None)
+    with pytest.raises((TypeError, AttributeError)):
+        house.readable()
+    assert client.recv(1) == b""
+    setattr(made, step, before)
+    house.connect()
+    house.readable()
+    assert house.lines.names() == ["connection.opened"]
+
+
+def test_a_descriptor_that_uvloop_has_closed_is_no_error() -> None:
+    """As it does when it fails late in making a transport."""
+    sock = socket.socket()
+    os.close(sock.fileno())
+    acceptor._close(sock)
+    assert sock.fileno() == -1
+
+
 def test_close_takes_what_is_in_the_backlog(house: House) -> None:
     """These clients are connected, and may have sent; only then the listener goes."""
     made = house.acceptor()

@@ -83,6 +83,20 @@ def test_what_is_under_way_at_the_deadline_is_still_echoed(house: House, clock: 
     assert house.lines.events("connection.closed")[0]["bytes_sent"] == 10
 
 
+def test_what_came_while_the_process_was_stopped_is_still_echoed(house: House, clock: Clock) -> None:
+    """The loop runs its timers before it reads, and then a client may look quiet that is not."""
+    _, transport = house.connect()
+
+    def stop() -> None:
+        house.loop.now += 1
+        clock.at.append((clock.time() + drain.TICK / 2, lambda: transport.receive(b"meanwhile")))
+
+    clock.at.append((0.2, stop))
+    run_linger(house)
+    assert transport.taken == b"meanwhile"
+    assert house.lines.events("connection.closed")[0]["bytes_sent"] == 9
+
+
 def test_a_client_that_never_stops_is_ended(house: House, clock: Clock) -> None:
     """It gets FIN, then is read and dropped, then cut."""
     _, transport = house.connect()

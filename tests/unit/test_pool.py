@@ -73,6 +73,34 @@ def test_a_worker_is_free_or_in_use(house: House) -> None:
     assert (house.pool.free, list(house.pool.in_use)) == (1, [2])
 
 
+class Full(dict[int, "Worker"]):
+    """A dictionary for which there is no memory to grow."""
+
+    def __setitem__(self, *_: object) -> None:
+        raise MemoryError
+
+
+def test_a_connection_for_which_there_is_no_memory_changes_nothing(house: House) -> None:
+    """It has no worker then, no number and no source."""
+    house.pool.in_use = Full()
+    with pytest.raises(MemoryError):
+        house.connect()
+    assert (house.pool.free, house.pool.accepted, house.pool.sources) == (2, 0, {})
+
+
+def test_a_connection_that_cannot_be_told_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker comes back, and it is booked."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(house.lines.log, "info", fail)
+    with pytest.raises(MemoryError):
+        house.connect()
+    assert (house.pool.free, house.pool.in_use, house.pool.sources) == (2, {}, {})
+    assert house.pool.closed == {"error": 1}
+
+
 def test_no_worker_is_made_after_the_start(house: House) -> None:
     """The same objects serve all connections."""
     pool = house.make(size=1)
