@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -263,9 +264,9 @@ class Echod:
         self.process.send_signal(number)
 
     @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
+    def suspended(self, *, stop: Callable[[], None] | None = None) -> Iterator[None]:
         """Stop the process meanwhile: what clients do waits in the kernel, and then is there all at once."""
-        self.signal(signal.SIGSTOP)
+        (stop or functools.partial(self.signal, signal.SIGSTOP))()
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         try:
             yield
@@ -296,10 +297,10 @@ class Echod:
                 self.signal(signal.SIGTERM)
         return self.wait()
 
-    def memory(self) -> int:
-        """Return the resident memory in bytes."""
+    def memory(self, kind: str = "VmRSS") -> int:
+        """Return the resident memory in bytes, or another kind of those in proc(5)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(kind))
 
     def descriptors(self) -> int:
         """Return the number of open descriptors."""

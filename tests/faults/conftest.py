@@ -1,0 +1,23 @@
+"""What the tests of faults share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import inject
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return inject.library(tmp_path_factory.mktemp("inject"))
+
+
+@pytest.fixture
+def injection(_library: Path, tmp_path: Path) -> inject.Injection:
+    """Return what makes system calls fail in a daemon that is started with its environment."""
+    return inject.Injection(_library, tmp_path / "inject")

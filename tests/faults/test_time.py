@@ -1,0 +1,111 @@
+"""Time is not what it seems: the wall clock jumps, or the process was stopped for a while."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.bystander import unharmed
+from tests.harness import Echod, read_all, read_exactly, send_all
+from tests.inject import STOP
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    from tests.inject import Injection
+
+    Daemon = Callable[..., Echod]
+
+pytestmark = pytest.mark.slow
+
+IDLE = 0.6
+"""Seconds of the timeouts here."""
+HOUR = 3600
+
+
+def exchange(sock: socket.socket, said: bytes) -> None:
+    sock.sendall(said)
+    assert read_exactly(sock, len(said)) == said
+
+
+def ahead(line: dict[str, Any]) -> float:
+    """Return by how many hours a line's timestamp is ahead of now, rounded."""
+    return round((datetime.fromisoformat(line["timestamp"]) - datetime.now(UTC)).total_seconds() / HOUR)
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+def test_no_timeout_knows_the_wall_clock(echod: Daemon, injection: Injection, hours: int) -> None:
+    """It jumps by hours: who is idle ends when due, who is not stays; the log goes on, with the new time."""
+    config = f'[timeouts]\nidle = "{IDLE}s"\nwrite = "{IDLE}s"\n[access]\naccept_rate = "1000/s"'
+    with echod(config, env=injection.environment) as daemon, daemon.connect() as busy, daemon.connect() as idle:
+        began = time.monotonic()
+        exchange(idle, b"the last word")
+        injection.turn_clock(hours * HOUR)
+        idle.setblocking(False)
+        while not daemon.events("connection.closed"):
+            exchange(busy, b"x")
+            assert time.monotonic() < began + 3 * IDLE
+        idle.settimeout(1)
+        assert idle.recv(1) == b""
+        assert time.monotonic() - began >= IDLE
+        closed = daemon.closed(idle)
+        assert closed["reason"] == "idle_timeout"
+        assert IDLE <= closed["duration"] < 3 * IDLE
+        assert ahead(closed) == hours
+        injection.turn_clock(0)
+        assert daemon.echo(b"on it goes") == b"on it goes"
+        assert ahead(daemon.wait_for("connection.closed", count=2)) == 0
+        daemon.stop()
+        assert daemon.lines[-1]["uptime"] < HOUR
+
+
+def test_a_process_that_was_stopped_loses_nothing(echod: Daemon) -> None:
+    """SIGSTOP and SIGCONT in the middle of transfers, and who has connected meanwhile is served."""
+    said = os.urandom(8 << 20)
+    with echod() as daemon, unharmed(daemon), daemon.connect() as sock:
+        sending = threading.Thread(target=send_all, args=(sock, said))
+        sending.start()
+        echo = bytearray()
+        for _ in range(5):
+            with daemon.suspended(), daemon.connect() as late:
+                late.sendall(b"late")
+                time.sleep(0.05)  # what is measured is what becomes of the time in which it was stopped
+            echo += read_exactly(sock, 1 << 20)
+        echo += read_all(sock)
+        sending.join()
+        assert echo == said
+
+
+def at_work(sock: socket.socket, injection: Injection) -> Callable[[], None]:
+    """Return what has the daemon stop in the midst of an echo to this client, and not while it waits for something to do."""
+
+    def stop() -> None:
+        injection.arm("write", at_most=STOP, client=sock, times=1)
+        sock.sendall(b"stop")
+
+    return stop
+
+
+def test_no_timeout_strikes_before_what_came_meanwhile_is_read(echod: Daemon, injection: Injection) -> None:
+    """Stopped for longer than the timeout: who has said something is not idle, who has not is."""
+    with (
+        echod(f'[timeouts]\nidle = "{IDLE}s"\nwrite = "{IDLE}s"', env=injection.environment) as daemon,
+        daemon.connect() as sock,
+        daemon.connect() as quiet,
+        daemon.connect() as other,
+    ):
+        for each in (sock, quiet, other):
+            exchange(each, b"before")
+        time.sleep(IDLE / 2)  # the daemon takes note of when they were last active
+        with daemon.suspended(stop=at_work(other, injection)):
+            sock.sendall(b"meanwhile")
+            time.sleep(2 * IDLE)  # the time in which it was stopped
+        assert read_exactly(sock, 9) == b"meanwhile"
+        assert daemon.closed(quiet)["reason"] == "idle_timeout"
