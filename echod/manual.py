@@ -55,6 +55,7 @@ _SIGNALS = [
         "Drain: accept nobody else, let connections finish for timeouts.drain, then end them. The second one cuts at once.",
     ),
     ("HUP", "Reload the configuration file, as a whole or not at all. Open connections stay."),
+    ("USR1, USR2", "Nothing: they mean something to other daemons only."),
 ]
 _EXIT = [
     ("0", "Fine; also after a drain."),
