@@ -351,6 +351,23 @@ def reserved_port() -> Iterator[int]:
         yield port
 
 
+@contextlib.contextmanager
+def opened(fifo: Path) -> Iterator[int]:
+    """Open for writing once somebody has opened it for reading."""
+    fds: list[int] = []
+
+    def try_to_open() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO: nobody reads yet
+            fds.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(fds)
+
+    until(try_to_open, what="the configuration being read")
+    try:
+        yield fds[0]
+    finally:
+        os.close(fds[0])
+
+
 def listens(port: int) -> bool:
     """Ask the kernel, without connecting, whether somebody listens on this port of 127.0.0.1."""
     return f": 0100007F:{port:04X} 00000000:0000 0A " in Path("/proc/net/tcp").read_text()

@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,15 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
+def _all_there(lines: list[dict[str, Any]], due: int) -> None:
+    """Assert that each is a good line, and that those which are not there have been counted."""
+    for line in lines:
+        check_line(line)
+    dropped = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
+    assert dropped > 0
+    assert sum(line["event"] != "log.dropped" for line in lines) + dropped == due
+
+
 def test_a_pipe_that_nobody_reads_costs_lines_and_no_echo(echod: Daemon) -> None:
     """All are served meanwhile; read again, the lines that came through and those counted are all there were."""
     lines: list[dict[str, Any]] = []
@@ -60,8 +71,6 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_no_echo(echod: Daemon) -> None
         daemon.signal(signal.SIGTERM)
         lines += [json.loads(raw) for raw in pipe]
         assert daemon.wait() == 0
-    for line in lines:
-        check_line(line)
     assert [line["event"] for line in lines[-5:]] == [
         "connection.opened",
         "connection.closed",
@@ -69,9 +78,7 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_no_echo(echod: Daemon) -> None
         "listener.stopped",
         "daemon.stopped",
     ]
-    dropped = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
-    written = sum(line["event"] != "log.dropped" for line in lines)
-    assert written + dropped == 5 + 2 * (CONNECTIONS + 1)
+    _all_there(lines, 5 + 2 * (CONNECTIONS + 1))
 
 
 def test_it_stops_although_nobody_reads(echod: Daemon) -> None:
@@ -152,3 +159,68 @@ def test_a_sink_that_is_non_blocking_loses_nothing(echod: Daemon) -> None:
                 lines = [json.loads(raw) for raw in pipe]
             assert daemon.wait() == 0
     assert len(lines) == 5 + 2 * 100
+
+
+@contextlib.contextmanager
+def _small_disk(directory: Path) -> Iterator[tuple[str, ...]]:
+    """Yield what runs a command with a disk of 64 kB there, which nobody else sees, and its output in a file on that."""
+    mount = ("unshare", "--map-root-user", "--mount", "sh", "-c")
+    script = f'mount -t tmpfs -o size=64k none {directory} && cd / && exec "$@" > {directory}/log'
+    if subprocess.run([*mount, script, "sh", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mount namespace: unshare --map-root-user --mount")
+    yield (*mount, script, "sh")
+
+
+@pytest.mark.slow
+def test_a_full_disk_that_has_room_again_gets_every_line_or_its_number(echod: Daemon, tmp_path: Path) -> None:
+    """Half a line that did fit is completed; the lines written and those counted are all there were."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with (
+        _small_disk(disk) as prefix,
+        reserved_port() as port,
+        echod("[log]\nqueue = 100", stdout=subprocess.DEVNULL, port=port, prefix=prefix) as daemon,
+    ):
+        there = Path(f"/proc/{daemon.process.pid}/root{disk}")
+        until(lambda: b"daemon.started" in (there / "log").read_bytes(), what="the first lines")
+        (there / "others").write_bytes(bytes(40 << 10))
+        for _ in range(CONNECTIONS // 2):
+            assert daemon.echo(b"goes on") == b"goes on"
+        assert os.statvfs(there).f_bavail == 0
+        (there / "others").unlink()
+        until(lambda: b"log.dropped" in (there / "log").read_bytes(), what="the number")
+        log = (there / "log").open("rb")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    with log:
+        _all_there([json.loads(raw) for raw in log], 5 + 2 * (CONNECTIONS // 2))
+
+
+@pytest.mark.slow
+def test_a_sink_that_blocks_now_and_then_under_load_gets_every_line_or_its_number(echod: Daemon) -> None:
+    """A pipe that is read a page at a time, while clients come from four sides."""
+    raw = bytearray()
+
+    def clients() -> None:
+        for _ in range(CONNECTIONS // 4):
+            assert daemon.echo(b"goes on") == b"goes on"
+
+    with (
+        _small_pipe() as (reader, writer),
+        reserved_port() as port,
+        echod("[log]\nqueue = 50", stdout=writer, port=port) as daemon,
+        ThreadPoolExecutor(4) as threads,
+        daemon.deadline(),
+    ):
+        os.close(writer)
+        coming = [threads.submit(clients) for _ in range(4)]
+        while not all(each.done() for each in coming):
+            raw += os.read(reader, 4096)
+            time.sleep(0.02)  # so slow is this sink
+        for each in coming:
+            each.result()
+        daemon.signal(signal.SIGTERM)
+        while chunk := os.read(reader, 1 << 16):
+            raw += chunk
+        assert daemon.wait() == 0
+    _all_there([json.loads(line) for line in raw.splitlines()], 5 + 2 * CONNECTIONS)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, send_all, until
+from tests.harness import DEADLINE, LOCAL, Echod, command, opened, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Daemon = Callable[..., Echod]
 
@@ -96,7 +96,7 @@ def test_sigint_during_start_up_ends_it_quietly(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "echod.toml")
     daemon = Echod(directory=tmp_path)
     try:
-        with _opened(tmp_path / "echod.toml"):  # it reads now, and waits for our first byte
+        with opened(tmp_path / "echod.toml"):  # it reads now, and waits for our first byte
             daemon.signal(signal.SIGINT)
             assert daemon.process.wait(DEADLINE) == -signal.SIGINT
         assert daemon.errors() == ""
@@ -108,29 +108,12 @@ def test_sighup_during_start_up_is_no_end(tmp_path: Path) -> None:
     """A reload that comes too early is forgotten, and the daemon starts."""
     os.mkfifo(tmp_path / "echod.toml")
     daemon = Echod(directory=tmp_path)
-    with _opened(tmp_path / "echod.toml") as fifo:
+    with opened(tmp_path / "echod.toml") as fifo:
         daemon.signal(signal.SIGHUP)
         os.write(fifo, b"[pool]\nsize = 3\n")
     with daemon:
         assert daemon.wait_for("daemon.started")["pool"]["size"] == 3
         assert daemon.echo(b"there") == b"there"
-
-
-@contextlib.contextmanager
-def _opened(fifo: Path) -> Iterator[int]:
-    """Open for writing once somebody has opened it for reading."""
-    fds: list[int] = []
-
-    def try_to_open() -> bool:
-        with contextlib.suppress(OSError):  # ENXIO: nobody reads yet
-            fds.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-        return bool(fds)
-
-    until(try_to_open, what="the configuration being read")
-    try:
-        yield fds[0]
-    finally:
-        os.close(fds[0])
 
 
 # Exit codes: one line each, never a traceback
