@@ -165,7 +165,7 @@ def test_a_sink_that_is_non_blocking_loses_nothing(echod: Daemon) -> None:
 def _small_disk(directory: Path) -> Iterator[tuple[str, ...]]:
     """Yield what runs a command with a disk of 64 kB there, which nobody else sees, and its output in a file on that."""
     mount = ("unshare", "--map-root-user", "--mount", "sh", "-c")
-    script = f'mount -t tmpfs -o size=64k none {directory} && cd / && exec "$@" > {directory}/log'
+    script = f'mount -t tmpfs -o size=64k none {directory} && exec "$@" > {directory}/log'
     if subprocess.run([*mount, script, "sh", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no mount namespace: unshare --map-root-user --mount")
     yield (*mount, script, "sh")

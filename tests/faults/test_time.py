@@ -47,6 +47,7 @@ def test_no_timeout_knows_the_wall_clock(echod: Daemon, injection: Injection, ho
     with echod(config, env=injection.environment) as daemon, daemon.connect() as busy, daemon.connect() as idle:
         began = time.monotonic()
         exchange(idle, b"the last word")
+        time.sleep(IDLE / 2)  # the daemon takes note of that
         injection.turn_clock(hours * HOUR)
         idle.setblocking(False)
         while not daemon.events("connection.closed"):
