@@ -60,22 +60,24 @@ class Sink:
         self._closing = False
         self._idle = True
         self._written = 0  # bytes, ever
-        self._changed = threading.Condition()  # on an RLock: a finalizer may log while this thread has it
+        self._lock = threading.RLock()  # a finalizer may log while this thread has it
+        self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def put(self, line: bytes) -> None:
         """Take a line, with its newline. Never blocks."""
-        with self._changed:
+        # Not `with self._changed`: that lets go of the lock in Python, which takes memory; without any, it would stay locked.
+        with self._lock:
             if self._held >= self.limit:
                 self._dropped += 1
                 self.dropped += 1
                 return
-            self._held += 1
             self._lines.append(line)
+            self._held += 1
             if self._idle:
-                self._idle = False
                 self._changed.notify()
+                self._idle = False
 
     def close(self, patience: float) -> None:
         """Write what is held, but give up on a sink that takes nothing for `patience` seconds, or little in five times that."""

@@ -90,14 +90,18 @@ def test_a_connection_for_which_there_is_no_memory_changes_nothing(house: House)
 
 def test_a_connection_that_cannot_be_told_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker comes back, and it is booked."""
+    tell = house.lines.log.info
 
-    def fail(*_: object, **__: object) -> None:
-        raise MemoryError
+    def fail(event: str, **fields: object) -> None:
+        if event == "connection.opened":
+            raise MemoryError
+        tell(event, **fields)
 
     monkeypatch.setattr(house.lines.log, "info", fail)
     with pytest.raises(MemoryError):
         house.connect()
     assert (house.pool.free, house.pool.in_use, house.pool.sources) == (2, {}, {})
+    assert house.lines.names() == ["connection.closed"]
     assert house.pool.closed == {"error": 1}
 
 
