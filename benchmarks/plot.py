@@ -6,7 +6,10 @@ Knows nothing of what the numbers mean.
 from __future__ import annotations
 
 from html import escape
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 WIDTH, LABELS, BAR, GAP, HEAD, FOOT = 760, 130, 16, 6, 34, 26
 VALUE = 92  # room for the number behind the longest bar
@@ -41,12 +44,22 @@ def draw(title: str, panels: list[Panel], form: str = ".2f", *, alike: bool = Fa
 
     A bar that is several times as long as most of those on its scale is cut off; its number is not.
     """
+    return page(
+        title,
+        [
+            (_panel(panel, form, _longest(panels if alike else [panel])), HEAD + len(panel.bars) * (BAR + GAP) + FOOT)
+            for panel in panels
+        ],
+    )
+
+
+def page(title: str, panels: Iterable[tuple[str, int]]) -> str:
+    """Return a drawing of parts, each with its height, one below the other."""
     height = 30
     parts = []
-    for panel in panels:
-        longest = _longest(panels if alike else [panel])
-        parts.append(f'<g transform="translate(0 {height})">{_panel(panel, form, longest)}</g>')
-        height += HEAD + len(panel.bars) * (BAR + GAP) + FOOT
+    for panel, needs in panels:
+        parts.append(f'<g transform="translate(0 {height})">{panel}</g>')
+        height += needs
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
     shown = f'<text x="12" y="22" class="title">{escape(title)}</text>'
     return "\n".join([head, STYLE, '<rect width="100%" height="100%" fill="#fff"/>', shown, *parts, "</svg>\n"])
