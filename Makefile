@@ -11,7 +11,7 @@ DEV := $(VENV)/.dev
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-system lint bench format reference lock install uninstall deb clean
+.PHONY: help run test test-faults test-system soak lint bench format reference lock install uninstall deb clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test-faults: $(DEV) ## the rest: storms, abuse, and a real Prometheus
 test-system: $(DEV) ## the package on a booted Debian with systemd (root, on Debian; installs what it needs)
 	@root=$$(tests/system/prepare) && package=$$($(MAKE) --no-print-directory deb | tail -n 1) \
 	&& ECHOD_TEST_ROOT="$$root" ECHOD_TEST_PACKAGE="$$package" $(BIN)/pytest tests/system $(PYTEST)
+
+soak: $(RUN) ## every kind of client for SOAK_MINUTES=10, or until SOAK_CONNECTIONS= were served; what is left then
+	@exec $(BIN)/python -m tests.soak $(if $(SOAK_MINUTES),--minutes $(SOAK_MINUTES)) \
+		$(if $(SOAK_CONNECTIONS),--connections $(SOAK_CONNECTIONS))
 
 lint: $(DEV) ## rules, format and types
 	@$(BIN)/ruff check
