@@ -33,7 +33,7 @@ class Group:
     def __init__(self, kind: Kind, now: float) -> None:
         self.kind = kind
         self.open = 0
-        self._saved = 0.0  # how many may come that have not
+        self._saved = float(kind.at_once)  # how many may come that have not
         self._seen = now
 
     def coming(self, now: float) -> int:

@@ -152,14 +152,14 @@ def test_clients_come_as_fast_as_they_leave_or_so_many_in_a_second() -> None:
     assert fast.coming(0.0) == KINDS[0].at_once
     fast.open = KINDS[0].at_once - 1
     assert fast.coming(0.0) == 1
-    assert [slow.coming(now) for now in (0.1, 0.5, 0.6, 1.5)] == [0, 1, 0, 2]
+    assert [slow.coming(now) for now in (0.0, 0.1, 0.5, 0.6, 1.5)] == [5, 0, 1, 0, 2]
     slow.open = 4
     assert slow.coming(100.0) == 1
 
 
 def test_a_wave_comes_when_all_of_it_can_come() -> None:
     group = Group(Kind("wave", 10, 5, "close", 1, 1, waves=True), 0.0)
-    assert [group.coming(now) for now in (1.9, 2.0, 2.1)] == [0, 10, 0]
+    assert [group.coming(now) for now in (0.0, 1.9, 2.1, 2.2)] == [10, 0, 10, 0]
     group.open = 1
     assert group.coming(9.0) == 0
 
