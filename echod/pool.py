@@ -6,6 +6,7 @@ Knows nothing of listeners and timers. A worker is either in the free list or in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import Counter
@@ -163,6 +164,9 @@ class Pool:
         if info:
             # After an error the transport forgets what it could not write; the kernel remembers what it was given.
             sent = min(sent, info.written)
+        if exc and sent < worker.received:  # FIN would say that this was all of the echo
+            with contextlib.suppress(OSError):
+                tcp.reset_on_close(worker.sock)
         self.closed[reason] += 1
         self.bytes_received += worker.received
         self.bytes_sent += sent

@@ -214,6 +214,24 @@ def test_after_an_error_the_kernel_says_what_it_was_given(house: House, monkeypa
     assert closed["tcp"] == {"rtt_us": 5, "retransmits": 1}
 
 
+@pytest.mark.parametrize(("exc", "echoed", "resets"), [(OSError(), 2, 1), (OSError(), 5, 0), (None, 2, 0)])
+def test_whose_echo_an_error_has_cut_gets_no_good_end(
+    house: House, monkeypatch: pytest.MonkeyPatch, exc: OSError | None, echoed: int, resets: int
+) -> None:
+    """A FIN would say that this was all."""
+    reset: list[socket.socket] = []
+    monkeypatch.setattr(tcp, "info", lambda _: tcp.Info(False, 5, 0, echoed))
+    monkeypatch.setattr(tcp, "reset_on_close", reset.append)
+    worker, transport = house.connect()
+    transport.receive(b"12345")
+    if exc:
+        transport.fail(exc)
+    else:
+        worker.abort("killed")
+    house.loop.run()
+    assert len(reset) == resets
+
+
 def test_full_is_said_once_and_available_when_the_janitor_asks(house: House) -> None:
     """A busy pool is full and not full thousands of times a second: the log is not."""
     house.connect()
