@@ -335,20 +335,25 @@ def check_line(line: dict[str, Any]) -> None:
         assert set(line["pool"]) == {"size", "when_full"}
 
 
-@contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """Hold a free port that a listener with SO_REUSEADDR can still bind, and nobody else gets.
+def free_port() -> int:
+    """Return a port that is free on every address.
 
     It is none of those that the kernel gives to clients (ip(7), ip_local_port_range): one of theirs, on any address,
     would keep a listener on all addresses away.
     """
-    for port in random.sample(range(10_000, 32_000), 100):
+    while True:
+        port = random.randrange(10_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("", port)):
-            break
+            return port
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """Hold a free port that a listener with SO_REUSEADDR can still bind, and nobody else gets."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((LOCAL, port))
-        yield port
+        sock.bind((LOCAL, free_port()))
+        yield sock.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ def check(raw: bytes, flags: Sequence[str] = ()) -> int:
     return code
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.one_of(st.binary(), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))))
 @example(b"\xff\xfe[\x00p\x00")
 @example(b"")
@@ -153,14 +153,14 @@ def test_any_bytes_are_a_configuration_or_refused(raw: bytes) -> None:
     check(raw)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(_documents())
 def test_any_toml_is_a_configuration_or_refused(text: str) -> None:
     """Whatever type stands where: right names with wrong values, wrong names with right ones, and both."""
     check(text.encode())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(_documents(), st.integers(min_value=0), st.text(max_size=3))
 def test_a_configuration_with_a_slip_is_one_or_refused(text: str, place: int, slip: str) -> None:
     """What was valid TOML before somebody's hand slipped."""
@@ -179,14 +179,14 @@ _ARGUMENTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.dictionaries(st.sampled_from(SETTINGS).map(lambda setting: setting.name), _ARGUMENTS, max_size=4))
 def test_any_flag_is_a_configuration_or_refused(flags: dict[str, str]) -> None:
     """Also bytes that are no UTF-8, as the kernel hands them on."""
     check(b"", [f"--{name}={text}" for name, text in flags.items()])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(SETTINGS).flatmap(lambda it: _values_of(it).map(lambda value: (it, value))), max_size=3)
 )

@@ -124,7 +124,7 @@ async def survive(parts: Sequence[bytes], *, finishes: bool) -> None:
 @example(
     data=b"GET / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n", cuts=set(), finishes=True
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_nothing_that_is_sent_harms_the_server(data: bytes, cuts: set[int], *, finishes: bool) -> None:
     """Whether the client waits for its answers, or goes at once."""
     edges = [0, *sorted(cuts), len(data)]
@@ -135,7 +135,7 @@ def test_nothing_that_is_sent_harms_the_server(data: bytes, cuts: set[int], *, f
     asked=st.lists(st.tuples(st.sampled_from(["GET", "HEAD", "POST", "DELETE"]), target), min_size=1, max_size=6),
     cut=st.integers(1, 200),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_answer_to_a_good_request_is_well_formed(asked: list[tuple[str, str]], cut: int) -> None:
     """However many come at once: as many answers, one after another, and no byte between them."""
 
@@ -170,7 +170,7 @@ def test_every_answer_to_a_good_request_is_well_formed(asked: list[tuple[str, st
 )
 @example(path="/metrics", accept="application/openmetrics-text;version=2.\xff", host="localhost")
 @example(path="/metrics", accept="application/openmetrics-text;version=1.\xa00.0", host="localhost")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_headers_of_any_text_are_answered(path: str, accept: str, host: str) -> None:
     """By the admin server's own answers: well-formed, and no internal error."""
     try:

@@ -45,7 +45,7 @@ def load(text: str) -> config.Loaded:
         return config.load(Path(file.name), {}, {})
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(_DOCUMENTS)
 def test_what_is_written_of_any_settings_is_read_as_the_same(document: dict[str, Any]) -> None:
     """Whatever is in force, `config show` gives a file for it; and that file is written the same again."""

@@ -179,7 +179,7 @@ def check(document: toml.Document, text: str) -> None:
         assert stands_on(lines[document.lines[path] - 1], str(path[-1]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(documents())
 @example("[a.b]\n[[c]]\n[c.d]\n[[c]]\n[c.d]\n")
 def test_every_key_of_a_document_stands_on_its_line(text: str) -> None:
@@ -189,7 +189,7 @@ def test_every_key_of_a_document_stands_on_its_line(text: str) -> None:
     check(document, text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(), st.text("ab.=[]{}\"'\\\n\r#, 01-:TZ\t\ufeff\x00é").map(str.encode)))
 @example(b"\r\r\na = 1")
 @example(b"\xef\xbb\xbf\n\xff")

@@ -66,7 +66,7 @@ CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
 ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), st.sampled_from(CASES))
 def test_every_form_is_written_as_it_is_read(
     data: st.DataObject, case: tuple[str, Any, st.SearchStrategy[Any]]
@@ -84,7 +84,7 @@ def test_every_form_is_written_as_it_is_read(
     assert adapter.dump_python(adapter.validate_python(written), mode="json") == written
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.floats(0, values.LONGEST))
 @example(5e-324)
 @example(0.0009999999999999998)
@@ -94,7 +94,7 @@ def test_any_number_of_seconds_is_written_as_it_is_read(seconds: float) -> None:
     assert values.duration(values.duration_text(seconds)) == seconds
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.floats(0, values.FASTEST, exclude_min=True))
 @example(5e-324)
 @example(1 / 3)
@@ -104,7 +104,7 @@ def test_any_rate_is_written_as_it_is_read(per_second: float) -> None:
     assert values.rate(values.rate_text(per_second)) == per_second
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.one_of(st.text(max_size=20), st.text("0123456789.:/%smhdkKiM[]*_- abcdef", max_size=20)))
 def test_any_text_is_read_or_refused_with_what_it_must_be(text: str) -> None:
     """Each parser takes whatever a flag can say, and each problem is told in one line."""

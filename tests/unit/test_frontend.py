@@ -18,6 +18,7 @@ from echod.pool import Pool
 from echod.rejections import Rejections
 from echod.settings import Listen
 from tests.fakes import FakeLoop, Lines, has_ipv6
+from tests.harness import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -100,13 +101,12 @@ class House:
 
     def reserve(self, hosts: Sequence[str] = (ONE,)) -> int:
         """Return a port that is free on these hosts, and that nobody else gets: bound, not listening."""
-        port = 0
+        port = free_port()
         for host in hosts:
             sock = socket.socket()
             self.sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
-            port = sock.getsockname()[1]
         return port
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from echod.errors import Refusal
 from echod.listener import Listener, bind, url
 from tests.fakes import has_ipv6
+from tests.harness import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -241,13 +242,19 @@ def test_an_address_that_is_not_of_this_machine_is_refused(host: str, reason: st
     assert refused.exit_code == os.EX_UNAVAILABLE
 
 
+def test_a_name_is_not_looked_up() -> None:
+    """Who asks a name server at start waits for it; settings let no name through in the first place."""
+    (line,) = refusal(["localhost"], 7007).lines
+    assert line.startswith("echod: tcp://localhost:7007: can't listen: ")
+
+
 @pytest.mark.parametrize("denied", [errno.EACCES, errno.EPERM], ids=errno.errorcode.get)
 @pytest.mark.parametrize("host", ["127.0.0.1", "*"])
 @pytest.mark.parametrize(
     ("port", "hint"),
     [
         (7, "port 7 needs CAP_NET_BIND_SERVICE (AmbientCapabilities= in the unit), or take one from 1024 up"),
-        (7007, "a security policy of this machine forbids it"),
+        (1024, "a security policy of this machine forbids it"),
     ],
 )
 def test_a_port_without_permission_is_refused_with_the_way_to_get_it(
@@ -340,7 +347,7 @@ def test_without_hosts_nothing_is_bound() -> None:
 )
 def test_an_address_may_overlap_with_those_beside_it(before: str, after: str) -> None:
     """These are about to go: nobody is refused on the way from one to the other."""
-    with listening([before]) as (old,):
+    with listening([before], free_port()) as (old,):
         assert refusal([after], old.port).exit_code == os.EX_UNAVAILABLE
         with listening([after], old.port, beside=[old]) as (new,):
             assert new.port == old.port
@@ -356,7 +363,7 @@ def test_after_that_nobody_else_may_share(kernel: Callable[..., None]) -> None:
         seen.append((shared(old), bool(self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))))
         super(type(self), self).bind(address)
 
-    with listening(["127.0.0.1"]) as (old,):
+    with listening(["127.0.0.1"], free_port()) as (old,):
         kernel(bind=look)
         with listening(["0.0.0.0"], old.port, beside=[old]) as (new,):  # noqa: S104 - for a moment
             assert seen == [(True, True)]
@@ -366,7 +373,7 @@ def test_after_that_nobody_else_may_share(kernel: Callable[..., None]) -> None:
 def test_with_reuse_port_all_of_them_go_on_sharing() -> None:
     """Other processes are to share with them."""
     with (
-        listening(["127.0.0.1"], reuse_port=True) as (old,),
+        listening(["127.0.0.1"], free_port(), reuse_port=True) as (old,),
         listening(["0.0.0.0"], old.port, reuse_port=True, beside=[old]) as (new,),  # noqa: S104 - for a moment
     ):
         assert (shared(old), shared(new)) == (True, True)
@@ -374,7 +381,7 @@ def test_with_reuse_port_all_of_them_go_on_sharing() -> None:
 
 def test_a_refusal_leaves_those_beside_it_as_they_were() -> None:
     """They serve on, and share with nobody."""
-    with listening(["127.0.0.1"]) as (old,), listening(["127.0.0.2"], old.port) as (taken,):
+    with listening(["127.0.0.1"], free_port()) as (old,), listening(["127.0.0.2"], old.port) as (taken,):
         assert refusal(["127.0.0.3", "127.0.0.2"], old.port, beside=[old]).lines == (
             f"echod: {taken.url}: address in use",
         )
