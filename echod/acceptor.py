@@ -242,7 +242,6 @@ class Acceptor:
     def _cancel_pause(self) -> None:
         if self._pause is not None:
             self._pause.cancel()
-            self._pause = None
 
     def _recovered(self, since: float, reason: str) -> None:
         self._paused = None

@@ -30,7 +30,7 @@ class Ranges:
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._by_version: dict[int, tuple[list[int], list[int]]] = {4: ([], []), 6: ([], [])}
-        for each in sorted(networks, key=lambda network: (network.version, int(network.network_address))):
+        for each in sorted(networks, key=lambda network: int(network.network_address)):
             starts, ends = self._by_version[each.version]
             start, end = int(each.network_address), int(each.broadcast_address)
             if ends and start <= ends[-1] + 1:  # within, beside or across the one before
@@ -85,27 +85,30 @@ class Access:
         self._loop = loop
         self._sources = sources
         self._rules = rules
-        self._bucket = Bucket(rules.accept_rate, loop.time())
+        self._bucket = self._filled(rules)
 
     def replace(self, rules: Rules) -> None:
         """Decide by other rules from now on; a rate that stays goes on where it is."""
         if rules.accept_rate != self._rules.accept_rate:
-            self._bucket = Bucket(rules.accept_rate, self._loop.time())
+            self._bucket = self._filled(rules)
         self._rules = rules
+
+    def _filled(self, rules: Rules) -> Bucket | None:
+        return Bucket(rules.accept_rate, self._loop.time()) if rules.accept_rate else None
 
     def refusal(self, address: str, *, full: bool) -> str | None:
         """Return why this address may not come in, or `None`; `full` says that there is no worker for it.
 
         Who is refused for another reason takes nothing from the rate: it is for those who come in.
         """
-        allow, deny, per_source, accept_rate = self._rules
+        allow, deny, per_source, _ = self._rules
         if (deny and address in deny) or (allow and address not in allow):
             return "denied"
         if per_source and self._sources.get(source(address), 0) >= per_source:
             return "per_source"
         if full:
             return "pool_full"
-        if accept_rate and not self._bucket.take(self._loop.time()):
+        if self._bucket and not self._bucket.take(self._loop.time()):
             return "accept_rate"
         return None
 
@@ -113,9 +116,9 @@ class Access:
 class Bucket:
     """A token bucket: holds what comes in within a second, but room for one at least."""
 
-    def __init__(self, rate: float | None, now: float) -> None:
-        self._rate = rate or 0.0
-        self._most = max(1.0, self._rate)
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._most = max(1.0, rate)
         self._tokens = self._most
         self._seen = now
 

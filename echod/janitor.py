@@ -6,6 +6,7 @@ or asks the clock: what has not changed between two looks has not moved.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -41,14 +42,14 @@ class Janitor:
         self._log = log
         self._pool = pool
         self._looked = looked
-        self._due = float("inf")  # when it looks next, by the loop's clock
+        self._due = math.inf  # when it looks next, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
         self.set_timeouts(idle=idle, write=write)
 
     def set_timeouts(self, *, idle: float | None, write: float | None) -> None:
         """Judge by these from the next look on, which comes as soon as they want it, and never later than it would have."""
-        self._idle = idle or float("inf")
-        self._write = write or float("inf")
+        self._idle = idle or math.inf
+        self._write = write or math.inf
         self._tick = max(SHORTEST_TICK, min(LONGEST_TICK, self._idle / 4, self._write / 4))
         self.close()
         self._look_at(min(self._due, self._loop.time() + self._tick))

@@ -5,6 +5,7 @@ Knows nothing of why a connection is refused.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ class Rejections:
         self.recent: deque[tuple[float, tuple[str, int], str, str]] = deque(maxlen=RECENT)
         self._loop = loop
         self._log = log
-        self._times: deque[float] = deque([float("-inf")] * self.LINES, maxlen=self.LINES)  # of the last lines
+        self._times: deque[float] = deque([-math.inf] * self.LINES, maxlen=self.LINES)  # of the last lines
         self._suppressed = 0  # since the last line
         self._last: tuple[tuple[str, int], str, str]  # of those suppressed
         self._timer: asyncio.TimerHandle | None = None

@@ -10,6 +10,7 @@ from echod import tcp
 from tests.fakes import House
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
 def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     house = House()
 
-    def info(_: object) -> tcp.Info:
+    def info(sock: socket.socket) -> tcp.Info:
+        assert sock.fileno() >= 0
         return tcp.Info(house.peer_finished, house.rtt_us, 0, 1 << 40)
 
-    def reset(_: object) -> None:
+    def unacknowledged(sock: socket.socket) -> int:
+        assert sock.fileno() >= 0
+        return house.unacknowledged
+
+    def reset(sock: socket.socket) -> None:
+        assert sock.fileno() >= 0
         house.resets += 1
 
-    monkeypatch.setattr(tcp, "unacknowledged", lambda _: house.unacknowledged)
+    monkeypatch.setattr(tcp, "unacknowledged", unacknowledged)
     monkeypatch.setattr(tcp, "info", info)
     monkeypatch.setattr(tcp, "reset_on_close", reset)
     yield house

@@ -194,12 +194,28 @@ def test_without_descriptors_accepting_pauses_and_resumes(house: House, number: 
         house.readable()
         assert not house.reading
         house.loop.advance(acceptor.PAUSE)
+    house.loop.now += 4e-7  # too little for the log
     house.readable()
     assert len(house.pool.in_use) == 1
     common = {"listener": house.listener.url, "reason": errno.errorcode[number]}
     assert house.lines.lines[0] == {"level": "warning", "event": "accept.paused", "seconds": 0.1, **common}
     assert house.lines.lines[1] == {"level": "info", "event": "accept.resumed", "seconds": 0.3, **common}
     assert len(house.lines.lines) == 3
+
+
+def test_each_lack_of_descriptors_has_its_lines(house: House) -> None:
+    """It is another one when somebody has come in between."""
+    errors = [errno.EMFILE]
+    house.acceptor(errors=errors)
+    for reason in (errno.ENFILE, errno.EMFILE):
+        house.connect()
+        house.readable()
+        house.loop.advance(acceptor.PAUSE)
+        house.readable()
+        errors.append(reason)
+    lines = house.lines.events("accept.paused")
+    assert [line["reason"] for line in lines] == ["EMFILE", "ENFILE"]
+    assert [line["reason"] for line in house.lines.events("accept.resumed")] == ["EMFILE", "ENFILE"]
 
 
 def test_a_worker_that_comes_back_does_not_end_the_pause(house: House) -> None:
@@ -221,9 +237,38 @@ def test_a_connection_that_failed_before_accept_is_passed_over(house: House, num
     assert house.lines.names() == ["connection.opened"]
 
 
+def test_errors_of_a_whole_batch_but_one_are_passed_over(house: House) -> None:
+    """Each time anew: whoever comes in between shows that it does not go on for ever."""
+    errors = [errno.EPERM] * (acceptor.BATCH - 1)
+    house.acceptor(errors=errors)
+    for left in (errors.copy(), errors.copy(), []):
+        house.connect()
+        house.readable()
+        errors += left
+    assert len(house.pool.in_use) == 3
+    assert house.lines.events("accept.paused") == []
+
+
+def test_an_interrupted_accept_is_tried_again(house: House) -> None:
+    """When the loop comes back to it: the listener is readable still, and nothing is wrong."""
+    house.acceptor(errors=[errno.EINTR])
+    house.connect()
+    house.readable()
+    assert (house.reading, house.lines.lines) == (True, [])
+    house.readable()
+    assert len(house.pool.in_use) == 1
+
+
+def test_an_error_without_a_name_is_told_by_its_text(house: House) -> None:
+    """The kernel may have some that Python does not know."""
+    house.acceptor(errors=[4711])
+    house.readable()
+    assert house.lines.events("accept.paused")[0]["reason"] == str(OSError(4711, os.strerror(4711)))
+
+
 def test_an_error_that_never_ends_pauses_whatever_it_is(house: House) -> None:
     """Passed over without end, it would keep the loop busy with nothing else."""
-    house.acceptor(errors=[errno.EPERM] * acceptor.BATCH)
+    house.acceptor(errors=[errno.EPERM] * (2 * acceptor.BATCH - 1))
     house.connect()
     house.readable()
     assert not house.reading

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tests.fakes import House
 
 
+TICK = 1 / 16  # of which floats have every multiple, so that times are exact
+ENDED = drain.LINGER + TICK  # from our FIN on: it is cut, and the next look finds nobody any more
+
+
 class Clock:
     """Lets `linger` sleep on the fake loop's clock; `at` is what happens when."""
 
@@ -39,6 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(house: House, monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(house)
+    monkeypatch.setattr(drain, "TICK", TICK)
     monkeypatch.setattr(drain.asyncio, "sleep", clock.sleep)  # type: ignore[attr-defined]
     monkeypatch.setattr(drain.asyncio, "get_running_loop", lambda: house.loop)  # type: ignore[attr-defined]
     return clock
@@ -70,7 +75,7 @@ def test_a_client_that_stays_is_cut_after_a_moment(house: House, clock: Clock) -
     _, transport = house.connect()
     assert run_linger(house) == 1
     assert transport.fin_sent
-    assert clock.time() == pytest.approx(drain.QUIET + drain.LINGER, abs=0.3)
+    assert clock.time() == 2 * TICK + drain.QUIET + ENDED  # the second look is the first that knows of no move
     assert house.resets == 0
 
 
@@ -97,13 +102,23 @@ def test_what_came_while_the_process_was_stopped_is_still_echoed(house: House, c
     assert house.lines.events("connection.closed")[0]["bytes_sent"] == 9
 
 
+def test_a_long_quiet_before_the_deadline_is_none_after_it(house: House, clock: Clock) -> None:
+    """The janitor has seen nothing move for a minute; what comes just now may be under way all the same."""
+    worker, transport = house.connect()
+    for seconds in (62, 61, 60):
+        worker.quiet_for(house.loop.now - seconds)
+    clock.at.append((0.2, lambda: transport.receive(b"last words")))
+    run_linger(house)
+    assert transport.taken == b"last words"
+
+
 def test_a_client_that_never_stops_is_ended(house: House, clock: Clock) -> None:
     """It gets FIN, then is read and dropped, then cut."""
     _, transport = house.connect()
     clock.every = lambda: transport.receive(b"more") if transport.reading else None
     assert run_linger(house) == 1
     assert transport.fin_sent
-    assert clock.time() == pytest.approx(drain.LAST_ECHO + drain.LINGER, abs=0.2)
+    assert clock.time() == drain.LAST_ECHO + ENDED
     closed = house.lines.events("connection.closed")[0]
     assert closed["bytes_sent"] < closed["bytes_received"]
 
@@ -119,7 +134,7 @@ def test_a_client_that_reads_slowly_has_longer_if_it_has_sent_everything(
     transport.receive(bytes(1 << 20))
     clock.every = lambda: transport.take(1)
     assert run_linger(house) == 1
-    assert clock.time() == pytest.approx(patience + drain.LINGER, abs=0.2)
+    assert clock.time() == patience + ENDED
     assert clock.time() < 5.7  # of the 6 s promised, the rest is for the end of the process
     assert house.resets == 1
 
@@ -153,12 +168,13 @@ def test_without_connections_there_is_nothing_to_wait_for(house: House, clock: C
 
 
 def test_a_long_way_to_the_client_is_waited_for(house: House, clock: Clock) -> None:
-    """What it sent before the deadline may take longer than the usual quiet."""
-    house.rtt_us = 200_000
+    """What it sent before the deadline may take longer than the usual quiet: four round trips."""
+    house.rtt_us = 125_000
     _, transport = house.connect()
-    clock.at.append((0.7, lambda: transport.receive(b"from afar")))
+    clock.at.append((0.5, lambda: transport.receive(b"from afar")))
     run_linger(house)
     assert transport.taken == b"from afar"
+    assert clock.time() == 0.5 + TICK + 4 * 0.125 + ENDED
 
 
 def test_what_the_kernel_still_sends_is_not_quiet(house: House, clock: Clock) -> None:
@@ -218,7 +234,8 @@ def test_finish_sends_fin_and_drops_what_still_comes(house: House) -> None:
     transport.receive(b"echoed")
     drain.finish(worker)
     assert transport.fin_sent
-    transport.receive(b"too late")
+    transport.receive(b"too")
+    transport.receive(b" late")
     assert transport.taken == b"echoed"
     assert (worker.received, worker.dropped) == (14, 8)
     transport.receive_eof()

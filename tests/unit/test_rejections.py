@@ -52,6 +52,15 @@ def test_the_next_line_says_how_many_had_none() -> None:
     assert refused.suppressed == [0] * 10 + [2]
 
 
+def test_when_the_time_is_over_there_is_a_line_at_once() -> None:
+    """From the very moment on."""
+    refused = Refused()
+    refused.refuse(Rejections.LINES)
+    refused.loop.now += Rejections.SECOND
+    refused.refuse(1)
+    assert refused.suppressed == [0] * (Rejections.LINES + 1)
+
+
 def test_a_flood_in_one_round_of_the_loop_is_limited_too() -> None:
     """The timer of the second before does not let one more through."""
     refused = Refused()

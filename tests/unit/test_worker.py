@@ -117,13 +117,15 @@ def test_abort_ends_at_once_and_keeps_the_first_reason(seat: Seat) -> None:
     assert seat.worker.reason == "idle_timeout"
 
 
-@pytest.mark.parametrize("reset", [False, True])
-def test_abort_resets_only_when_asked(seat: Seat, monkeypatch: pytest.MonkeyPatch, *, reset: bool) -> None:
+@pytest.mark.parametrize(("how", "resets"), [({}, 0), ({"reset": False}, 0), ({"reset": True}, 1)])
+def test_abort_resets_only_when_asked(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool], resets: int
+) -> None:
     """RST is for peers that would keep the kernel's memory."""
     asked: list[socket.socket] = []
     monkeypatch.setattr(tcp, "reset_on_close", asked.append)
-    seat.worker.abort("write_timeout", reset=reset)
-    assert asked == [seat.worker.sock] * reset
+    seat.worker.abort("write_timeout", **how)
+    assert asked == [seat.worker.sock] * resets
 
 
 def test_a_connection_ended_before_it_is_made_is_closed_then(unmade: Seat) -> None:
@@ -208,6 +210,19 @@ def test_a_stall_after_a_long_quiet_begins_anew(seat: Seat, looks: Looks) -> Non
     looks.unacknowledged = 4
     seat.transport.receive(b"1234")
     assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
+
+
+def test_what_the_transport_hands_to_the_kernel_is_still_held(seat: Seat, looks: Looks) -> None:
+    """Both together are what the peer has not taken: only that it gets less is a move."""
+    seat.transport.window = 0
+    seat.transport.receive(b"1234")
+    looks.unacknowledged = 4
+    assert [looks.quiet() for _ in range(3)] == [0, 0, 1]
+    seat.transport.take(1)
+    looks.unacknowledged = 5
+    assert looks.quiet() == 2
+    looks.unacknowledged = 4
+    assert looks.quiet() == 0
 
 
 def test_what_moves_between_two_looks_is_not_quiet(seat: Seat, looks: Looks) -> None:
