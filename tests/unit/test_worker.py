@@ -148,6 +148,11 @@ def test_a_failure_in_connection_made_loses_no_descriptor(unmade: Seat) -> None:
     assert unmade.worker.reason == "error"
 
 
+def test_a_worker_has_room_for_what_it_knows_and_nothing_else(seat: Seat) -> None:
+    """A dictionary each would be slower on the hot path, and memory times the size of the pool."""
+    assert not hasattr(seat.worker, "__dict__")
+
+
 class Looks:
     """Looks at a worker once a second, with a kernel whose queue is a number."""
 
