@@ -158,8 +158,7 @@ class Acceptor:
                 break
             if not self._accept():
                 break
-        if self._retired:
-            self._ends()
+        self._ends()
 
     def _accept(self) -> bool:
         """Accept one connection; say whether there may be more."""
