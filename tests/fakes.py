@@ -60,6 +60,7 @@ class FakeLoop:
 
     def add_reader(self, sock: Any, callback: Callable[[], None]) -> None:
         assert sock.fileno() >= 0, "add_reader on a closed socket"
+        assert sock not in self.readers, "add_reader twice: a system call for each worker that comes back"
         self.readers[sock] = callback
 
     def remove_reader(self, sock: Any) -> None:

@@ -337,13 +337,14 @@ def test_close_takes_what_is_in_the_backlog(house: House) -> None:
 
 
 def test_close_takes_no_more_than_there_are_workers(house: House) -> None:
-    """The pool is the bound, also at the end."""
+    """The pool is the bound, also at the end; nobody is accepted to be turned away."""
     made = house.acceptor(waits=True)
     for _ in range(5):
         house.connect()
     made.close()
     house.loop.run()
     assert len(house.pool.in_use) == 3
+    assert house.rejections.count == {}
 
 
 def test_close_passes_over_who_may_not_come_in(house: House) -> None:
