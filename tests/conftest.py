@@ -7,7 +7,7 @@ import resource
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.harness import Echod
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # How long an example takes says nothing of echod, and a lot of what else the machine does.
 settings.register_profile("patient", deadline=None)
+settings.register_profile("mutation", deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("patient")
 
 
