@@ -131,6 +131,8 @@ def test_a_source_has_so_many_connections() -> None:
     assert [house.refusal(address) for address in (INSIDE, OUTSIDE, "2001:db8::7")] == [None, None, "per_source"]
     house.sources |= {INSIDE: 2, "2001:db8::/64": 1}
     assert [house.refusal(address) for address in (INSIDE, OUTSIDE, "2001:db8::7")] == ["per_source", None, None]
+    house.sources[INSIDE] = 3  # as when a reload has taken the limit down
+    assert house.refusal(INSIDE) == "per_source"
 
 
 def test_the_first_reason_is_told() -> None:

@@ -120,10 +120,10 @@ def test_a_star_is_one_socket_for_ipv4_and_ipv6() -> None:
 @needs_ipv6
 def test_the_ipv6_wildcard_leaves_ipv4_to_others() -> None:
     """Whoever writes "::" means IPv6, and may name "0.0.0.0" beside it."""
-    with listening(["::"]) as (listener,):
+    with listening(["::"], free_port()) as (listener,):
         assert not answers("127.0.0.1", port_of(listener))
         assert answers("::1", port_of(listener))
-    with listening(["::", "0.0.0.0"]) as listeners:  # noqa: S104 - for a moment
+    with listening(["::", "0.0.0.0"], free_port()) as listeners:  # noqa: S104 - for a moment
         assert len({port_of(listener) for listener in listeners}) == 1
 
 
