@@ -8,10 +8,12 @@ WHEEL := build/wheel
 # Written when the environment has what the file beside it pins; made anew when that changes.
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
+# An environment of its own: with rich, on which mutmut depends, tracebacks look different.
+MUTATION := $(VENV)-mutation
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-system soak lint bench format reference lock install uninstall deb clean
+.PHONY: help run test test-faults test-system soak mutate lint bench format reference lock install uninstall deb clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,10 @@ soak: $(RUN) ## every kind of client for SOAK_MINUTES=10, or until SOAK_CONNECTI
 	@exec $(BIN)/python -m tests.soak $(if $(SOAK_MINUTES),--minutes $(SOAK_MINUTES)) \
 		$(if $(SOAK_CONNECTIONS),--connections $(SOAK_CONNECTIONS))
 
+mutate: ## look whether the tests see each small change of the core (see docs/mutation.md)
+	@$(MAKE) --no-print-directory VENV=$(MUTATION) $(MUTATION)/.mutation
+	@$(MUTATION)/bin/python -m tests.mutation $(MUTMUT)
+
 lint: $(DEV) ## rules, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -57,6 +63,8 @@ lock: ## pin the newest dependencies, with hashes (needs uv)
 	uv pip compile $(LOCK) --constraint requirements.txt --group pyproject.toml:run --output-file requirements-build.txt
 	uv pip compile $(LOCK) --constraint requirements.txt --constraint requirements-build.txt --group dev \
 		--output-file requirements-dev.txt pyproject.toml
+	uv pip compile $(LOCK) --constraint requirements.txt --constraint requirements-build.txt --constraint requirements-dev.txt \
+		--group pyproject.toml:mutation --output-file requirements-mutation.txt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade
 
 install: $(WHEEL) ## install below PREFIX (/usr/local) and, for the configuration, /etc; all of it in DESTDIR, if given
@@ -69,7 +77,7 @@ deb: $(WHEEL) ## the Debian package in dist/, for the Debian on which this is
 	@packaging/deb/build $(BIN)/python $(WHEEL)/echod-*.whl $(DEB_VERSION)
 
 clean: ## remove what make has made; also the cure if the directory was moved
-	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MUTATION) build dist mutants .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -87,6 +95,11 @@ $(RUN): requirements.txt requirements-build.txt pyproject.toml | $(VENV)/.made
 $(DEV): requirements-dev.txt $(RUN)
 	@echo "Installing the tools for tests into $(VENV) ..."
 	@$(PIP) --require-hashes --requirement requirements-dev.txt
+	@touch $@
+
+$(VENV)/.mutation: requirements-mutation.txt $(DEV)
+	@echo "Installing the tool for mutants into $(VENV) ..."
+	@$(PIP) --require-hashes --requirement requirements-mutation.txt
 	@touch $@
 
 # A folder for each build: what it holds is the one wheel.
