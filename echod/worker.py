@@ -54,6 +54,10 @@ class Worker(asyncio.Protocol):
     listener: Listener
     sock: socket.socket
     opened: float
+    # What the last look found, see quiet_for():
+    mark: int  # `received`
+    held: int | None  # bytes that were not acknowledged; None when nobody has asked yet
+    seen: float  # when it had last changed
 
     def __init__(self, lost: Callable[[Worker, Exception | None], None]) -> None:
         self._lost = lost
@@ -70,10 +74,7 @@ class Worker(asyncio.Protocol):
         self.opened = opened
         self.received = 0  # bytes
         self.dropped = 0  # of these, the bytes not echoed, because they came after our FIN
-        # What the last look found, see quiet_for():
-        self.mark = -1  # `received`
-        self.held: int | None = None  # bytes that were not acknowledged; None when nobody has asked yet
-        self.seen = 0.0  # when it had last changed
+        self.mark = -1  # nobody has looked yet
         self.paused = False
         self.reason: str | None = None  # why we end it; None while we don't
 

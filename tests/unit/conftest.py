@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,8 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     house = House()
 
     def info(sock: socket.socket) -> tcp.Info:
-        assert sock.fileno() >= 0
+        if sock.fileno() < 0:
+            raise OSError(errno.EBADF, "closed")
         return tcp.Info(house.peer_finished, house.rtt_us, 0, 1 << 40)
 
     def unacknowledged(sock: socket.socket) -> int:
