@@ -191,6 +191,7 @@ class FakeTransport:
     def close_handle(self) -> None:
         """Close as uvloop does when its coroutine fails: the protocol is not told."""
         self._closing = self._lost = True
+        self.reading = False
         self._sock.close()
 
     def _flush(self) -> None:

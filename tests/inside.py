@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from echod.http_server import Request, Response
     from echod.report import State
+    from echod.settings import Log as LogSettings
     from echod.settings import WhenFull
 
     Answer = Callable[[Request], Awaitable[Response]]
@@ -203,7 +204,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-class _KeptLog(Log):
+class KeptLog(Log):
     """A log whose lines a test looks at; no thread, no file."""
 
     def __init__(self, lines: Lines) -> None:
@@ -215,6 +216,9 @@ class _KeptLog(Log):
     def dropped(self) -> int:
         return self.lost
 
+    def configure(self, settings: LogSettings) -> None:
+        """Keep all lines, whatever is wanted."""
+
 
 class Inside:
     """What the admin server tells of: real books, on a loop that does what it is told, and what a test makes of the rest."""
@@ -224,7 +228,7 @@ class Inside:
         self.state: State = "running"
         self.loaded = config.load(file, {}, {"ECHOD_POOL__SIZE": "3", "ECHOD_LISTEN__HOST": "127.0.0.1"})
         self.lines = self.house.lines
-        self.log = _KeptLog(self.lines)
+        self.log = KeptLog(self.lines)
         self.pool = self.house.pool
         loop = self.house.loop.asyncio
         access = Access(loop, self.pool.sources, Rules(None, None, 0, None))

@@ -1,0 +1,435 @@
+"""The whole daemon under any order of events: nothing lost, nobody served twice, and books that agree with the clients'."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections import Counter
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from echod import drain
+from echod.errors import Refusal
+from echod.rejections import Rejections
+from echod.settings import Settings
+from tests.simulation import LATE, PLENTY, Client, Simulation
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from echod.http_server import Response
+
+SOURCES = {
+    "192.0.2.1": "192.0.2.1",
+    "192.0.2.2": "192.0.2.2",
+    "2001:db8::1": "2001:db8::/64",
+    "2001:db8::2": "2001:db8::/64",
+}
+"""Addresses of clients, and what they count for."""
+ADDRESSES = sorted(SOURCES)
+PORTS = [7001, 7002]
+TAKEN = 9
+WINDOWS = st.sampled_from([PLENTY, PLENTY, 0, 5])
+"""Bytes that a client takes before it has to be told to."""
+WHICH = st.integers(0, 9)
+EARLIEST_STOP = 20
+"""Steps before it: not much happens after."""
+FACTOR = int(os.environ.get("ECHOD_TEST_EXAMPLES", "1"))
+"""How many times as long to search."""
+
+EVERY: dict[str, dict[str, Any]] = {
+    "listen": {"host": "127.0.0.1", "port": PORTS[0], "backlog": 4},
+    "pool": {"size": 3, "when_full": "reject"},
+    "timeouts": {"idle": "20s", "write": "10s", "drain": "5s"},
+    "admin": {"socket": "off"},
+}
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "pool.size": st.integers(1, 5),
+    "pool.when_full": st.sampled_from(["reject", "wait"]),
+    "timeouts.idle": st.sampled_from(["2s", "20s", "off"]),
+    "timeouts.write": st.sampled_from(["1s", "10s", "off"]),
+    "timeouts.drain": st.sampled_from(["0s", "5s", "off"]),
+    "access.per_source": st.integers(0, 2),
+    "access.deny": st.lists(st.sampled_from(ADDRESSES), max_size=1),
+    "access.accept_rate": st.sampled_from(["off", "1/s", "3/s"]),
+    "listen.port": st.sampled_from(PORTS),
+}
+REFUSED: list[dict[str, Any]] = [{"listen.port": TAKEN}, {"listen.backlog": 5}]
+"""A port of somebody else, and what needs a restart."""
+UNREADABLE: dict[str, Any] = {"": ""}
+RELOADS = st.one_of(
+    *(st.fixed_dictionaries({name: values}) for name, values in CHANGES.items()),
+    st.fixed_dictionaries({}, optional=CHANGES),
+    st.sampled_from([*REFUSED, UNREADABLE]),
+)
+
+
+def settings(changes: dict[str, Any], before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what the file says after these changes."""
+    after = {section: dict(keys) for section, keys in before.items()}
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        after.setdefault(section, {})[key] = value
+    return after
+
+
+def parsed(file: dict[str, dict[str, Any]]) -> Settings:
+    key = json.dumps(file, sort_keys=True)
+    if key not in _PARSED:
+        _PARSED[key] = Settings(sources=[lambda: file])  # type: ignore[call-arg]
+    return _PARSED[key]
+
+
+_PARSED: dict[str, Settings] = {}
+
+
+class DaemonMachine(RuleBasedStateMachine):
+    """Connect, data, stall, resume, eof, reset, time, reload, errors of accept, kill, drain and stop, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = EVERY
+        self.house = Simulation(parsed(self.file))
+        self.house.network.taken.add(TAKEN)
+        self.loop, self.network, self.lines = self.house.loop, self.house.network, self.house.lines
+        self.pool = self.house.daemon.pool
+        self.everybody: dict[int, Client] = {}  # by port
+        self.by_number: dict[int, Client] = {}
+        self.asked: list[tuple[asyncio.Task[Response], int]] = []
+        self.killed: set[int] = set()  # by their numbers
+        self.read = 0  # lines
+        self.signals = 0
+        self.steps = 0
+        self.draining_since: float | None = None
+        self.in_a_row = 0
+        self.settled = True
+        self.judged_since = self.loop.now  # by the timeouts in force
+
+    def teardown(self) -> None:
+        try:
+            self.in_a_row = 0
+            self.settle()
+            if not self.signals:
+                self.stop()
+            if self.house.settings.timeouts.drain is None or self.network.exhausted is not None:
+                self.stop()
+            self.wait(20.0)
+            assert self.house.life.done(), "it does not end"
+            assert self.house.life.exception() is None
+            self.nothing_is_left()
+        finally:
+            self.house.close()
+
+    def nothing_is_left(self) -> None:
+        assert not self.network.open()
+        assert not self.loop.readers
+        assert not self.loop.timers
+        assert not any(each.is_open for each in self.network.listeners)
+        assert self.pool.sources == {}
+        assert self.pool.free == self.pool.size
+        assert self.loop.uncaught == []
+        (stopped,) = self.lines.events("daemon.stopped")
+        assert self.lines.lines[-1] == stopped
+        assert stopped["connections"] == self.pool.accepted
+        assert stopped["bytes_received"] == sum(client.delivered for client in self.network.clients)
+        opened, closed = self.lines.events("connection.opened"), self.lines.events("connection.closed")
+        assert len(opened) == len(closed) == self.pool.accepted
+        started, ended = self.lines.events("listener.started"), self.lines.events("listener.stopped")
+        assert Counter(line["listener"] for line in started) == Counter(line["listener"] for line in ended)
+        assert self.suppressed_or_told() == self.network.refused.total()
+
+    # What happens
+
+    def settle(self) -> None:
+        """Let the daemon act, if not several things happen at once."""
+        if self.in_a_row:
+            self.in_a_row -= 1
+            self.settled = False
+            return
+        self.loop.run()
+        self.steps += 1
+        self.settled = True
+        for task, number in self.asked:
+            self.answered(task.result().status, number)
+        self.asked.clear()
+        self.read_log()
+
+    @precondition(lambda self: not self.in_a_row)
+    @rule(number=st.integers(1, 4))
+    def at_once(self, number: int) -> None:
+        """So many of what follows happen in the same round of the loop, or before it."""
+        self.in_a_row = number
+
+    def come(self, port: int, address: str, window: int, trouble: str | None) -> None:
+        client = self.network.connect(port, address, SOURCES[address], window=window, trouble=trouble)
+        if client:
+            self.everybody[client.port] = client
+        if self.in_a_row:
+            self.loop.accept()
+
+    @rule(address=st.sampled_from(ADDRESSES), window=WINDOWS)
+    def connect(self, address: str, window: int) -> None:
+        self.come(self.house.settings.listen.port, address, window, None)
+        self.settle()
+
+    @rule(
+        address=st.sampled_from(ADDRESSES),
+        windows=st.lists(WINDOWS, min_size=1, max_size=6),
+        trouble=st.sampled_from([None] * 9 + ["gone", "attach", "open"]),
+        port=st.sampled_from([None, None, None, *PORTS]),
+    )
+    def crowd(self, address: str, windows: list[int], trouble: str | None, port: int | None) -> None:
+        for number, window in enumerate(windows):
+            self.come(port or self.house.settings.listen.port, address, window, None if number else trouble)
+        self.settle()
+
+    def there(self) -> list[Client]:
+        """Return those that are served, and those that wait."""
+        return [*self.network.open(), *(client for each in self.network.listeners for client in each.queue)]
+
+    def somebody(self, which: int) -> Client:
+        there = self.there()
+        return there[which % len(there)]
+
+    @precondition(lambda self: self.there())
+    @rule(which=WHICH, data=st.binary(min_size=1, max_size=12), ends=st.sampled_from([False, False, True]))
+    def send(self, which: int, data: bytes, *, ends: bool) -> None:
+        client = self.somebody(which)
+        if not client.finished and not client.gone:
+            client.sent += data
+            client.under_way += data
+            client.finished = ends
+        self.settle()
+
+    @precondition(lambda self: self.there())
+    @rule(which=WHICH, size=st.sampled_from([1, 7, PLENTY]))
+    def take(self, which: int, size: int) -> None:
+        client = self.somebody(which)
+        if not client.gone:
+            client.read(size, self.loop.now)
+        self.settle()
+
+    @precondition(lambda self: self.there())
+    @rule(which=WHICH, reset=st.booleans())
+    def end(self, which: int, *, reset: bool) -> None:
+        client = self.somebody(which)
+        client.gone = client.gone or reset
+        client.finished = True
+        self.settle()
+
+    @rule(which=WHICH, path=st.sampled_from(["/connections/", "/connections/", "/readyz", "/status", "/connections"]))
+    def ask(self, which: int, path: str) -> None:
+        if path.endswith("/"):
+            self.kill(self.somebody(which) if self.there() else Client("", "", 0, window=0, trouble=None))
+        else:
+            self.asked.append((self.house.ask("GET", path), 0))
+        self.settle()
+
+    def kill(self, client: Client) -> None:
+        """End this one; or, if it has no number yet, the one that gets the next one, if it comes soon enough."""
+        number = client.number or self.pool.accepted + 1
+        self.asked.append((self.house.ask("DELETE", f"/connections/{number}"), number))
+
+    @rule(seconds=st.sampled_from([0.05, 0.05, 0.5, 0.5, 1.5, 12.0, 40.0]))
+    def wait(self, seconds: float) -> None:
+        self.in_a_row = 0
+        self.settle()
+        self.loop.advance(seconds)
+        self.network.exhausted = None
+        self.settle()
+
+    @precondition(lambda self: self.network.exhausted is None)
+    @rule(number=st.sampled_from([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]))
+    def run_out(self, number: int) -> None:
+        """There are no descriptors, until some time has gone by."""
+        self.network.exhausted = number
+        self.settle()
+
+    @rule(changes=RELOADS, by_signal=st.booleans(), which=WHICH, kills=st.booleans())
+    def reload(self, changes: dict[str, Any], which: int, *, by_signal: bool, kills: bool) -> None:
+        """Maybe a connection ends between its two halves."""
+        self.in_a_row = 0
+        self.settle()
+        before, in_use = self.house.settings, set(self.pool.in_use)
+        rejected = len(self.lines.events("config.rejected"))
+        file = self.file if changes == UNREADABLE else settings(changes, self.file)
+        refused = self.signals or changes in [*REFUSED, UNREADABLE]
+        self.house.next = Refusal("can't be read") if changes == UNREADABLE else parsed(file)
+        if by_signal:
+            self.house.signal(signal.SIGHUP)
+        else:
+            self.asked.append((self.house.ask("POST", "/reload"), 0))
+        if kills and self.there():
+            self.kill(self.somebody(which))
+        self.settle()
+        if refused:
+            assert self.house.settings is before
+            assert self.signals or len(self.lines.events("config.rejected")) == rejected + 1
+        else:
+            assert self.house.settings == parsed(file), self.lines.names()[-3:]
+            self.file = file
+            self.network.rate_is(self.house.settings.access.accept_rate)
+            self.judged_since = self.loop.now
+        assert in_use <= set(self.pool.in_use) | {client.number for client in self.over()}
+
+    @precondition(lambda self: self.steps > EARLIEST_STOP and self.signals < 3)
+    @rule()
+    def stop(self) -> None:
+        self.house.signal(signal.SIGTERM)
+        self.signals += 1
+        if self.draining_since is None:
+            self.draining_since = self.loop.now
+        self.settle()
+
+    # What has to be right in what it says
+
+    def answered(self, status: int, number: int) -> None:
+        assert status in ({200, 404} if number else {200, 422, 503})
+        if number and status == 200:
+            self.killed.add(number)
+
+    def read_log(self) -> None:
+        lines, self.read = self.lines.lines[self.read :], len(self.lines.lines)
+        for line in lines:
+            if line["event"] == "connection.opened":
+                client = self.everybody[line["client"]["port"]]
+                assert (client.address, client.refused) == (line["client"]["address"], "")
+                assert client.number == 0, "served twice"
+                client.number = line["connection"]
+                self.by_number[client.number] = client
+            elif line["event"] == "connection.closed":
+                client = self.by_number[line["connection"]]
+                assert client.hung_up
+                self.closed(client, line)
+            elif line["event"] == "connection.rejected":
+                client = self.everybody[line["client"]["port"]]
+                assert client.refused == line["reason"]
+                assert client.hung_up
+            assert line["event"] != "internal.error", line
+
+    def closed(self, client: Client, line: dict[str, Any]) -> None:
+        """Each reason has one cause, and the bytes are the client's own."""
+        transport = client.transport
+        assert line["bytes_received"] == client.delivered
+        assert line["bytes_sent"] == (len(transport.taken) if transport else 0)
+        quiet = line["at"] - client.moved
+        timeouts = self.house.settings.timeouts
+        match line["reason"]:
+            case "eof":
+                assert client.finished
+                assert not client.under_way
+                assert client.echo == client.sent
+            case "reset":
+                assert client.gone
+            case "killed":
+                assert client.number in self.killed
+            case "idle_timeout":
+                assert timeouts.idle
+                assert quiet >= timeouts.idle
+            case "write_timeout":
+                assert timeouts.write
+                assert client.pending
+                assert quiet >= timeouts.write
+            case "drained":
+                assert self.signals
+            case reason:
+                assert (reason, client.trouble) in {("error", "attach"), ("error", "open")}
+
+    def suppressed_or_told(self) -> int:
+        return sum(1 + line.get("suppressed", 0) for line in self.lines.events("connection.rejected"))
+
+    def over(self) -> list[Client]:
+        return [client for client in self.network.clients if client.hung_up]
+
+    # What has to be right at any time
+
+    @invariant()
+    def every_worker_is_free_or_in_use(self) -> None:
+        free = {id(worker) for worker in self.pool._free}
+        used = {id(worker) for worker in self.pool.in_use.values()}
+        assert len(free) == self.pool.free == max(0, self.pool.size - len(used))
+        assert len(used) == len(self.pool.in_use)
+        assert not free & used
+
+    @invariant()
+    def the_echo_is_what_was_sent(self) -> None:
+        for client in self.network.clients:
+            assert client.sent.startswith(client.echo)
+
+    @invariant()
+    def the_books_are_those_of_the_clients(self) -> None:
+        if not self.settled:
+            return
+        open_now = self.network.open()
+        assert {client.number for client in open_now} - {0} == set(self.pool.in_use) - {0}
+        assert self.pool.sources == Counter(client.source for client in open_now)
+        assert self.pool.accepted == len(self.network.clients) == self.pool.closed.total() + len(open_now)
+        assert self.house.daemon.rejections.count == self.network.refused
+        assert self.pool.moved()[0] == sum(client.delivered for client in self.network.clients)
+        for client in open_now:
+            assert client.transport
+            stopped = client.transport._eof or client.transport.is_closing()
+            assert stopped or len(client.echo) == client.delivered
+            assert stopped or client.reads != bool(client.pending)
+            assert client.number not in self.killed
+            assert not (client.gone and client.reads)
+            assert not (client.finished and not client.under_way and not client.pending)
+
+    @invariant()
+    def nobody_waits_without_reason(self) -> None:
+        """The reader of a listener is off exactly while it has to be; one that has gone is closed when its queue is empty."""
+        if not self.settled or self.signals:
+            return
+        waits = self.house.settings.pool.when_full == "wait"
+        for each in self.network.listeners:
+            if each.is_open:
+                paused = self.loop.now - self.network.failed <= 0.1
+                held = waits and not self.pool.free
+                assert not each.queue or paused or held
+                assert each in self.loop.readers or paused or held
+                assert each.port == self.house.settings.listen.port or each.queue
+
+    @invariant()
+    def nobody_is_overdue(self) -> None:
+        if not self.settled or self.signals:
+            return
+        timeouts = self.house.settings.timeouts
+        for client in self.network.open():
+            quiet = self.loop.now - max(client.moved, self.judged_since)
+            limit = min(timeouts.idle or float("inf"), (client.pending and timeouts.write) or float("inf"))
+            assert quiet <= limit + LATE
+
+    @invariant()
+    def lines_come_in_turn_and_in_bounds(self) -> None:
+        for name, opposite in (("pool.full", "pool.available"), ("accept.paused", "accept.resumed")):
+            for url in {line.get("listener") for line in self.lines.events(name)}:
+                turns = [
+                    line["event"]
+                    for line in self.lines.lines
+                    if line["event"] in (name, opposite) and line.get("listener") == url
+                ]
+                assert turns[0] == name
+                assert all(one != other for one, other in pairwise(turns))
+        times = [line["at"] for line in self.lines.events("connection.rejected")]
+        if self.draining_since is None:
+            assert all(later - earlier >= 1 for earlier, later in zip(times, times[Rejections.LINES :], strict=False))
+
+    @invariant()
+    def a_stop_comes_to_its_end(self) -> None:
+        if self.draining_since is None or not self.settled:
+            return
+        assert not any(each.is_open for each in self.network.listeners)
+        patience = self.house.settings.timeouts.drain
+        longest = drain.LAST_READ + drain.LINGER + 1
+        if self.signals > 1 or (patience is not None and self.loop.now - self.draining_since > patience + longest):
+            assert self.house.life.done()
+
+
+DaemonMachine.TestCase.settings = hypothesis_settings(max_examples=200 * FACTOR, stateful_step_count=50, deadline=None)
+TestDaemon: Any = DaemonMachine.TestCase
