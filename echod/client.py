@@ -52,7 +52,8 @@ class Client:
             return response.status, orjson.loads(response.read())
         except TimeoutError:
             raise _no_answer(f"{where}: no answer within {patience:.0f} s") from None
-        except (OSError, http.client.HTTPException, ValueError):
+        # OverflowError, MemoryError: it announces more than there can be.
+        except (OSError, http.client.HTTPException, ValueError, OverflowError, MemoryError):
             raise _no_answer(f"{where}: what is there gives no answer, or is no echod") from None
         finally:
             connection.close()

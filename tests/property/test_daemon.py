@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from echod import drain
 from echod.errors import Refusal
@@ -38,7 +38,7 @@ TAKEN = 9
 WINDOWS = st.sampled_from([PLENTY, PLENTY, 0, 5])
 """Bytes that a client takes before it has to be told to."""
 WHICH = st.integers(0, 9)
-EARLIEST_STOP = 20
+EARLIEST_STOP = 12
 """Steps before it: not much happens after."""
 FACTOR = int(os.environ.get("ECHOD_TEST_EXAMPLES", "1"))
 """How many times as long to search."""
@@ -146,6 +146,14 @@ class DaemonMachine(RuleBasedStateMachine):
 
     # What happens
 
+    @initialize(
+        size=st.integers(1, 3), when_full=st.sampled_from(["reject", "wait"]), drain=st.sampled_from(["0s", "5s"])
+    )
+    def start(self, size: int, when_full: str, drain: str) -> None:
+        self.reload(
+            {"pool.size": size, "pool.when_full": when_full, "timeouts.drain": drain}, 0, by_signal=True, kills=False
+        )
+
     def settle(self) -> None:
         """Let the daemon act, if not several things happen at once."""
         if self.in_a_row:
@@ -173,9 +181,13 @@ class DaemonMachine(RuleBasedStateMachine):
         if self.in_a_row:
             self.loop.accept()
 
-    @rule(address=st.sampled_from(ADDRESSES), window=WINDOWS)
-    def connect(self, address: str, window: int) -> None:
+    @rule(address=st.sampled_from(ADDRESSES), window=WINDOWS, kills=st.sampled_from([False, False, False, True]))
+    def connect(self, address: str, window: int, *, kills: bool) -> None:
+        """Maybe it is ended between accept and `connection_made`."""
+        if kills:
+            self.kill(None)
         self.come(self.house.settings.listen.port, address, window, None)
+        self.loop.accept()
         self.settle()
 
     @rule(
@@ -226,14 +238,14 @@ class DaemonMachine(RuleBasedStateMachine):
     @rule(which=WHICH, path=st.sampled_from(["/connections/", "/connections/", "/readyz", "/status", "/connections"]))
     def ask(self, which: int, path: str) -> None:
         if path.endswith("/"):
-            self.kill(self.somebody(which) if self.there() else Client("", "", 0, window=0, trouble=None))
+            self.kill(self.somebody(which) if self.there() else None)
         else:
             self.asked.append((self.house.ask("GET", path), 0))
         self.settle()
 
-    def kill(self, client: Client) -> None:
+    def kill(self, client: Client | None) -> None:
         """End this one; or, if it has no number yet, the one that gets the next one, if it comes soon enough."""
-        number = client.number or self.pool.accepted + 1
+        number = (client and client.number) or self.pool.accepted + 1
         self.asked.append((self.house.ask("DELETE", f"/connections/{number}"), number))
 
     @rule(seconds=st.sampled_from([0.05, 0.05, 0.5, 0.5, 1.5, 12.0, 40.0]))

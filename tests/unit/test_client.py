@@ -116,8 +116,21 @@ def test_without_permission_it_says_how_to_get_it(path: Path, tmp_path: Path) ->
         OK + b"content-length: 5\r\n\r\nhello",
         OK + b"transfer-encoding: chunked\r\n\r\nx\r\n",
         OK + b"content-length: 1\r\n\r\n\xff",
+        OK + b"content-length: %d\r\n\r\n" % 10**30,
+        OK + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % 10**18,
     ],
-    ids=["nothing", "a line", "mail", "no body", "half a body", "no JSON", "no chunk", "no text"],
+    ids=[
+        "nothing",
+        "a line",
+        "mail",
+        "no body",
+        "half a body",
+        "no JSON",
+        "no chunk",
+        "no text",
+        "too long",
+        "huge chunk",
+    ],
 )
 def test_what_is_no_echod_is_told_so(daemon: Canned, answer: bytes) -> None:
     """In one line, whatever it says."""
