@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from echod import drain
 from echod.errors import Refusal
+from echod.janitor import LONGEST_TICK
 from echod.rejections import Rejections
 from echod.settings import Settings
 from tests.simulation import LATE, PLENTY, Client, Simulation
@@ -38,8 +39,6 @@ TAKEN = 9
 WINDOWS = st.sampled_from([PLENTY, PLENTY, 0, 5])
 """Bytes that a client takes before it has to be told to."""
 WHICH = st.integers(0, 9)
-EARLIEST_STOP = 12
-"""Steps before it: not much happens after."""
 FACTOR = int(os.environ.get("ECHOD_TEST_EXAMPLES", "1"))
 """How many times as long to search."""
 
@@ -91,6 +90,9 @@ _PARSED: dict[str, Settings] = {}
 
 class DaemonMachine(RuleBasedStateMachine):
     """Connect, data, stall, resume, eof, reset, time, reload, errors of accept, kill, drain and stop, in any order."""
+
+    earliest_stop = 15
+    """Steps before it: not much happens after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,13 +148,9 @@ class DaemonMachine(RuleBasedStateMachine):
 
     # What happens
 
-    @initialize(
-        size=st.integers(1, 3), when_full=st.sampled_from(["reject", "wait"]), drain=st.sampled_from(["0s", "5s"])
-    )
-    def start(self, size: int, when_full: str, drain: str) -> None:
-        self.reload(
-            {"pool.size": size, "pool.when_full": when_full, "timeouts.drain": drain}, 0, by_signal=True, kills=False
-        )
+    @initialize(changes=st.fixed_dictionaries({}, optional=CHANGES))
+    def start(self, changes: dict[str, Any]) -> None:
+        self.reload(changes, 0, by_signal=True, kills=False)
 
     def settle(self) -> None:
         """Let the daemon act, if not several things happen at once."""
@@ -192,12 +190,13 @@ class DaemonMachine(RuleBasedStateMachine):
 
     @rule(
         address=st.sampled_from(ADDRESSES),
-        windows=st.lists(WINDOWS, min_size=1, max_size=6),
+        size=st.integers(1, 12),
+        window=WINDOWS,
         trouble=st.sampled_from([None] * 9 + ["gone", "attach", "open"]),
         port=st.sampled_from([None, None, None, *PORTS]),
     )
-    def crowd(self, address: str, windows: list[int], trouble: str | None, port: int | None) -> None:
-        for number, window in enumerate(windows):
+    def crowd(self, address: str, size: int, window: int, trouble: str | None, port: int | None) -> None:
+        for number in range(size):
             self.come(port or self.house.settings.listen.port, address, window, None if number else trouble)
         self.settle()
 
@@ -252,8 +251,13 @@ class DaemonMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.in_a_row = 0
         self.settle()
+        free, counts = self.pool.free, (self.pool.accepted, self.network.refused.total())
         self.loop.advance(seconds)
         self.network.exhausted = None
+        if seconds > LONGEST_TICK and counts == (self.pool.accepted, self.network.refused.total()):  # nobody came
+            assert self.suppressed_or_told() == self.network.refused.total()
+            if free and not self.signals:
+                assert len(self.lines.events("pool.full")) == len(self.lines.events("pool.available"))
         self.settle()
 
     @precondition(lambda self: self.network.exhausted is None)
@@ -290,7 +294,7 @@ class DaemonMachine(RuleBasedStateMachine):
             self.judged_since = self.loop.now
         assert in_use <= set(self.pool.in_use) | {client.number for client in self.over()}
 
-    @precondition(lambda self: self.steps > EARLIEST_STOP and self.signals < 3)
+    @precondition(lambda self: self.steps > self.earliest_stop and self.signals < 3)
     @rule()
     def stop(self) -> None:
         self.house.signal(signal.SIGTERM)
@@ -337,6 +341,7 @@ class DaemonMachine(RuleBasedStateMachine):
                 assert client.finished
                 assert not client.under_way
                 assert client.echo == client.sent
+                assert not (transport and transport._eof), "we have ended it"
             case "reset":
                 assert client.gone
             case "killed":
@@ -438,10 +443,21 @@ class DaemonMachine(RuleBasedStateMachine):
             return
         assert not any(each.is_open for each in self.network.listeners)
         patience = self.house.settings.timeouts.drain
-        longest = drain.LAST_READ + drain.LINGER + 1
-        if self.signals > 1 or (patience is not None and self.loop.now - self.draining_since > patience + longest):
-            assert self.house.life.done()
+        lasts = self.loop.now - self.draining_since
+        if patience is None or lasts < patience:
+            over = not self.pool.in_use
+        else:
+            over = lasts > patience + drain.LAST_READ + drain.LINGER + 1
+        assert self.house.life.done() or not (over or self.signals > 1)
 
 
-DaemonMachine.TestCase.settings = hypothesis_settings(max_examples=200 * FACTOR, stateful_step_count=50, deadline=None)
+class StopMachine(DaemonMachine):
+    """The same, with most of it during a drain."""
+
+    earliest_stop = 5
+
+
+DaemonMachine.TestCase.settings = hypothesis_settings(max_examples=150 * FACTOR, stateful_step_count=50, deadline=None)
+StopMachine.TestCase.settings = hypothesis_settings(max_examples=150 * FACTOR, stateful_step_count=25, deadline=None)
 TestDaemon: Any = DaemonMachine.TestCase
+TestStop: Any = StopMachine.TestCase
