@@ -99,6 +99,8 @@ def test_it_installs_starts_and_is_purged_without_a_trace(clean: Machine, packag
     assert clean.run("man --path echod; man -w echod.toml")
     clean.run("systemctl enable echod.socket echod@1 2>&1")
     clean.run("systemctl start echod@1")
+    clean.run("install -D -m 644 /usr/share/echod/socket-activated.conf -t /etc/systemd/system/echod.service.d/")
+    clean.write("/etc/echod/1.env", "ECHOD_LOG__LEVEL=debug\n")
     clean.run("apt-get purge -y echod")
     assert not clean.answers(7)
     after = clean.run(SNAPSHOT).splitlines()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE, read_all, read_exactly, send_all, until
+from tests.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all, until
 from tests.system.conftest import timed
 from tests.system.machine import CONFIG
 
@@ -93,10 +98,19 @@ def test_a_start_with_a_bad_configuration_fails_once(machine: Machine) -> None:
     assert machine.show("echod", "ActiveState", "NRestarts", "Result") == ["failed", "0", "exit-code"]
     line = f"{CONFIG}:28: pool.size: must be at least 1, got 0"
     assert line in machine.journal("echod", "-p err")
-    time.sleep(1)  # five times as long as it would wait to restart: that something does not happen takes time to see
+    time.sleep(2)  # twice as long as it would wait to restart: that something does not happen takes time to see
     assert machine.show("echod", "ActiveState", "NRestarts") == ["failed", "0"]
     edit(machine, size=1)
     machine.run("systemctl start echod")
+
+
+def test_a_port_that_is_held_is_tried_until_it_is_free(machine: Machine) -> None:
+    """Each second, without an end."""
+    with machine.inside(lambda: socket.create_server((LOCAL, 7))):
+        assert machine.shell("systemctl start echod").returncode == 1
+        until(lambda: int(machine.show("echod", "NRestarts")[0]) >= 3, what="three more tries", interval=0.2)
+        assert machine.show("echod", "ExecMainStatus") == [str(os.EX_UNAVAILABLE)]
+    until(lambda: machine.answers(7), what="the port", interval=0.2)
 
 
 def test_it_runs_as_nobody_with_one_capability(machine: Machine) -> None:
@@ -232,6 +246,29 @@ def test_two_instances_share_the_port_and_both_serve(machine: Machine) -> None:
     machine.run("systemctl reload echod@1 echod@2")
     owners = machine.run("stat -c '%U %a' /run/echod/1/admin.sock /run/echod/2/admin.sock").splitlines()
     assert owners == ["echod 660"] * 2
+
+
+def test_each_instance_can_have_an_http_of_its_own(machine: Machine) -> None:
+    """By a variable in its file: both are scraped."""
+    ports = {1: 9107, 2: 9108}
+    for number, port in ports.items():
+        machine.write(f"/etc/echod/{number}.env", f"ECHOD_ADMIN__HTTP={LOCAL}:{port}\n")
+    machine.run("systemctl start echod@1 echod@2")
+    started = []
+    for port in ports.values():
+        lines = machine.inside(partial(scrape, port)).splitlines()
+        started += [line for line in lines if line.startswith("process_start_time_seconds ")]
+    assert len(set(started)) == 2
+
+
+def scrape(port: int) -> str:
+    """Return the metrics."""
+    connection = http.client.HTTPConnection(LOCAL, port, timeout=DEADLINE)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read().decode()
 
 
 def test_the_service_and_the_instances_take_each_others_place(machine: Machine) -> None:

@@ -40,6 +40,14 @@ def test_it_serves_without_any_capability_and_without_a_network(machine: Machine
     machine.run("systemctl reload echod")
 
 
+def test_narrow_it_has_its_socket_however_it_is_started(machine: Machine) -> None:
+    """Also by its own name: it comes with the socket, without which it could bind nothing."""
+    narrow(machine)
+    machine.run("systemctl start echod")
+    assert machine.state("echod.socket") == "active"
+    assert machine.echo(7) == b"hi\n"
+
+
 def test_a_restart_refuses_nobody(machine: Machine) -> None:
     """Who is connected finishes; who comes meanwhile waits, and is served by the next process."""
     machine.run("systemctl start echod.socket")

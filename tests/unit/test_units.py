@@ -36,6 +36,7 @@ def test_an_instance_differs_from_the_service_in_what_makes_it_one() -> None:
         "Description=Echo daemon (RFC 862), process %i",
         "Conflicts=echod.service echod.socket",
         "After=echod.service echod.socket",
+        "EnvironmentFile=-/etc/echod/%i.env",
         "ExecStartPre=-/usr/bin/echod check -q --listen.reuse_port true",
         "ExecStart=/usr/bin/echod run --listen.reuse_port true",
         "RuntimeDirectory=echod/%i",
@@ -62,6 +63,14 @@ def test_the_shipped_drain_ends_before_the_manager_ends_it() -> None:
 def test_a_reload_gives_up_before_the_manager_does() -> None:
     """First the daemon on a file that hangs, then the command, then systemd: each can say why."""
     assert reload.LONGEST < operate.RELOAD_PATIENCE < seconds("TimeoutStartSec")
+
+
+def test_trying_again_is_never_over() -> None:
+    """However fast each try fails, the start limit takes more of them than there can be; and some by hand."""
+    (burst,) = [
+        int(line.partition("=")[2]) for line in directives("echod.service") if line.startswith("StartLimitBurst=")
+    ]
+    assert burst >= seconds("StartLimitIntervalSec") / seconds("RestartSec") + 10
 
 
 def test_the_shipped_pool_fits_the_limit_of_descriptors() -> None:
