@@ -31,7 +31,8 @@ test-faults: $(DEV) ## the rest: storms, abuse, and a real Prometheus
 	@$(BIN)/pytest --ignore tests/system -m slow $(PARALLEL) $(PYTEST)
 
 test-system: $(DEV) ## the package on a booted Debian with systemd (root, on Debian; installs what it needs)
-	@root=$$(tests/system/prepare) && package=$$($(MAKE) --no-print-directory deb | tail -n 1) \
+	@root=$$(tests/system/prepare) && made=$$($(MAKE) --no-print-directory deb) \
+	&& package=$$(echo "$$made" | tail -n 1) \
 	&& ECHOD_TEST_ROOT="$$root" ECHOD_TEST_PACKAGE="$$package" $(BIN)/pytest tests/system $(PYTEST)
 
 soak: $(RUN) ## every kind of client for SOAK_MINUTES=10, or until SOAK_CONNECTIONS= were served; what is left then
@@ -105,4 +106,4 @@ $(VENV)/.mutation: requirements-mutation.txt $(DEV)
 # A folder for each build: what it holds is the one wheel.
 $(WHEEL): $(RUN) $(wildcard echod/*.py) README.md LICENSE
 	@rm -rf $@
-	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ .
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ . || { rm -rf $@; exit 1; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +20,22 @@ SOURCE = Path(__file__).parents[2]
 
 
 def make(target: str, root: Path, python: str = "/usr/bin/python3") -> None:
-    done = subprocess.run(
+    done = tried(target, root, python)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tried(
+    target: str, root: Path, python: str = "/usr/bin/python3", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         ["make", "--no-print-directory", target, f"DESTDIR={root}", "PREFIX=/usr/local", f"PYTHON={python}"],  # noqa: S607
         cwd=SOURCE,
+        env=os.environ | environ,
         capture_output=True,
         text=True,
         timeout=10 * DEADLINE,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -45,6 +53,22 @@ def test_uninstall_takes_all_away_but_the_configuration(tree: Path) -> None:
     make("uninstall", tree)
     assert config.read_text() == "# edited\n"
     assert [path for path in tree.rglob("*") if not path.is_dir()] == [config]
+
+
+def test_an_install_that_fails_leaves_what_is_there(tree: Path) -> None:
+    """Such as without an index; and nothing of its own."""
+    before = sorted(tree.rglob("*"))
+    assert tried("install", tree, PIP_NO_INDEX="1").returncode != 0
+    assert sorted(tree.rglob("*")) == before
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """In one line, before anything is done; make adds its own."""
+    done = tried("install", tmp_path, "python3.99")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("there is no python3.99; ")
+    assert second.startswith("make: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_installed_runs_where_it_was_meant_to(booted: Callable[[], Machine], package: Path, tree: Path) -> None:
