@@ -177,10 +177,15 @@ async def _to(method: str, answer: Answer, request: Request) -> Response:
 
 
 def is_ours(host: str) -> bool:
-    """Say whether a Host header names this machine in a way that only we decide: no DNS server can point it here."""
+    """Say whether a Host header names this machine: by an address or its host name, which no page decides on.
+
+    A domain may follow the host name. Who knows that name could have a domain of theirs point here, so it does not follow
+    one that everybody knows.
+    """
     found = _HOST.fullmatch(host)
     name = found[1].strip("[]").rstrip(".").casefold() if found else ""
-    if name in ("localhost", socket.gethostname().casefold()):
+    own = socket.gethostname().casefold()
+    if name in ("localhost", own) or name.partition(".")[0] == own.partition(".")[0] not in ("", "localhost"):
         return True
     try:
         ipaddress.ip_address(name)

@@ -38,11 +38,11 @@ def of_daemon(setting: str, environ: Mapping[str, str]) -> Path | None:
     return next(_automatic(environ), None) if setting == "auto" else Path(setting)
 
 
-def to_ask(setting: str, environ: Mapping[str, str]) -> list[Path]:
-    """Return where to look for the daemon, likeliest first."""
-    if setting == "off":
-        return []
-    return list(dict.fromkeys([*_automatic(environ), SYSTEM])) if setting == "auto" else [Path(setting)]
+def to_ask(setting: str, environ: Mapping[str, str], *, edited: bool = False) -> list[Path]:
+    """Return where to look for the daemon, likeliest first; where "auto" has it also if the setting may be newer than it."""
+    named = [] if setting in ("off", "auto") else [Path(setting)]
+    automatic = [*_automatic(environ), SYSTEM] if edited or setting == "auto" else []
+    return list(dict.fromkeys(named + automatic))
 
 
 def _automatic(environ: Mapping[str, str]) -> Iterator[Path]:

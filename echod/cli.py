@@ -6,9 +6,11 @@ Knows nothing of sockets and workers. What only `run` needs is imported there: `
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import platform
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: to the first line, and erase all
 _LONGEST_NUMBER = 19  # digits
+_PIPE = 128 + signal.SIGPIPE  # what a shell says of a command that ended so
 SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
 
@@ -80,6 +83,8 @@ def _say(text: str) -> None:
         sys.stdout.flush()
     except OSError as error:
         _discard(1)
+        if error.errno == errno.EPIPE:  # as for `head -1`: who reads has had enough
+            raise Refusal(exit_code=_PIPE) from None
         raise Refusal(f"echod: standard output: {error.strerror}", exit_code=os.EX_SOFTWARE) from None
 
 
@@ -267,8 +272,10 @@ def _client(arguments: argparse.Namespace) -> Client:
     """Return what asks the daemon that these settings would make."""
     from echod.client import Client  # noqa: PLC0415 - 8 MB that `run` has no use for
 
-    setting, trouble = config.admin_socket(arguments.config, _flags(arguments), os.environ)
-    return Client(admin_socket.to_ask(setting, os.environ), trouble)
+    where = config.admin_socket(arguments.config, _flags(arguments), os.environ)
+    # The default file may have been edited since the daemon read it. With -c, it is the daemon of that file that is meant.
+    edited = where.of_file and arguments.config is None
+    return Client(admin_socket.to_ask(where.setting, os.environ, edited=edited), where.trouble)
 
 
 def _status(arguments: argparse.Namespace) -> None:

@@ -41,20 +41,22 @@ class Client:
     def __init__(self, paths: Sequence[Path], trouble: Refusal | None = None) -> None:
         self._paths = paths
         self._trouble = trouble
+        self.where = ""
+        """Who was asked last."""
 
     def ask(self, method: str, target: str, *, patience: float = PATIENCE) -> tuple[int, Any]:
         """Return the status and the JSON of the answer. Raises `Refusal` with exit code 69 or 77."""
-        where, sock = self._connect(patience)
+        self.where, sock = self._connect(patience)
         connection = _Connection(sock)
         try:
             connection.request(method, target)
             response = connection.getresponse()
             return response.status, orjson.loads(response.read())
         except TimeoutError:
-            raise _no_answer(f"{where}: no answer within {patience:.0f} s") from None
+            raise _no_answer(f"{self.where}: no answer within {patience:.0f} s") from None
         # OverflowError, MemoryError: it announces more than there can be.
         except (OSError, http.client.HTTPException, ValueError, OverflowError, MemoryError):
-            raise _no_answer(f"{where}: what is there gives no answer, or is no echod") from None
+            raise _no_answer(f"{self.where}: what is there gives no answer, or is no echod") from None
         finally:
             connection.close()
 

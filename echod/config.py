@@ -60,10 +60,18 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     return Loaded(settings, file, layers, problems.capped(warnings, len(warnings)))
 
 
-def admin_socket(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, Refusal | None]:
+class Where(NamedTuple):
+    """What is known of `admin.socket`: the value, why there may be another one, and whether the file has it."""
+
+    setting: str
+    trouble: Refusal | None = None
+    of_file: bool = False
+
+
+def admin_socket(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]) -> Where:
     """Return `admin.socket` alone, for who asks a daemon that may run although something else is wrong by now.
 
-    If the file can't be read, that is the second value, and the first is what there is without it.
+    If the file can't be read, that is its trouble, and the value is what there is without it.
     """
     trouble = None
     try:
@@ -78,8 +86,8 @@ def admin_socket(file: Path | None, flags: Mapping[str, str], environ: Mapping[s
             found = _problems_of(alone)
             if found:
                 raise Refusal(*found)
-            return section["socket"], None
-    return Settings.model_fields["admin"].default.socket, trouble
+            return Where(section["socket"], of_file=layer is layers[-1])
+    return Where(Settings.model_fields["admin"].default.socket, trouble)
 
 
 def _can_be_read_once(file: Path) -> bool:

@@ -27,7 +27,8 @@ _DESCRIPTION = """\
 echod is a daemon for the echo service of RFC 862 over TCP: whatever a client sends comes back, every byte, in order, once.
 
 A fixed number of workers is made at start; each serves one connection at a time. A peer that does not read is not read from,
-so memory is bounded by the pool. One process uses one core; for more, run several on one port (listen.reuse_port)."""
+so memory is bounded by the pool. One process uses one core; for more, run several on one port (listen.reuse_port),
+each with an admin.socket of its own: with "auto", only the first one would have it."""
 
 _SETTINGS = """\
 Each setting of echod.toml(5) is also a flag under its dotted name, and an environment variable. A flag wins over a variable, a
@@ -66,6 +67,7 @@ _EXIT = [
     ("70", "Internal error, or standard output takes no answer."),
     ("77", "No permission; the message says how to get it."),
     ("78", "Invalid configuration: a line for each problem, with file and line."),
+    ("141", "Standard output was closed before all was written, as by head(1)."),
 ]
 _EXAMPLES = [
     ("echod run -p 8080 -n 10", "Serve on port 8080, 10 connections at one time."),

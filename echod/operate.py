@@ -5,6 +5,7 @@ Knows nothing of sockets and of the command line's grammar. Each returns the tex
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from echod import screen
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from echod.client import Client
     from echod.values import Network
@@ -48,15 +49,17 @@ ORDERS: dict[str, Callable[[Row], Any]] = {
 
 def status(client: Client, *, as_json: bool) -> str:
     """Return one screen about the daemon."""
-    answer = _expect(client.ask("GET", "/status"))
-    return _json(answer) if as_json else screen.status(answer)
+    with _understood(client):
+        answer = _expect(client.ask("GET", "/status"))
+        return _json(answer) if as_json else screen.status(answer)
 
 
 def connections(client: Client, *, as_json: bool, order: str, source: Network | None) -> str:
     """Return a row for each open connection, of this network only if there is one."""
-    rows = [row for row in _expect(client.ask("GET", "/connections")) if source is None or _is_from(row, source)]
-    rows.sort(key=ORDERS[order])
-    return _json(rows) if as_json else screen.connections(rows)
+    with _understood(client):
+        rows = [row for row in _expect(client.ask("GET", "/connections")) if source is None or _is_from(row, source)]
+        rows.sort(key=ORDERS[order])
+        return _json(rows) if as_json else screen.connections(rows)
 
 
 def _is_from(row: Row, source: Network) -> bool:
@@ -65,17 +68,28 @@ def _is_from(row: Row, source: Network) -> bool:
 
 def kill(client: Client, number: int) -> str:
     """End one connection."""
-    killed = _expect(client.ask("DELETE", f"/connections/{number}"))
-    return f"killed {killed['id']}, {screen.client(killed['client'])}\n"
+    with _understood(client):
+        killed = _expect(client.ask("DELETE", f"/connections/{number}"))
+        return f"killed {killed['id']}, {screen.client(killed['client'])}\n"
 
 
 def reload(client: Client) -> str:
     """Reload the configuration; return what has changed. Raises `Refusal` with what is wrong with it."""
-    answer = _expect(client.ask("POST", "/reload", patience=RELOAD_PATIENCE))
-    lines = [
-        f"{name}: {_written(answer['old'][name])} -> {_written(answer['new'][name])}" for name in answer["changed"]
-    ]
-    return "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
+    with _understood(client):
+        answer = _expect(client.ask("POST", "/reload", patience=RELOAD_PATIENCE))
+        old, new = answer["old"], answer["new"]
+        lines = [f"{name}: {_written(old[name])} -> {_written(new[name])}" for name in answer["changed"]]
+        return "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
+
+
+@contextlib.contextmanager
+def _understood(client: Client) -> Iterator[None]:
+    """Refuse an answer that is not what this version expects: what listens there may be anything that knows HTTP."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        line = f"echod: what answers at {client.where} is no echod, or of another version"
+        raise Refusal(line, exit_code=os.EX_UNAVAILABLE) from None
 
 
 def _expect(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon answers
@@ -85,7 +99,7 @@ def _expect(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon ans
         case 200:
             return content
         case 422:
-            raise Refusal(*content["errors"], exit_code=os.EX_CONFIG)
+            raise Refusal(*map(str, content["errors"]), exit_code=os.EX_CONFIG)
         case 404:
             raise Refusal(f"echod: {content['error']}", exit_code=os.EX_DATAERR)
         case 503:

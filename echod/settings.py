@@ -147,11 +147,15 @@ class Admin(_Section):
     socket: SocketPath = _setting(
         "auto",
         'Unix socket for status, connections, kill and reload: a path, "off", or "auto": admin.sock in'
-        " $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR/echod, else none.",
+        " $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR/echod, else none. Of several daemons, each needs its own."
+        " `systemctl reload` needs it; without: `systemctl kill -s HUP`.",
         live=False,
     )
     http: Endpoint = _setting(
-        "off", 'Read-only HTTP for /metrics, /livez, /readyz and /status, e.g. "127.0.0.1:9107"; or "off".', live=False
+        "off",
+        'Read-only HTTP for /metrics, /livez, /readyz and /status, e.g. "127.0.0.1:9107"; or "off". To be asked by an address,'
+        " localhost, or this machine's host name, with or without a domain.",
+        live=False,
     )
 
 

@@ -88,6 +88,17 @@ def test_who_asks_looks_where_a_daemon_may_be() -> None:
     assert admin_socket.to_ask("auto", {}) == [system]
 
 
+def test_a_setting_may_be_newer_than_the_daemon(path: Path) -> None:
+    """Then it may be where "auto" has it, after the path that is named."""
+    system = Path("/run/echod/admin.sock")
+    assert admin_socket.to_ask(str(path), {}, edited=True) == [path, system]
+    assert admin_socket.to_ask(str(system), {}, edited=True) == [system]
+    assert admin_socket.to_ask("off", {"RUNTIME_DIRECTORY": str(RUNTIME)}, edited=True) == [
+        RUNTIME / "admin.sock",
+        system,
+    ]
+
+
 def test_its_name_is_one_printable_line() -> None:
     """It stands in the log and on terminals."""
     assert admin_socket.url(Path("/a/b\n\x1b")) == "unix:/a/b\\u000a\\u001b"

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 import threading
 import tomllib
@@ -517,6 +518,26 @@ def test_where_to_ask_may_be_wrong(capsys: pytest.CaptureFixture[str], file: Pat
     assert run(capsys, *command.split(), "-c", f"{file}x") == (os.EX_NOINPUT, "", line)
 
 
+@pytest.mark.parametrize("setting", ["off", "/nowhere/admin.sock"])
+@pytest.mark.parametrize("named", [True, False], ids=["-c", "default"])
+def test_a_daemon_is_found_although_its_file_names_another_place_by_now(  # noqa: PLR0917 - a table
+    capsys: pytest.CaptureFixture[str],
+    file: Path,
+    canned: Canned,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    named: bool,  # noqa: FBT001 - as pytest passes it
+) -> None:
+    """Where "auto" has it, if it is the file of the service; with -c, it is the daemon of that file or none."""
+    monkeypatch.delenv("ECHOD_ADMIN__SOCKET")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(canned.path.parent))
+    monkeypatch.setattr(config, "DEFAULT_FILE", file)
+    file.write_text(f"[admin]\nsocket = '{setting}'")
+    canned.answer(200, {"changed": [], "old": {}, "new": {}})
+    code, _, _ = run(capsys, "reload", *(["-c", str(file)] if named else []))
+    assert code == (os.EX_UNAVAILABLE if named else os.EX_OK)
+
+
 def test_a_daemon_is_asked_although_its_file_is_wrong_by_now(
     capsys: pytest.CaptureFixture[str], file: Path, canned: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,6 +672,23 @@ def test_an_answer_that_can_not_be_written_is_an_error(
     assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
     with contextlib.suppress(OSError):
         full.close()
+
+
+@pytest.mark.parametrize("descriptor", [1], indirect=True)
+def test_a_reader_that_has_had_enough_is_no_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, descriptor: int
+) -> None:
+    """As for `head -1`: not a word, and the code by which a shell knows SIGPIPE. Descriptor 1 is left on /dev/null."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert cli.run(["config", "schema"]) == 128 + signal.SIGPIPE
+    assert capsys.readouterr() == ("", "")
+    assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+    with contextlib.suppress(OSError):
+        pipe.close()
 
 
 @pytest.mark.parametrize("descriptor", [2], indirect=True)

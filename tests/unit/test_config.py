@@ -733,9 +733,10 @@ def test_a_file_that_can_be_seen_no_more_is_refused_by_a_reload(file: Path) -> N
 def asks(file: Path, text: str, flags: dict[str, str] | None = None, environ: dict[str, str] | None = None) -> str:
     """Return where it is asked with this file; nothing is wrong with that."""
     file.write_text(text)
-    socket, trouble = config.admin_socket(file, flags or {}, environ or {})
-    assert trouble is None
-    return socket
+    where = config.admin_socket(file, flags or {}, environ or {})
+    assert where.trouble is None
+    assert where.of_file == (where.setting == "/file.sock")
+    return where.setting
 
 
 def test_where_to_ask_comes_from_where_every_setting_does(file: Path) -> None:
@@ -751,8 +752,8 @@ def test_where_to_ask_comes_from_where_every_setting_does(file: Path) -> None:
 
 def test_where_to_ask_is_found_whatever_else_is_wrong(file: Path) -> None:
     """The daemon may run on what was right when it started."""
-    text = "[pool]\nsize = 0\nsise = 1\n[admin]\nsocket = '/a.sock'\nnonsense = 1\nhttp = 'x'"
-    assert asks(file, text, {"listen.port": "x"}) == "/a.sock"
+    text = "[pool]\nsize = 0\nsise = 1\n[admin]\nsocket = '/file.sock'\nnonsense = 1\nhttp = 'x'"
+    assert asks(file, text, {"listen.port": "x"}) == "/file.sock"
     assert asks(file, "admin = 7") == "auto"
 
 
@@ -769,10 +770,10 @@ def test_a_file_that_can_not_be_read_is_no_end_yet(file: Path) -> None:
     """A daemon may answer where one is by default; if none does, that is why. A flag makes it of no interest."""
     file.write_text("nonsense")
     for trouble in ("nonsense", None):
-        socket, refusal = config.admin_socket(file, {}, {})
+        socket, refusal, _ = config.admin_socket(file, {}, {})
         assert socket == "auto"
         assert refusal
         assert str(file) in refusal.lines[0]
         if trouble:
             file.unlink()
-    assert config.admin_socket(file, {"admin.socket": "/a.sock"}, {}) == ("/a.sock", None)
+    assert config.admin_socket(file, {"admin.socket": "/a.sock"}, {}) == ("/a.sock", None, False)

@@ -138,6 +138,31 @@ def test_a_reload_says_what_has_changed(daemon: Canned, client: Client) -> None:
     assert daemon.requests == ["POST /reload"] * 2
 
 
+@pytest.mark.parametrize("code", [200, 404, 422])
+@pytest.mark.parametrize(
+    "content", [None, 7, "x", [7], {"a": 1}, {"errors": 7}, status(uptime="long"), status(pool={})]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda client: operate.status(client, as_json=False),
+        lambda client: operate.connections(client, as_json=False, order="id", source=None),
+        lambda client: operate.kill(client, 7),
+        operate.reload,
+    ],
+    ids=["status", "connections", "kill", "reload"],
+)
+def test_what_is_no_echod_or_another_one_is_told(
+    daemon: Canned, client: Client, command: Callable[[Client], str], code: int, content: Any
+) -> None:
+    """In one line: whatever JSON it answers."""
+    daemon.answer(code, content)
+    with pytest.raises(Refusal) as caught:
+        command(client)
+    line = f"echod: what answers at unix:{daemon.path} is no echod, or of another version"
+    assert (caught.value.lines, caught.value.exit_code) == ((line,), os.EX_UNAVAILABLE)
+
+
 def test_a_reload_is_waited_for_longer_than_it_may_take() -> None:
     """A file on a network that has gone is given up after a minute."""
 
