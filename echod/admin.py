@@ -20,6 +20,7 @@ from echod import admin_socket, listener, metrics, report
 from echod.errors import Refusal
 from echod.http_server import HttpServer, Response, refusal, reply
 from echod.pool import peer
+from echod.values import split_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from echod import settings
     from echod.admin_socket import AdminSocket
     from echod.http_server import Request
+    from echod.listener import Listener
     from echod.report import Daemon
 
     Answer = Callable[[Request], Awaitable[Response]]
@@ -47,7 +49,7 @@ class Admin:
             if self._socket:
                 undo.callback(self._socket.sock.close)
                 undo.callback(self._socket.close)  # first, as in our own
-            endpoints = listener.bind(*_endpoint(settings.http), backlog=admin_socket.BACKLOG, reuse_port=False)
+            endpoints = _bind(settings.http)
             undo.pop_all()
         routes = Routes(daemon)
         if self._socket:
@@ -78,9 +80,13 @@ class Admin:
             await server.close()
 
 
-def _endpoint(setting: str) -> tuple[list[str], int]:
-    host, _, port = setting.rpartition(":")
-    return ([], 0) if setting == "off" else ([host.strip("[]")], int(port))
+def _bind(setting: str) -> list[Listener]:
+    host, port = split_endpoint(setting)
+    try:
+        return listener.bind([host] if host else [], port, backlog=admin_socket.BACKLOG, reuse_port=False)
+    except Refusal as refusal:
+        lines = [line.replace("echod: ", "echod: admin.http: ", 1) for line in refusal.lines]
+        raise Refusal(*lines, exit_code=refusal.exit_code) from None
 
 
 class Routes:

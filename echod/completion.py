@@ -18,21 +18,25 @@ if TYPE_CHECKING:
 _BASH = """\
 # Completion of echod for bash. Written by `make reference`.
 _echod() {{
-    local word command= is_value= current=${{COMP_WORDS[COMP_CWORD]}}
+    local word command= flag= current=${{COMP_WORDS[COMP_CWORD]#=}}
     COMPREPLY=()
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-        if [[ $is_value ]]; then
-            is_value=
+        if [[ $flag ]]; then
+            [[ $word = "=" ]] || flag=
             continue
         fi
         case $word in
-            {valued}) is_value=1 ;;
-            -*) ;;
-            *) command="${{command:+$command }}$word" ;;
+            {valued}) flag=$word; continue ;;
+            -*) continue ;;
+        esac
+        # A value with a colon is several words to bash, of which the first is taken above: what is no command is no other.
+        case ${{command:+$command }}$word in
+            {commands}) command="${{command:+$command }}$word" ;;
+            *) command=${{command:-$word}} ;;
         esac
     done
-    if [[ $is_value ]]; then
-        case $word in
+    if [[ $flag ]]; then
+        case $flag in
 {values}
         esac
         return
@@ -44,7 +48,9 @@ _echod() {{
 complete -F _echod echod
 """
 _BASH_WORDS = '            {pattern}) COMPREPLY=($(compgen -W "{words}" -- "$current")) ;;'
-_BASH_FILES = '            {pattern}) compopt -o filenames && COMPREPLY=($(compgen -f -- "$current")) ;;'
+_BASH_FILES = (
+    '            {pattern}) compopt -o filenames && mapfile -t COMPREPLY < <(compgen -f -- "${{current//\\\\/}}") ;;'
+)
 
 
 _ZSH_QUOTED = '[]:"`$'
@@ -73,6 +79,7 @@ def bash() -> str:
     ]
     return _BASH.format(
         valued="|".join(flag for option in options for flag in option.flags),
+        commands="|".join(f'"{" ".join(command.words)}"' for command in root.all if command.words),
         values="\n".join(values),
         words="\n".join(words),
     )
@@ -167,7 +174,7 @@ def _continued(lines: list[str]) -> list[str]:
 
 def _brief(text: str) -> str:
     """Return the first sentence, which is what fits beside a flag."""
-    return re.split(r"(?<!e\.g)\. | \[", text)[0].removesuffix(".")
+    return re.split(r"(?<!e\.g)\. | \[[A-Z_]+\]", text)[0].removesuffix(".")
 
 
 def _distinct(options: Iterable[Option]) -> list[Option]:

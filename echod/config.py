@@ -18,12 +18,14 @@ from echod import descriptors, problems, sources
 from echod.access import EVERYONE, Ranges
 from echod.errors import Refusal
 from echod.settings import ENV_PREFIX, Listen, Settings, Timeouts, declared
-from echod.values import duration_text, shown
+from echod.values import duration_text, shown, split_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from echod.sources import Layer
+
+    _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DEFAULT_FILE = Path("/etc/echod/echod.toml")
 ENV_FILE = "ECHOD_CONFIG"
@@ -53,7 +55,12 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     if found:
         raise Refusal(*found)
     settings = _merge(layers)
-    found = [*_too_many_workers(settings, layers), *_no_interface(settings, layers), *_nobody(settings, layers)]
+    found = [
+        *_too_many_workers(settings, layers),
+        *_no_interface(settings, layers),
+        *_nobody(settings, layers),
+        *_taken(settings, layers),
+    ]
     if found:
         raise Refusal(*found)
     warnings = [*unknown_variables(environ), *_cautions(settings, layers)]
@@ -169,6 +176,22 @@ def _nobody(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     elif Ranges(access.deny).covers_all(allowed):
         what = "all that access.allow holds" if access.allow else "every address"
         yield f"{problems.origin(('access', 'deny'), layers)}: access.deny: covers {what}: nobody could connect"
+
+
+def _taken(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    host, port = split_endpoint(settings.admin.http)
+    if not port or port != settings.listen.port:
+        return
+    address = ipaddress.ip_address(host)
+    for other in settings.listen.host:
+        if other == "*" or _overlap(address, ipaddress.ip_address(other)):
+            where = problems.origin(("admin", "http"), layers)
+            yield f"{where}: admin.http: listen.port is {port} too, on {other}: take another port for one of them"
+            return
+
+
+def _overlap(one: _Address, other: _Address) -> bool:
+    return one.version == other.version and (one == other or one.is_unspecified or other.is_unspecified)
 
 
 def _cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:

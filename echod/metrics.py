@@ -6,6 +6,7 @@ Knows nothing of HTTP. Imports Prometheus' library, and is therefore imported on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import resource
@@ -163,7 +164,10 @@ def _process() -> Iterator[_Reading]:
     yield _gauge("process_virtual_memory_bytes", "Virtual memory.", int(stat[20]))
     yield _gauge("process_resident_memory_bytes", "Resident memory.", int(stat[21]) * _PAGE)
     yield _gauge("process_start_time_seconds", "Start, in Unix time.", _BOOTED + int(stat[19]) / _TICK)
-    yield _gauge("process_open_fds", "Open file descriptors.", open_descriptors())
+    with contextlib.suppress(
+        OSError
+    ):  # to list them takes one: when none is left, this metric is, and the others are not
+        yield _gauge("process_open_fds", "Open file descriptors.", open_descriptors())
     yield _gauge("process_max_fds", "Limit of them.", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 

@@ -208,6 +208,12 @@ def endpoint(text: str) -> str:
     return text
 
 
+def split_endpoint(text: str) -> tuple[str, int]:
+    """Return the address and the port of what `endpoint` accepts; for "off", none and 0."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), 0 if text == "off" else int(port)
+
+
 def socket_path(text: str) -> str:
     """Accept an absolute path that fits into a Unix socket's address, "auto" or "off"."""
     if text not in ("auto", "off") and (not text.startswith("/") or not text.isprintable()):

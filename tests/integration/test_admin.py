@@ -524,7 +524,7 @@ def test_a_named_path_that_is_taken_is_refused(admin: Daemon, tmp_path: Path) ->
     with socket.create_server((LOCAL, 0)) as server:
         taken = f"{LOCAL}:{server.getsockname()[1]}"
         done = command(*words, str(tmp_path / "other"), "--admin.http", taken)
-        assert taken in line_of(done, os.EX_UNAVAILABLE)
+        assert line_of(done, os.EX_UNAVAILABLE) == f"echod: admin.http: tcp://{taken}: address in use"
         assert not (tmp_path / "other").exists()
 
 

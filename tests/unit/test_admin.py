@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import socket
 import stat
@@ -472,11 +471,3 @@ async def test_a_socket_that_nobody_named_and_can_not_be_is_a_warning(
     assert path.is_socket()
     await first.close()
     assert not path.exists()
-
-
-def test_addresses_are_those_that_the_setting_takes() -> None:
-    """Both families, and off."""
-    assert admin._endpoint("127.0.0.1:9107") == (["127.0.0.1"], 9107)
-    assert admin._endpoint("[::1]:0") == (["::1"], 0)
-    assert admin._endpoint("off")[0] == []
-    assert ipaddress.ip_address(admin._endpoint("[::1]:0")[0][0]).is_loopback

@@ -672,6 +672,31 @@ def test_rules_that_let_nobody_in_are_refused_by_what_is_listened_on(
     load(file, f"[listen]\nhost = ['127.0.0.1', '::1']\n[access]\n{access}")
 
 
+@pytest.mark.parametrize(
+    ("host", "http", "on"),
+    [
+        ("'*'", "127.0.0.1", "*"),
+        ("'127.0.0.1'", "127.0.0.1", "127.0.0.1"),
+        ("['::1', '0.0.0.0']", "127.0.0.1", "0.0.0.0"),  # noqa: S104 - is refused
+        ("'::1'", "[::]", "::1"),
+    ],
+)
+def test_one_port_for_both_is_refused(file: Path, host: str, http: str, on: str) -> None:
+    """As far as the addresses overlap."""
+    text = f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}:7007'"
+    line = f"FILE:4: admin.http: listen.port is 7007 too, on {on}: take another port for one of them"
+    assert problems(file, text) == [line]
+
+
+@pytest.mark.parametrize(
+    ("host", "http"),
+    [("'*'", "127.0.0.1:7008"), ("['127.0.0.2', '::1']", "127.0.0.1:7007"), ("'127.0.0.1'", "[::]:7007")],
+)
+def test_addresses_that_do_not_overlap_may_have_one_port(file: Path, host: str, http: str) -> None:
+    """And on any, another port will do."""
+    load(file, f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}'")
+
+
 def test_what_this_machine_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     """Whatever the number of problems, one look shows them; warnings wait until there is none."""
     monkeypatch.setattr(descriptors, "hard_limit", lambda: 1000)

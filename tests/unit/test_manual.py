@@ -149,12 +149,13 @@ def completed(*words: str, directory: Path = ROOT) -> list[str]:
     """Return what bash offers for the last word."""
     quoted = " ".join(f"'{word}'" for word in words)
     text = BASH.format(script=ROOT / "completions/echod.bash", words=quoted, directory=directory)
-    return tool("bash", text=text).split()
+    return [line for line in tool("bash", text=text).splitlines() if line]
 
 
 def test_bash_completes_commands_flags_and_values(tmp_path: Path) -> None:
     """Of the command that stands before, whatever is between."""
     (tmp_path / "some.toml").touch()
+    (tmp_path / "my own.toml").touch()
     assert {"run", "check", "config", "--version"} <= set(completed("echod", ""))
     assert completed("echod", "config", "s") == ["show", "schema"]
     assert completed("echod", "-x", "conf") == ["config"]
@@ -164,7 +165,14 @@ def test_bash_completes_commands_flags_and_values(tmp_path: Path) -> None:
     assert completed("echod", "run", "--log.level", "error", "--pool.w") == ["--pool.when_full"]
     assert completed("echod", "run", "--listen.reuse_port", "t") == ["true"]
     assert completed("echod", "run", "-c", "so", directory=tmp_path) == ["some.toml"]
+    assert completed("echod", "run", "-c", "my", directory=tmp_path) == ["my own.toml"]
+    assert completed("echod", "run", "-c", "my\\ o", directory=tmp_path) == ["my own.toml"]
     assert completed("echod", "run", "-p", "") == []
+    assert completed("echod", "run", "--listen.host", "::", "1", "--log.lev") == ["--log.level"]  # as bash splits it
+    assert completed("echod", "run", "--log.level", "=", "deb") == ["debug"]
+    assert completed("echod", "run", "--log.level", "=") == ["debug", "info", "warning", "error"]
+    assert completed("echod", "run", "--log.level", "=", "debug", "--log.for") == ["--log.format"]
+    assert completed("echod", "kill", "4711", "--he") == ["--help"]
     assert completed("echod", "run", "-c", "run", "--log.for") == ["--log.format"]
     assert completed("echod", "nonsense", "") == []
 
@@ -201,8 +209,8 @@ def test_each_shell_knows_each_command_and_flag(command: Command) -> None:
 def test_texts_are_quoted_as_each_shell_wants_it() -> None:
     """Quotes, brackets, colons and what a shell would put a value for."""
     option = Option(("-x", "--xy"), "A:B", "It's [a]: $b. More.", setting=False)
-    assert completion._zsh_option(option) == "'(-x --xy)'{-x,--xy}'[It'\\''s]:A\\:B:'"
-    assert completion._fish_option(option) == "-s x -l xy -x -d 'It\\'s'"
+    assert completion._zsh_option(option) == "'(-x --xy)'{-x,--xy}'[It'\\''s \\[a\\]\\: $b]:A\\:B:'"
+    assert completion._fish_option(option) == "-s x -l xy -x -d 'It\\'s [a]: $b'"
     command = Command((), "", [option], [Argument("ID", "")], [Command(("y",), 'a "b" $c:', [option], [], [])])
     body = "\n".join(completion._zsh_body(command))
     assert """'1:command:((y\\:"a \\"b\\" \\$c\\:"))'""" in body
@@ -211,3 +219,4 @@ def test_texts_are_quoted_as_each_shell_wants_it() -> None:
 def test_the_first_sentence_is_what_stands_beside_a_flag() -> None:
     """But "e.g." ends none."""
     assert completion._brief("Networks, e.g. 10.0.0.0/8. Else none. [X]") == "Networks, e.g. 10.0.0.0/8"
+    assert completion._brief('Up to 16, e.g. ["::1"] [X]') == 'Up to 16, e.g. ["::1"]'

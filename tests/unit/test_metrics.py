@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import resource
@@ -279,3 +280,16 @@ def test_an_old_kernel_has_to_list_descriptors(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(metrics, "_PROC", Old())
     assert metrics.open_descriptors() == 5
+
+
+def test_without_a_descriptor_an_old_kernel_leaves_out_how_many_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That metric alone: just then the others are of interest."""
+
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(metrics, "open_descriptors", none_left)
+    with closing(Inside()) as daemon:
+        found = plain(samples(daemon))
+    assert "process_open_fds" not in found
+    assert "process_max_fds" in found

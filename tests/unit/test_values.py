@@ -357,6 +357,13 @@ def test_an_endpoint_is_an_address_with_its_port(text: str) -> None:
     assert values.endpoint(text) == text
 
 
+def test_an_endpoint_has_two_parts() -> None:
+    """For binding, without brackets; "off" has none."""
+    assert values.split_endpoint("127.0.0.1:9107") == ("127.0.0.1", 9107)
+    assert values.split_endpoint("[::1]:0") == ("::1", 0)
+    assert values.split_endpoint("off") == ("", 0)
+
+
 @pytest.mark.parametrize(
     "text",
     [
