@@ -29,6 +29,7 @@ test: $(DEV) ## the suite, with coverage
 
 test-faults: $(DEV) ## the rest: storms, abuse, and a real Prometheus
 	@$(BIN)/pytest --ignore tests/system -m slow $(PARALLEL) $(PYTEST)
+	@ECHOD_TEST_EXAMPLES=20 $(BIN)/pytest tests/property/test_daemon.py --numprocesses auto
 
 test-system: $(DEV) ## the package on a booted Debian with systemd (root, on Debian; installs what it needs)
 	@root=$$(tests/system/prepare) && made=$$($(MAKE) --no-print-directory deb) \

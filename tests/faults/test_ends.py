@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 300
 ROUNDS = 2
 
@@ -81,7 +83,6 @@ def test_a_storm_of_resets_is_one_line_each(echod: Daemon, stage: Callable[[Echo
         assert all(pending) == (stage is with_echo_pending)
 
 
-@pytest.mark.slow
 def test_clients_that_finish_first_get_all_of_their_echo(echod: Daemon) -> None:
     """Their FIN comes while both kernels are full of bytes, and before they have read one."""
     with (
@@ -93,7 +94,6 @@ def test_clients_that_finish_first_get_all_of_their_echo(echod: Daemon) -> None:
         finish(daemon, clients)
 
 
-@pytest.mark.slow
 def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> None:
     """After the drain deadline each gets the beginning of its echo, then FIN, whatever it goes on to send, and then is cut.
 
@@ -127,7 +127,6 @@ def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> Non
             assert line["bytes_sent"] < line["bytes_received"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 1024], ids=["full", "enough"])
 def test_100_clients_that_come_and_go_as_fast_as_they_can(echod: Daemon, size: int) -> None:
     """For some seconds; every one of them is in the books, served or rejected, and all workers are back."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 50
 
 
@@ -39,7 +41,6 @@ def test_a_byte_at_a_time_comes_back_byte_by_byte(echod: Daemon) -> None:
         finish(daemon, clients)
 
 
-@pytest.mark.slow
 def test_a_byte_a_second_is_not_idle(echod: Daemon) -> None:
     """Who says one byte now and then stays many times the idle timeout, if "now and then" is shorter than that."""
     with (
@@ -54,7 +55,6 @@ def test_a_byte_a_second_is_not_idle(echod: Daemon) -> None:
         finish(daemon, clients)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when_full", ["reject", "wait"])
 def test_a_hoard_that_holds_every_worker_is_gone_after_the_idle_timeout(echod: Daemon, when_full: str) -> None:
     """Others are refused or wait meanwhile, and get in then; who has a worker and speaks keeps it."""

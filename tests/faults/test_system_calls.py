@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 
 def exchange(sock: socket, said: bytes) -> None:
     sock.sendall(said)
@@ -40,7 +42,6 @@ def internal(daemon: Echod) -> list[str]:
     return [line["event"] for line in daemon.lines if line["event"].startswith("internal")]
 
 
-@pytest.mark.slow
 def test_accepting_pauses_while_the_system_has_no_room(echod: Daemon, injection: Injection) -> None:
     """Of EMFILE, ENFILE, ENOBUFS and ENOMEM each has one line and is asked again ten times a second; who waits is served."""
     reasons = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]
@@ -71,7 +72,6 @@ def test_a_connection_that_fails_before_it_is_accepted_delays_nobody(echod: Daem
         daemon.wait_for("connection.closed", count=len(failures))
 
 
-@pytest.mark.slow
 def test_connections_that_fail_without_end_are_no_reason_to_spin(echod: Daemon, injection: Injection) -> None:
     """After 64 failures in a row it pauses, and says so."""
     with echod(env=injection.environment) as daemon, unharmed(daemon):
@@ -103,7 +103,6 @@ def test_a_connection_whose_call_fails_is_closed_and_named(echod: Daemon, inject
         assert internal(daemon) == []
 
 
-@pytest.mark.slow
 def test_a_write_that_fails_later_closes_the_connection(echod: Daemon, injection: Injection) -> None:
     """When the peer reads on after a stall: what it got is the beginning of what it sent."""
     said = os.urandom(32 << 20)

@@ -70,6 +70,7 @@ def test_one_source_gets_its_share_and_no_more(echod: Daemon) -> None:
         assert comes_in(daemon, LOCAL)
 
 
+@pytest.mark.slow
 def test_a_burst_of_a_second_comes_in_and_the_rest_does_not(echod: Daemon) -> None:
     """With room for far more in the pool; later, the next one comes in."""
     with echod("[access]\naccept_rate = '20/m'") as daemon:  # a token takes 3 seconds: the burst is over before

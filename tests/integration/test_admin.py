@@ -547,6 +547,7 @@ def test_what_a_killed_daemon_has_left_is_replaced(admin: Daemon, tmp_path: Path
 # --watch
 
 
+@pytest.mark.slow
 def test_watch_draws_again_each_second_until_ctrl_c(admin: Daemon, tmp_path: Path) -> None:
     """On a terminal, from its first line on, and no more lines than it has; the end is quiet."""
     with admin() as daemon, daemon.deadline():
@@ -579,6 +580,7 @@ def test_watch_draws_again_each_second_until_ctrl_c(admin: Daemon, tmp_path: Pat
         assert all(b"running" in each and each.count(b"\n") <= 5 for each in drawn[:2])
 
 
+@pytest.mark.slow
 def test_watch_for_programs_is_a_line_each_second(admin: Daemon, tmp_path: Path) -> None:
     """And ends with one line and 69 when the daemon does."""
     with admin() as daemon:

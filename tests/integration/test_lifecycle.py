@@ -374,6 +374,7 @@ def test_who_has_sent_everything_gets_all_of_its_echo_after_the_deadline(echod: 
         assert daemon.lines[-1]["aborted"] == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_never_stops_sending_is_ended_after_the_deadline(echod: Daemon) -> None:
     """Shortly after the drain deadline it gets FIN, then is cut; what it got is the beginning of what it sent."""
     block = os.urandom(1 << 20)

@@ -457,7 +457,7 @@ class StopMachine(DaemonMachine):
     earliest_stop = 5
 
 
-DaemonMachine.TestCase.settings = hypothesis_settings(max_examples=150 * FACTOR, stateful_step_count=50, deadline=None)
-StopMachine.TestCase.settings = hypothesis_settings(max_examples=150 * FACTOR, stateful_step_count=25, deadline=None)
+DaemonMachine.TestCase.settings = hypothesis_settings(max_examples=50 * FACTOR, stateful_step_count=50, deadline=None)
+StopMachine.TestCase.settings = hypothesis_settings(max_examples=50 * FACTOR, stateful_step_count=25, deadline=None)
 TestDaemon: Any = DaemonMachine.TestCase
 TestStop: Any = StopMachine.TestCase

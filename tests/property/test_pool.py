@@ -193,5 +193,5 @@ class PoolMachine(RuleBasedStateMachine):
             self.open.remove(connection)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestPool: Any = PoolMachine.TestCase
