@@ -27,9 +27,9 @@ test: $(DEV) ## the suite, with coverage
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-test-faults: $(DEV) ## the rest: storms, abuse, and a real Prometheus
+test-faults: $(DEV) ## the rest: storms, abuse, faults of all kinds, and a real Prometheus
 	@$(BIN)/pytest --ignore tests/system -m slow $(PARALLEL) $(PYTEST)
-	@ECHOD_TEST_EXAMPLES=20 $(BIN)/pytest tests/property/test_daemon.py --numprocesses auto
+	@$(if $(PYTEST),:,ECHOD_TEST_EXAMPLES=20 $(BIN)/pytest tests/property/test_daemon.py --numprocesses auto)
 
 test-system: $(DEV) ## the package on a booted Debian with systemd (root, on Debian; installs what it needs)
 	@root=$$(tests/system/prepare) && made=$$($(MAKE) --no-print-directory deb) \

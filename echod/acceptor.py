@@ -152,13 +152,15 @@ class Acceptor:
             self._reading = False
 
     def _accept_batch(self) -> None:
-        for _ in range(BATCH):
-            if self.waits and not self._pool.free:
-                self._suspend()
-                break
-            if not self._accept():
-                break
-        self._ends()
+        try:
+            for _ in range(BATCH):
+                if self.waits and not self._pool.free:
+                    self._suspend()
+                    break
+                if not self._accept():
+                    break
+        finally:  # also if the last one failed: nothing else would wake a retired listener
+            self._ends()
 
     def _accept(self) -> bool:
         """Accept one connection; say whether there may be more."""

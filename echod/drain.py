@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 TICK = 0.05  # seconds between two looks
 
-# In seconds. All of it together, with the looks between and the end of the process, is less than the 6 s beyond
-# `timeouts.drain` that the README promises.
+# In seconds. All of it together, with the looks between and the end of the process (but for a slow sink of the log), is less
+# than the 6 s beyond `timeouts.drain` that the README promises.
 QUIET = 0.25
 """Without a byte for so long, or for four round trips, a connection gets FIN: what was under way has come by now."""
 LAST_ECHO = 2.0
@@ -77,7 +77,7 @@ class Drain:
 def _is_over(worker: Worker, now: float, lingered: float) -> bool:
     try:
         return _has_come_to_rest(worker, now) or _has_had_its_time(worker, lingered)
-    except OSError:  # the kernel does not tell, and one connection must not spoil the end of the others
+    except (OSError, ValueError):  # the kernel does not tell, or it is closed: one must not spoil the end of the others
         return True
 
 

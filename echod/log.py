@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
@@ -60,14 +61,15 @@ class Sink:
         self._closing = False
         self._idle = True
         self._written = 0  # bytes, ever
-        self._lock = threading.RLock()  # a finalizer may log while this thread has it
+        # Taken as itself and not as the condition, which lets go of it in Python: that takes memory, and without any it would
+        # stay locked. An RLock, as a finalizer may log while this thread has it.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def put(self, line: bytes) -> None:
         """Take a line, with its newline. Never blocks."""
-        # Not `with self._changed`: that lets go of the lock in Python, which takes memory; without any, it would stay locked.
         with self._lock:
             if self._held >= self.limit:
                 self._dropped += 1
@@ -81,7 +83,7 @@ class Sink:
 
     def close(self, patience: float) -> None:
         """Write what is held, but give up on a sink that takes nothing for `patience` seconds, or little in five times that."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify()
         written = -1
@@ -94,18 +96,25 @@ class Sink:
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
         while True:
-            with self._changed:
+            with self._lock:
                 self._idle = not self._lines and not self._dropped
                 self._changed.wait_for(lambda: not self._idle or self._closing)
                 if not self._lines and not self._dropped:
                     return
             if len(self._lines) < _BATCH and not self._closing:
                 time.sleep(_GATHER)
-            with self._changed:
-                lines = [self._lines.popleft() for _ in range(min(_BATCH, len(self._lines)))]
-            self._write(b"".join(lines))
-            with self._changed:
-                self._held -= len(lines)
+            with self._lock:
+                number = min(_BATCH, len(self._lines))
+                try:
+                    batch = b"".join(itertools.islice(self._lines, number))
+                except MemoryError:  # the lines stay, and there may be room later
+                    self._changed.wait(_RETRY)
+                    continue
+                for _ in range(number):
+                    self._lines.popleft()
+            self._write(batch)
+            with self._lock:
+                self._held -= number
                 dropped, self._dropped = self._dropped, 0
             if dropped:
                 self._write(self._dropped_line(dropped))
@@ -119,7 +128,7 @@ class Sink:
                 with contextlib.suppress(OSError):
                     select.select([], [self._fd], [], _RETRY)
             except OSError:
-                with self._changed:
+                with self._lock:
                     if self._closing:
                         return
                     self._changed.wait(_RETRY)

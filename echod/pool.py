@@ -79,6 +79,7 @@ class Pool:
         number = self.accepted + 1
         source = addresses.source(client[0])
         worker.take(sock, client, listener, number, time.monotonic())
+        worker.source = source
         self.sources[source] = self.sources.get(source, 0) + 1
         try:
             self.in_use[number] = worker
@@ -139,13 +140,12 @@ class Pool:
             self._book(worker, exc)
         finally:  # whatever went wrong, the seat comes back
             del self.in_use[worker.connection]
+            self._uncount(worker.source)
             worker.leave()
-            comes_back = len(self.in_use) < self.size
-            if comes_back:
+            if len(self.in_use) < self.size:
                 self._free.append(worker)
-            self._uncount(addresses.source(worker.client[0]))
-            if comes_back and self.when_free:
-                self.when_free()
+                if self.when_free:
+                    self.when_free()
 
     def _uncount(self, source: str) -> None:
         left = self.sources[source] - 1
@@ -156,6 +156,10 @@ class Pool:
 
     def _book(self, worker: Worker, exc: BaseException | None) -> None:
         reason = worker.reason or _reason(exc)
+        duration = time.monotonic() - worker.opened
+        self.closed[reason] += 1
+        self.durations.observe(duration)
+        self.bytes_received += worker.received
         try:
             info = tcp.info(worker.sock)
         except OSError:
@@ -167,11 +171,7 @@ class Pool:
         if exc and sent < worker.received:  # FIN would say that this was all of the echo
             with contextlib.suppress(OSError):
                 tcp.reset_on_close(worker.sock)
-        self.closed[reason] += 1
-        self.bytes_received += worker.received
         self.bytes_sent += sent
-        duration = time.monotonic() - worker.opened
-        self.durations.observe(duration)
         if self.lifecycle != "none":
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
             self._log.info(

@@ -46,6 +46,7 @@ class Worker(asyncio.Protocol):
         "received",
         "seen",
         "sock",
+        "source",
         "transport",
     )
 
@@ -54,6 +55,7 @@ class Worker(asyncio.Protocol):
     listener: Listener
     sock: socket.socket
     opened: float
+    source: str  # what the client counts for, see addresses.source
     # What the last look found, see quiet_for():
     mark: int  # `received`
     held: int | None  # bytes that were not acknowledged; None when nobody has asked yet

@@ -6,9 +6,9 @@ import contextlib
 import functools
 import json
 import os
-import random
 import re
 import resource
+import secrets
 import signal
 import socket
 import struct
@@ -131,10 +131,16 @@ class Echod:
     def __enter__(self) -> Self:
         if self.process.stdout:
             self.read_log()
-        if self._port:
-            until(lambda: self.process.poll() is not None or listens(self._port), what=f"listening on {self._port}")
-        else:
-            self.wait_for("daemon.started")
+        try:
+            if self._port:
+                until(lambda: self.process.poll() is not None or listens(self._port), what=f"listening on {self._port}")
+            else:
+                self.wait_for("daemon.started")
+        except BaseException as error:
+            self.process.kill()
+            error.add_note(f"exit code {self.process.wait()}, standard error: {self.errors()}")
+            self.kill()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -342,7 +348,8 @@ def free_port() -> int:
     would keep a listener on all addresses away.
     """
     while True:
-        port = random.randrange(10_000, 32_000)
+        # Not by `random`: who shuffles tests may have seeded it, in each process alike.
+        port = secrets.choice(range(10_000, 32_000))
         with contextlib.suppress(OSError), socket.create_server(("", port)):
             return port
 

@@ -32,7 +32,7 @@ class Watcher(threading.Thread):
             while not self.over.wait(self._pause):
                 try:
                     self._compare(self.scrape())
-                except (OSError, ValueError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it must not end unseen in this thread
                     self.wrong.append(repr(error))
                     return
 

@@ -443,6 +443,21 @@ def test_a_retired_one_serves_who_waits_and_then_ends(house: House) -> None:
     assert not house.loop.readers
 
 
+def test_a_retired_one_ends_although_the_last_client_failed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else would wake it, and the old port would stay."""
+    made = house.acceptor()
+    house.connect()
+    made.retire(house.done.append)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(house.pool, "take", fail)
+    with pytest.raises(MemoryError):
+        house.readable()
+    assert house.done == [made]
+
+
 @pytest.mark.parametrize(("clients", "batches"), [(2, 1), (3, 2), (5, 3)])
 def test_a_retired_one_goes_on_for_as_many_batches_as_it_takes(
     house: House, monkeypatch: pytest.MonkeyPatch, clients: int, batches: int

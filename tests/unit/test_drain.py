@@ -277,16 +277,19 @@ def test_finish_leaves_a_closing_connection_alone(house: House) -> None:
     assert not transport.fin_sent
 
 
+@pytest.mark.parametrize(
+    ("ask", "error"), [("info", OSError("no")), ("unacknowledged", ValueError("a closed socket has no descriptor"))]
+)
 def test_a_connection_the_kernel_says_nothing_of_is_ended_like_the_others(
-    house: House, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    house: House, clock: Clock, monkeypatch: pytest.MonkeyPatch, ask: str, error: Exception
 ) -> None:
     """It must not end the drain."""
     _, transport = house.connect()
 
     def fail(_: object) -> None:
-        raise OSError("no")
+        raise error
 
-    monkeypatch.setattr(tcp, "info", fail)
+    monkeypatch.setattr(tcp, ask, fail)
     assert run_linger(house) == 1
     assert transport.fin_sent
     assert clock.time() < 10

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -120,6 +121,28 @@ def test_a_full_pipe_delays_nobody_and_drops_are_said(pipe: Pipe) -> None:
     assert [int(line) for line in lines] == list(range(len(lines)))
     assert limit <= len(lines) <= limit + PIPE_SIZE // size + module._BATCH
     assert report == b"dropped %d" % (total - len(lines))
+
+
+def test_lines_for_which_there_is_no_memory_wait(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a batch is lost when it can't be put together at once."""
+
+    class Tight(deque[bytes]):
+        failures = 2
+
+        def __iter__(self) -> Iterator[bytes]:
+            if self.failures:
+                self.failures -= 1
+                raise MemoryError
+            return super().__iter__()
+
+    monkeypatch.setattr(module, "_RETRY", 0.01)
+    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink._lines = lines = Tight()
+    sink.put(b"one\n")
+    sink.put(b"two\n")
+    until(lambda: not lines.failures)
+    sink.close(DEADLINE)
+    assert pipe.read_all() == b"one\ntwo\n"
 
 
 def test_a_sink_that_fails_is_tried_again(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:

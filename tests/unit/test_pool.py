@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from echod import addresses, tcp
 from echod import pool as pool_module
-from echod import tcp
 from echod.pool import REASONS, Pool, _reason, peer
 from tests.fakes import FakeListener, FakeLoop, FakeTransport, Lines, sockets
 
@@ -253,16 +253,21 @@ def test_full_is_said_once_and_available_when_the_janitor_asks(house: House) -> 
 
 
 def test_a_failure_in_the_books_costs_no_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seat comes back whatever happens."""
+    """The seat comes back whatever happens, who waits for it is told, and what can be counted is."""
+    told: list[int] = []
+    house.pool.when_free = lambda: told.append(house.pool.free)
 
     def fail(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(tcp, "info", fail)
     worker, _ = house.connect()
+    monkeypatch.setattr(tcp, "info", fail)
+    monkeypatch.setattr(addresses, "source", fail)
     with pytest.raises(MemoryError):
         worker.connection_lost(None)
     assert (house.pool.free, house.pool.in_use, house.pool.sources) == (2, {}, {})
+    assert told == [2]
+    assert house.pool.accepted == house.pool.closed["eof"] == house.pool.durations.cumulative()[-1] == 1
 
 
 def test_a_free_worker_holds_on_to_nothing(house: House) -> None:
