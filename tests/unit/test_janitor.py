@@ -261,6 +261,29 @@ def test_after_a_delay_nobody_is_judged_before_its_input_is_read(house: House, s
     assert house.reasons() == ({} if said else {"idle_timeout": 1})
 
 
+def test_a_look_that_was_put_off_is_not_brought_forward_by_a_reload(house: House) -> None:
+    """What has come meanwhile is read first in any case."""
+    janitor = watch(house, idle=60.0)
+    house.connect()
+    house.loop.advance(30)
+    house.loop.now += 60
+    house.loop.advance(0)
+    janitor.set_timeouts(idle=60.0, write=30.0)
+    house.loop.advance(0)
+    assert house.reasons() == {}
+    house.loop.advance(janitor_module.SHORTEST_TICK)
+    assert house.reasons() == {"idle_timeout": 1}
+
+
+def test_a_look_that_was_put_off_says_how_late_it_was_at_first(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment of grace is not the loop's delay."""
+    monkeypatch.setattr(janitor_module, "time", SimpleNamespace(monotonic=lambda: house.loop.now))
+    watch(house)
+    house.loop.now += 5
+    house.loop.advance(janitor_module.SHORTEST_TICK)
+    assert house.looks == pytest.approx([4.0])
+
+
 def test_a_loop_that_is_always_late_still_has_its_timeouts(house: House) -> None:
     """Each look is put off once only."""
     watch(house, idle=60.0)
