@@ -67,7 +67,8 @@ def connect(path: Path, timeout: float | None = None) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6)))
         else:
             sock.settimeout(timeout)
-        sock.connect(str(path))
+        while not _is_connected(sock):
+            sock.connect(str(path))
         sock.settimeout(timeout)
     except BlockingIOError:
         sock.close()
@@ -78,6 +79,15 @@ def connect(path: Path, timeout: float | None = None) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Ask the kernel: an interrupted connect(2) looks done to Python, which waits then until the socket is writable."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

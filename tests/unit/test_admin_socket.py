@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import stat
 import threading
@@ -305,6 +306,20 @@ def test_a_full_backlog_is_waited_for_as_long_as_is_wanted(path: Path, timeout: 
             accepting.start()
             admin_socket.connect(path, DEADLINE).close()
             accepting.join()
+
+
+def test_a_signal_while_the_backlog_is_full_is_no_connection(path: Path) -> None:
+    """It goes on waiting. (A ring of io_uring interrupts like that, and uvloop has one.)"""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with opened(path) as made:
+            made.sock.listen(0)
+            with admin_socket.connect(path):
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                with pytest.raises(TimeoutError):
+                    admin_socket.connect(path, 0.05)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_connection_has_the_patience_that_is_wanted(path: Path) -> None:
