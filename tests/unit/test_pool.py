@@ -232,6 +232,21 @@ def test_whose_echo_an_error_has_cut_gets_no_good_end(
     assert len(reset) == resets
 
 
+def test_a_reset_that_can_not_be_had_spoils_no_books(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket may be closed already."""
+
+    def fail(_: socket.socket) -> None:
+        raise OSError(errno.EBADF, "closed")
+
+    monkeypatch.setattr(tcp, "reset_on_close", fail)
+    _, transport = house.connect()
+    transport.window = 0
+    transport.receive(b"12345")
+    transport.fail(OSError())
+    house.loop.run()
+    assert len(house.lines.events("connection.closed")) == 1
+
+
 def test_full_is_said_once_and_available_when_the_janitor_asks(house: House) -> None:
     """A busy pool is full and not full thousands of times a second: the log is not."""
     house.connect()
