@@ -81,6 +81,9 @@ def unharmed(daemon: Echod, *, patience: float = PATIENCE, memory: int = 32 << 2
         bystander.start()
         try:
             until(lambda: bystander.rounds or not bystander.is_alive(), what="a first echo")
+            client = dict(zip(("address", "port"), sock.getsockname(), strict=True))
+            # Its own line may come later than its echo, and it counts.
+            until(lambda: any(line["client"] == client for line in daemon.events("connection.opened")), what="its line")
             before = in_use(daemon), daemon.descriptors(), daemon.memory()
             yield bystander
             rounds = bystander.rounds

@@ -238,9 +238,9 @@ def test_a_reset_that_can_not_be_had_spoils_no_books(house: House, monkeypatch: 
     def fail(_: socket.socket) -> None:
         raise OSError(errno.EBADF, "closed")
 
+    monkeypatch.setattr(tcp, "info", lambda _: tcp.Info(False, 5, 0, 2))
     monkeypatch.setattr(tcp, "reset_on_close", fail)
     _, transport = house.connect()
-    transport.window = 0
     transport.receive(b"12345")
     transport.fail(OSError())
     house.loop.run()
