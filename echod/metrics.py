@@ -164,9 +164,8 @@ def _process() -> Iterator[_Reading]:
     yield _gauge("process_virtual_memory_bytes", "Virtual memory.", int(stat[20]))
     yield _gauge("process_resident_memory_bytes", "Resident memory.", int(stat[21]) * _PAGE)
     yield _gauge("process_start_time_seconds", "Start, in Unix time.", _BOOTED + int(stat[19]) / _TICK)
-    with contextlib.suppress(
-        OSError
-    ):  # to list them takes one: when none is left, this metric is, and the others are not
+    # To list them takes one, where the kernel does not count them: without any left, this metric is left out and no other.
+    with contextlib.suppress(OSError):
         yield _gauge("process_open_fds", "Open file descriptors.", open_descriptors())
     yield _gauge("process_max_fds", "Limit of them.", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 

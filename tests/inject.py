@@ -24,7 +24,7 @@ _AHEAD = struct.Struct("=q")
 _HITS = 5
 
 
-def library(directory: Path) -> Path:
+def compiled(directory: Path) -> Path:
     """Compile what is preloaded; skip the test where that can't be done."""
     compiler = shutil.which("cc")
     if not compiler:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return inject.library(tmp_path_factory.mktemp("inject"))
+def _compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return inject.compiled(tmp_path_factory.mktemp("inject"))
 
 
 @pytest.fixture
-def injection(_library: Path, tmp_path: Path) -> inject.Injection:
+def injection(_compiled: Path, tmp_path: Path) -> inject.Injection:
     """Return what makes system calls fail in a daemon that is started with its environment."""
-    return inject.Injection(_library, tmp_path / "inject")
+    return inject.Injection(_compiled, tmp_path / "inject")
