@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from echod import config, reference
@@ -47,6 +47,7 @@ def load(text: str) -> config.Loaded:
 
 @settings(max_examples=80)
 @given(_DOCUMENTS)
+@example({"listen.port": 1, "admin.http": "0.0.0.0:1"})  # one port for two
 def test_what_is_written_of_any_settings_is_read_as_the_same(document: dict[str, Any]) -> None:
     """Whatever is in force, `config show` gives a file for it; and that file is written the same again."""
     try:
@@ -54,7 +55,8 @@ def test_what_is_written_of_any_settings_is_read_as_the_same(document: dict[str,
             "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in document.items())
         ).settings
     except Refusal as refusal:
-        assert all("must " in line or "nobody could connect" in line for line in refusal.lines)  # noqa: PT017
+        known = ("must ", "nobody could connect", ": admin.http: listen.port is ")
+        assert all(any(words in line for words in known) for line in refusal.lines)  # noqa: PT017
         return
     text = reference.toml(found, lambda setting: setting.name)
     assert load(text).settings == found
