@@ -57,8 +57,8 @@ format: $(DEV) ## put the code into its form
 	@$(BIN)/ruff format
 
 reference: $(RUN) ## write what is generated: config/, man/, completions/, the README's table
-	@$(BIN)/python -m echod.reference
-	@$(BIN)/python -m echod.manual
+	@PYTHONPATH=packaging $(BIN)/python -m generate.reference
+	@PYTHONPATH=packaging $(BIN)/python -m generate.manual
 
 lock: ## pin the newest dependencies, with hashes (needs uv)
 	uv pip compile $(LOCK) --output-file requirements.txt pyproject.toml
@@ -105,6 +105,6 @@ $(VENV)/.mutation: requirements-mutation.txt $(DEV)
 	@touch $@
 
 # A folder for each build: what it holds is the one wheel.
-$(WHEEL): $(RUN) $(wildcard echod/*.py) README.md LICENSE
+$(WHEEL): $(RUN) $(wildcard echod/*.py echod/*/*.py) README.md LICENSE
 	@rm -rf $@
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ . || { rm -rf $@; exit 1; }

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.harness import DEADLINE, LOCAL, Echod, read_all, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, read_all, until
 
 IDLE, STALLED, REFUSED = 5000, 200, 10_000
 CONFIG = """

@@ -19,17 +19,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__, admin_socket, config, operate, problems, reference, systemd
+from echod import __version__, systemd, unix
+from echod.client import control
+from echod.config import explain, render
+from echod.config import load as config
+from echod.config.settings import declared
+from echod.config.types import network, printable, shown
 from echod.errors import Refusal
-from echod.settings import declared
-from echod.values import network, printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from echod.client import Client
-    from echod.settings import Setting
-    from echod.values import Network
+    from echod.client.http import Client
+    from echod.config.settings import Setting
+    from echod.config.types import Network
 
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: to the first line, and erase all
 _LONGEST_NUMBER = 19  # digits
@@ -131,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
         asking.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
     connections.add_argument(
         "--sort",
-        choices=operate.ORDERS,
+        choices=control.ORDERS,
         default="id",
         help="(default: id); by what can be more or less, the most first",
     )
@@ -197,7 +200,7 @@ def _add_settings(parser: argparse.ArgumentParser, declared: Sequence[Setting]) 
         " variable over the file. Lists are separated by commas: --listen.host 127.0.0.1,::1.",
     )
     for setting in declared:
-        described = f"{reference.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
+        described = f"{render.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
         settings.add_argument(
             *SHORT.get(setting.name, ()),
             f"--{setting.name}",
@@ -259,35 +262,35 @@ def _show(arguments: argparse.Namespace) -> None:
     _warn(loaded.warnings)
 
     def source(setting: Setting) -> str:
-        return printable(problems.origin((setting.section, setting.key), loaded.layers))
+        return printable(explain.origin((setting.section, setting.key), loaded.layers))
 
-    _say(reference.toml(loaded.settings, source if arguments.sources else None))
+    _say(render.toml(loaded.settings, source if arguments.sources else None))
 
 
 def _schema(_: argparse.Namespace) -> None:
-    _say(reference.schema())
+    _say(render.schema())
 
 
 def _client(arguments: argparse.Namespace) -> Client:
     """Return what asks the daemon that these settings would make."""
-    from echod.client import Client  # noqa: PLC0415 - 8 MB that `run` has no use for
+    from echod.client.http import Client  # noqa: PLC0415 - 8 MB that `run` has no use for
 
     where = config.admin_socket(arguments.config, _flags(arguments), os.environ)
     # The default file may have been edited since the daemon read it. With -c, it is the daemon of that file that is meant.
     edited = where.of_file and arguments.config is None
-    return Client(admin_socket.to_ask(where.setting, os.environ, edited=edited), where.trouble)
+    return Client(unix.to_ask(where.setting, os.environ, edited=edited), where.trouble)
 
 
 def _status(arguments: argparse.Namespace) -> None:
     client = _client(arguments)
-    _show_answer(arguments, lambda: operate.status(client, as_json=arguments.json))
+    _show_answer(arguments, lambda: control.status(client, as_json=arguments.json))
 
 
 def _connections(arguments: argparse.Namespace) -> None:
     client = _client(arguments)
     _show_answer(
         arguments,
-        lambda: operate.connections(client, as_json=arguments.json, order=arguments.sort, source=arguments.source),
+        lambda: control.connections(client, as_json=arguments.json, order=arguments.sort, source=arguments.source),
     )
 
 
@@ -305,11 +308,11 @@ def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> No
 
 
 def _kill(arguments: argparse.Namespace) -> None:
-    _say(operate.kill(_client(arguments), arguments.id))
+    _say(control.kill(_client(arguments), arguments.id))
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    _say(operate.reload(_client(arguments)))
+    _say(control.reload(_client(arguments)))
 
 
 def _network(text: str) -> Network:

@@ -14,31 +14,32 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
-from echod import __version__, admin_socket, descriptors, listener, reload
-from echod.access import Access, Rules
-from echod.drain import Drain
+from echod import __version__, limits, reload, unix
+from echod.admin.status import Meter, Reloaded
+from echod.config.settings import LEVELS
+from echod.config.types import printable
 from echod.errors import Refusal
-from echod.frontend import Frontend
 from echod.histogram import Histogram
-from echod.janitor import Janitor
-from echod.pool import Pool
-from echod.rejections import Rejections
-from echod.report import Meter, Reloaded
-from echod.settings import LEVELS
-from echod.values import printable
+from echod.server import tcp
+from echod.server.access import Access, Rules
+from echod.server.drain import Drain
+from echod.server.listeners import Frontend
+from echod.server.pool import Pool
+from echod.server.rejections import Rejections
+from echod.server.timeouts import Janitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from echod.admin import Admin
-    from echod.config import Loaded
+    from echod.admin.service import Admin
+    from echod.admin.status import State
+    from echod.config.load import Loaded
+    from echod.config.settings import Admin as AdminSettings
     from echod.log import Log
     from echod.reload import Change
-    from echod.report import State
-    from echod.settings import Admin as AdminSettings
+    from echod.server.worker import Worker
     from echod.systemd import Service
-    from echod.worker import Worker
 
 LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds by which the loop may be late; its clock tells milliseconds."""
@@ -51,7 +52,7 @@ def run(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded], service
 
     Raises `Refusal` if it can't listen, or not on what the service has inherited.
     """
-    descriptors.raise_soft_limit(descriptors.needed(loaded.settings.pool.size))
+    limits.raise_soft_limit(limits.needed(loaded.settings.pool.size))
     # Not asyncio.Runner: it runs the loop once more to close it, which needs descriptors, and there may be none left.
     loop = uvloop.new_event_loop()
     try:
@@ -113,7 +114,7 @@ class _Daemon:
         self._access = Access(self._loop, self.pool.sources, Rules.of(settings.access))
         self.rejections = Rejections(self._loop, self.log)
         self.meter = Meter(self.pool, self.rejections)
-        inherited = [listener.adopt(*each) for each in self._service.inherited]
+        inherited = [tcp.adopt(*each) for each in self._service.inherited]
         self.frontend = Frontend(self._loop, self.log, self.pool, self._access, self.rejections, inherited=inherited)
         self._open_admin(settings.admin)
         try:
@@ -156,9 +157,9 @@ class _Daemon:
         return f"{in_use} of {self.pool.size} workers in use, listening on {', '.join(self.frontend.urls)}"
 
     def _open_admin(self, settings: AdminSettings) -> None:
-        if settings.http == "off" and admin_socket.of_daemon(settings.socket, os.environ) is None:
+        if settings.http == "off" and unix.of_daemon(settings.socket, os.environ) is None:
             return
-        from echod.admin import Admin  # noqa: PLC0415 - with its libraries 2 MB, for who wants to ask
+        from echod.admin.service import Admin  # noqa: PLC0415 - with its libraries 2 MB, for who wants to ask
 
         self._admin = Admin(self._loop, self, settings)
 
@@ -239,7 +240,7 @@ class _Daemon:
     def _apply(self, prepared: _Prepared) -> Change:
         began = time.perf_counter()
         before, settings = self.loaded.settings, prepared.loaded.settings
-        descriptors.raise_soft_limit(descriptors.needed(settings.pool.size))
+        limits.raise_soft_limit(limits.needed(settings.pool.size))
         bound = self.frontend.bind(settings.listen)
         # Up to here it may be refused, and nothing has changed but that limit; from here on nothing fails.
         self.loaded = prepared.loaded

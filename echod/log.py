@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-    from echod import settings
+    from echod.config import settings
 
 _GATHER = 0.005
 """Seconds the writer waits for company before it writes: one system call for many lines."""

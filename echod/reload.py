@@ -15,16 +15,16 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from echod import problems
+from echod.config import explain
+from echod.config.settings import declared
+from echod.config.types import shown
 from echod.errors import Refusal
-from echod.settings import declared
-from echod.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from echod.config import Loaded
-    from echod.settings import Setting, Settings
+    from echod.config.load import Loaded
+    from echod.config.settings import Setting, Settings
 
 _T = TypeVar("_T")
 _MOST = 20
@@ -51,7 +51,7 @@ def change(before: Settings, loaded: Loaded) -> Change:
     changed = [setting for setting in declared() if setting.of(before) != setting.of(loaded.settings)]
     old, new = _values(before, changed), _values(loaded.settings, changed)
     fixed = [
-        f"{problems.origin((setting.section, setting.key), loaded.layers)}: {setting.name}: needs a restart to change from"
+        f"{explain.origin((setting.section, setting.key), loaded.layers)}: {setting.name}: needs a restart to change from"
         f" {shown(old[setting.name])} to {shown(new[setting.name])}"
         for setting in changed
         if not setting.live

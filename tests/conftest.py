@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import Phase, settings
 
-from tests.harness import Echod
+from tests.support.harness import Echod
 
 if TYPE_CHECKING:
     from collections.abc import Callable

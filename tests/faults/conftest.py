@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import inject
+from tests.support import inject
 
 if TYPE_CHECKING:
     from pathlib import Path

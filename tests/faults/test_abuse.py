@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, until
+from tests.support.bystander import unharmed
+from tests.support.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, until
 
 if TYPE_CHECKING:
     import socket

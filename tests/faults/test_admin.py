@@ -17,9 +17,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from echod import http_server
-from tests.bystander import unharmed
-from tests.harness import DEADLINE, ECHOD, LOCAL, Echod, command, environment, read_all, read_exactly, reset, until
+from echod.admin import http
+from tests.support.bystander import unharmed
+from tests.support.harness import (
+    DEADLINE,
+    ECHOD,
+    LOCAL,
+    Echod,
+    command,
+    environment,
+    read_all,
+    read_exactly,
+    reset,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -316,7 +327,7 @@ def test_a_stop_waits_for_no_client_of_the_admin_server(echod: Daemon, tmp_path:
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
-        assert time.monotonic() - began < http_server.STALL  # after which who reads nothing of an answer is cut
+        assert time.monotonic() - began < http.STALL  # after which who reads nothing of an answer is cut
         assert not path.exists()
 
 

@@ -9,8 +9,8 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
-from tests.bystander import rests
-from tests.harness import Echod, command, read_all, read_exactly, reset, until
+from tests.support.bystander import rests
+from tests.support.harness import Echod, command, read_all, read_exactly, reset, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.clients import CHUNK, deaf, fill, finish, run, streams
-from tests.harness import DEADLINE, Echod, reset, until
+from tests.support.bystander import unharmed
+from tests.support.clients import CHUNK, deaf, fill, finish, run, streams
+from tests.support.harness import DEADLINE, Echod, reset, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

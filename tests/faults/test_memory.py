@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import in_use
-from tests.harness import DEADLINE, Echod, read_all, read_exactly, send_all, until
+from tests.support.bystander import in_use
+from tests.support.harness import DEADLINE, Echod, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.inject import Injection
+    from tests.support.inject import Injection
 
     Daemon = Callable[..., Echod]
 

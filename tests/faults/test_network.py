@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from tests.bystander import unharmed
-from tests.clients import Stream, fill, make_small, run, streams
-from tests.harness import DEADLINE, Echod, until
-from tests.link import SERVER, Link
+from tests.support.bystander import unharmed
+from tests.support.clients import Stream, fill, make_small, run, streams
+from tests.support.harness import DEADLINE, Echod, until
+from tests.support.link import SERVER, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import LOCAL, Echod, command, opened, reserved_port
+from tests.support.harness import LOCAL, Echod, command, opened, reserved_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.harness import DEADLINE, LOCAL, Echod, listens, read_all, read_exactly, reserved_port, until
+from tests.support.bystander import unharmed
+from tests.support.harness import DEADLINE, LOCAL, Echod, listens, read_all, read_exactly, reserved_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

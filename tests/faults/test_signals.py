@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.harness import DEADLINE, Echod, check_line, read_exactly, until
+from tests.support.bystander import unharmed
+from tests.support.harness import DEADLINE, Echod, check_line, read_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

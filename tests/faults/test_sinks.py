@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import Echod, check_line, read_all, read_exactly, reserved_port, until
+from tests.support.harness import Echod, check_line, read_all, read_exactly, reserved_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.clients import CHUNK, deaf, fill, finish, run, streams
-from tests.harness import Echod, read_exactly, until
+from tests.support.bystander import unharmed
+from tests.support.clients import CHUNK, deaf, fill, finish, run, streams
+from tests.support.harness import Echod, read_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

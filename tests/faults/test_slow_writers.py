@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import PATIENCE, unharmed
-from tests.clients import finish, run, streams
-from tests.harness import Echod, read_exactly, until
+from tests.support.bystander import PATIENCE, unharmed
+from tests.support.clients import finish, run, streams
+from tests.support.harness import Echod, read_exactly, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

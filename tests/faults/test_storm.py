@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import LOCAL, Echod, until
-from tests.scraping import Watcher, by_reason, total
 from tests.soak.books import CLOSED, LogBooks, compare
 from tests.soak.clients import DENIED, TIMEOUT
 from tests.soak.crowd import Crowd
+from tests.support.harness import LOCAL, Echod, until
+from tests.support.scraping import Watcher, by_reason, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable

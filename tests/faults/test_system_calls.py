@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.harness import DEADLINE, Echod, read_all, read_exactly, send_all, until
+from tests.support.bystander import unharmed
+from tests.support.harness import DEADLINE, Echod, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket
 
-    from tests.inject import Call, Injection
+    from tests.support.inject import Call, Injection
 
     Daemon = Callable[..., Echod]
 

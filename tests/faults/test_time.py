@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bystander import unharmed
-from tests.harness import Echod, read_all, read_exactly, send_all
-from tests.inject import STOP
+from tests.support.bystander import unharmed
+from tests.support.harness import Echod, read_all, read_exactly, send_all
+from tests.support.inject import STOP
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from typing import Any
 
-    from tests.inject import Injection
+    from tests.support.inject import Injection
 
     Daemon = Callable[..., Echod]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import LOCAL, Echod, command, read_all, read_exactly, until
+from tests.support.harness import LOCAL, Echod, command, read_all, read_exactly, until
 
 if TYPE_CHECKING:
     import socket

@@ -25,7 +25,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from echod import __version__
-from tests.harness import DEADLINE, ECHOD, LOCAL, Echod, command, environment, read_all, read_exactly, send_all, until
+from tests.support.harness import (
+    DEADLINE,
+    ECHOD,
+    LOCAL,
+    Echod,
+    command,
+    environment,
+    read_all,
+    read_exactly,
+    send_all,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DEADLINE, environment
+from tests.support.harness import DEADLINE, environment
 
 ROOT = Path(__file__).parents[2]
 

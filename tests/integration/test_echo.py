@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from tests.harness import (
+from tests.support.harness import (
     DEADLINE,
     LOCAL,
     Echod,

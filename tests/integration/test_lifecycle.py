@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE, LOCAL, Echod, command, opened, read_all, read_exactly, send_all, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, opened, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

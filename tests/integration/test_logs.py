@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
-from tests.harness import (
+from tests.support.harness import (
     DEADLINE,
     FIELDS,
     LOCAL,

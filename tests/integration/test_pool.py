@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from tests.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, reset, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, reset, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import LOCAL, Echod, listens, read_all, read_exactly, reserved_port, send_all, until
+from tests.support.harness import LOCAL, Echod, listens, read_all, read_exactly, reserved_port, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

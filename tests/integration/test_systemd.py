@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, send_all
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import Echod, read_all, read_exactly, send_all, until
+from tests.support.harness import Echod, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     import socket

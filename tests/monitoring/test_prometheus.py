@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from ruamel.yaml import YAML
 
-from tests.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, reserved_port, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, reserved_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

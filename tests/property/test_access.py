@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from echod.access import Bucket, Ranges
+from echod.server.access import Bucket, Ranges
 
 if TYPE_CHECKING:
-    from echod.values import Network
+    from echod.config.types import Network
 
 ROUNDING = 1e-6
 ADDRESSES = 32

@@ -12,8 +12,9 @@ from unittest import mock
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echod import cli, config
-from echod.settings import Setting, Settings, declared
+from echod import cli
+from echod.config import load as config
+from echod.config.settings import Setting, Settings, declared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import os
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echod.settings import declared
+from echod.config.settings import declared
 from tests.property.test_check import run
 
 KNOWN = {os.EX_OK, os.EX_USAGE, os.EX_DATAERR, os.EX_NOINPUT, os.EX_UNAVAILABLE, os.EX_NOPERM, os.EX_CONFIG}

@@ -11,8 +11,8 @@ import orjson
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echod import admin_socket
-from echod.client import Client
+from echod import unix
+from echod.client.http import Client
 from echod.errors import Refusal
 
 JSON = st.recursive(st.none() | st.integers(0, 9) | st.text(max_size=3), st.lists, max_leaves=4)
@@ -52,7 +52,7 @@ def answers(draw: st.DrawFn) -> bytes:
 def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
     """Never a traceback."""
     theirs, ours = socket.socketpair()
-    with theirs, ours, mock.patch.object(admin_socket, "connect", return_value=ours):
+    with theirs, ours, mock.patch.object(unix, "connect", return_value=ours):
         ours.settimeout(5)
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)

@@ -14,17 +14,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from echod import drain
+from echod.config.settings import Settings
 from echod.errors import Refusal
-from echod.janitor import LONGEST_TICK
-from echod.rejections import Rejections
-from echod.settings import Settings
-from tests.simulation import LATE, PLENTY, Client, Simulation
+from echod.server import drain
+from echod.server.rejections import Rejections
+from echod.server.timeouts import LONGEST_TICK
+from tests.support.simulation import LATE, PLENTY, Client, Simulation
 
 if TYPE_CHECKING:
     import asyncio
 
-    from echod.http_server import Response
+    from echod.admin.http import Response
 
 SOURCES = {
     "192.0.2.1": "192.0.2.1",

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echod import http_server
-from echod.admin import Routes, is_ours
-from echod.http_server import Request, Response
-from tests.inside import Inside, Server, becomes, on_loop
+from echod.admin import http
+from echod.admin.http import Request, Response
+from echod.admin.service import Routes, is_ours
+from tests.support.inside import Inside, Server, becomes, on_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -47,8 +47,8 @@ target = st.sampled_from(TARGETS) | st.text(st.characters(min_codepoint=33, max_
 def hurry() -> Iterator[None]:
     """A server that waits for none of these clients after they have had their answers: they do not close at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http_server, "LINGER", 0.02)
-        patch.setattr(http_server, "GRACE", 0.0)
+        patch.setattr(http, "LINGER", 0.02)
+        patch.setattr(http, "GRACE", 0.0)
         yield
 
 

@@ -12,13 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from echod import drain
-from echod.janitor import Janitor
-from echod.pool import Pool
-from tests.fakes import FakeListener, FakeLoop, FakeTransport, Lines
+from echod.server import drain
+from echod.server.pool import Pool
+from echod.server.timeouts import Janitor
+from tests.support.fakes import FakeListener, FakeLoop, FakeTransport, Lines
 
 if TYPE_CHECKING:
-    from echod.worker import Worker
+    from echod.server.worker import Worker
 
 SIZE = 6
 SIZES = st.integers(1, SIZE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from echod import toml
+from echod.config import toml
 from echod.errors import Refusal
 
 if TYPE_CHECKING:

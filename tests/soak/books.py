@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from tests.harness import check_line
-from tests.scraping import Series, by_reason, total
+from tests.support.harness import check_line
+from tests.support.scraping import Series, by_reason, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
-from tests.harness import DEADLINE
+from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 from typing import Literal, NamedTuple
 
-from tests.harness import DEADLINE, LOCAL, reset
+from tests.support.harness import DEADLINE, LOCAL, reset
 
 Outcome = Literal["eof", "reset", "idle_timeout", "write_timeout", "refused", "unknown", "failed"]
 """The daemon's reasons as a client sees them; "unknown" if it could be in or refused."""

@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.summary import quantile
-from tests.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all
 from tests.soak.clients import EVENTS, KINDS, TICK, Books, Client, Kind
+from tests.support.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -11,16 +11,16 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from echod.client import Client as Admin
+from echod.client.http import Client as Admin
 from echod.errors import Refusal
-from tests.bystander import PATIENCE, rests
-from tests.harness import LOCAL, Echod, reserved_port, until
-from tests.scraping import Watcher, total
 from tests.soak.books import Check, compare, read_log
 from tests.soak.children import CONTEXT, Child, ChildError
 from tests.soak.clients import DENIED, TIMEOUT
 from tests.soak.crowd import bystander, crowd
 from tests.soak.report import Run, Sample, growth
+from tests.support.bystander import PATIENCE, rests
+from tests.support.harness import LOCAL, Echod, reserved_port, until
+from tests.support.scraping import Watcher, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable

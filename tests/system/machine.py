@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from tests.harness import DEADLINE, LOCAL, read_all, send_all, until
+from tests.support.harness import DEADLINE, LOCAL, read_all, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

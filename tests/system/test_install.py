@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE
+from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

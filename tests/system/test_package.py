@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE, until
+from tests.support.harness import DEADLINE, until
 from tests.system.machine import CONFIG
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all, until
+from tests.support.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all, until
 from tests.system.conftest import timed
 from tests.system.machine import CONFIG
 

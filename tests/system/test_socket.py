@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.harness import read_all, read_exactly, send_all
+from tests.support.harness import read_all, read_exactly, send_all
 
 if TYPE_CHECKING:
     from tests.system.machine import Machine

@@ -15,11 +15,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from generate import reference
 
-from echod import __version__, admin_socket, cli, config, daemon, log, reference, screen
-from echod.settings import Setting, declared
-from tests.canned import Canned, row, status
-from tests.inside import as_nobody
+from echod import __version__, cli, daemon, log, unix
+from echod.client import screen
+from echod.config import load as config
+from echod.config import render
+from echod.config.settings import Setting, declared
+from tests.support.canned import Canned, row, status
+from tests.support.inside import as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +45,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("ECHOD_") or name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "etc" / "echod.toml")
-    monkeypatch.setattr(admin_socket, "SYSTEM", tmp_path / "run" / "admin.sock")
+    monkeypatch.setattr(unix, "SYSTEM", tmp_path / "run" / "admin.sock")
 
 
 @pytest.fixture
@@ -242,7 +246,7 @@ def test_config_schema_writes_the_schema(
     """Whatever the configuration is like: an editor needs it above all when that is wrong."""
     file.write_text("nonsense")
     monkeypatch.setenv("ECHOD_CONFIG", str(file))
-    assert run(capsys, "config", "schema") == (os.EX_OK, reference.schema(), "")
+    assert run(capsys, "config", "schema") == (os.EX_OK, render.schema(), "")
 
 
 # Flags
@@ -383,7 +387,7 @@ def test_help_of_a_command_names_each_setting(helped: Callable[[str], str], comm
     """With what it means, its variable, its key and its default; and where the file is looked for."""
     text = helped(command)
     for setting in SETTINGS:
-        described = f"{reference.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
+        described = f"{render.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
         assert described.startswith(f"{setting.field.description}")
         assert re.search(rf"--{setting.name} {re.escape(setting.form.word)}\s+{re.escape(described)}\n", text)
     assert re.search(r"-p( NUMBER)?, --port( NUMBER)?, --listen.port NUMBER\s", text)

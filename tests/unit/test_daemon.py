@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from echod import config, reload, settings
+from echod import reload
+from echod.admin.status import Reloaded
+from echod.config import load as config
+from echod.config import settings
 from echod.daemon import _Daemon
 from echod.errors import Refusal
 from echod.log import Log
-from echod.report import Reloaded
 from echod.systemd import Service
-from tests.harness import DEADLINE
+from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

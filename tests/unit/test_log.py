@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from echod import log as module
-from echod import settings
+from echod.config import settings
 from echod.log import Log, Sink
-from tests.harness import DEADLINE, until
+from tests.support.harness import DEADLINE, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from echod.settings import Format, Level
+    from echod.config.settings import Format, Level
 
 PIPE_SIZE = 65536
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from echod import config, reload
+from echod import reload
+from echod.config import load as config
 from echod.errors import Refusal
 from echod.reload import Preparation
-from tests.harness import DEADLINE
+from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

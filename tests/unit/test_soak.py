@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from tests.harness import LOCAL, reset
 from tests.soak import clients as clients_of_soak
 from tests.soak import report
 from tests.soak.books import LogBooks, compare
@@ -22,6 +21,7 @@ from tests.soak.children import Child, ChildError
 from tests.soak.clients import KINDS, Books, Kind
 from tests.soak.crowd import Crowd, Echoes, Group
 from tests.soak.trend import trend
+from tests.support.harness import LOCAL, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

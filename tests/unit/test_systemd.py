@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from echod import settings, systemd
+from echod import systemd
+from echod.config import settings
 from echod.errors import Refusal
 from echod.log import Log
 from echod.systemd import Inherited, Service, is_journal, prefixed
-from tests.fakes import FakeLoop
+from tests.support.fakes import FakeLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from echod.settings import Format
+    from echod.config.settings import Format
 
     Made = Callable[[dict[str, str]], Service]
 

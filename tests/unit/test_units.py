@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from echod import descriptors, drain, operate, reload, systemd
-from echod.settings import Settings
+from echod import limits, reload, systemd
+from echod.client import control
+from echod.config.settings import Settings
+from echod.server import drain
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SETTINGS = Settings.model_construct()
@@ -62,7 +64,7 @@ def test_the_shipped_drain_ends_before_the_manager_ends_it() -> None:
 
 def test_a_reload_gives_up_before_the_manager_does() -> None:
     """First the daemon on a file that hangs, then the command, then systemd: each can say why."""
-    assert reload.LONGEST < operate.RELOAD_PATIENCE < seconds("TimeoutStartSec")
+    assert reload.LONGEST < control.RELOAD_PATIENCE < seconds("TimeoutStartSec")
 
 
 def test_trying_again_is_never_over() -> None:
@@ -76,4 +78,4 @@ def test_trying_again_is_never_over() -> None:
 def test_the_shipped_pool_fits_the_limit_of_descriptors() -> None:
     """The soft limit is raised by the daemon."""
     (value,) = [line.partition("=")[2] for line in directives("echod.service") if line.startswith("LimitNOFILE=")]
-    assert descriptors.needed(SETTINGS.pool.size) <= int(value.partition(":")[2])
+    assert limits.needed(SETTINGS.pool.size) <= int(value.partition(":")[2])

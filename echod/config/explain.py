@@ -1,0 +1,111 @@
+"""From what pydantic found wrong to lines for people: `FILE:LINE: pool.size: must be at least 1, got 0`.
+
+Knows nothing of files and variables beyond what the layers say of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+from echod.config.settings import Settings, declared
+from echod.config.types import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic_core import ErrorDetails
+
+    from echod.config.layers import Layer
+    from echod.config.toml import KeyPath
+
+_TYPES = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "model_type": "a table",
+    "string_type": "a string",
+    "string_unicode": "a text in Unicode",
+}
+_BARE = re.compile(r"[\w-]+", re.ASCII)
+MOST = 100
+"""Lines for one source; who has more problems has the wrong file."""
+
+
+def explain(errors: Sequence[ErrorDetails], layer: Layer) -> list[str]:
+    """Return a line for each error of a layer, in its order (a file's: from top to bottom), but at most `MOST`."""
+    order = {path: number for number, path in enumerate(layer.origins)}
+    stands = sorted(((_stand(error["loc"], layer), error) for error in errors), key=lambda each: order[each[0]])
+    # Only what is said is worked out: among many keys, to look for the nearest known one takes long.
+    lines = [f"{layer.origins[path]}: {_key(error['loc'])}: {_message(error)}" for path, error in stands[:MOST]]
+    return capped(lines, len(stands))
+
+
+def capped(lines: list[str], number: int) -> list[str]:
+    """Return at most `MOST` lines of so many, and how many are left out."""
+    return [*lines[:MOST], f"and {number - MOST} more"] if number > MOST else lines
+
+
+def origin(loc: KeyPath, layers: Sequence[Layer]) -> str:
+    """Return where the value in force stands: a flag, a variable, `FILE:LINE`, or "default"."""
+    for layer in layers:
+        if loc[:2] in layer.origins:
+            return layer.origins[_stand(loc, layer)]
+    return "default"
+
+
+def _stand(loc: KeyPath, layer: Layer) -> KeyPath:
+    """Return the path that comes nearest: what pydantic adds below a key stands nowhere."""
+    while loc not in layer.origins:
+        loc = loc[:-1]
+    return loc
+
+
+def _key(loc: KeyPath) -> str:
+    """Return the dotted name; below the setting, pydantic names its own types."""
+    return ".".join(part if _BARE.fullmatch(part) else shown(part) for part in map(str, loc[:2]))
+
+
+def _message(error: ErrorDetails) -> str:
+    got, context = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return _unknown(error["loc"], got)
+        case "value_error":
+            return str(context["error"])
+        case "literal_error":
+            choices = {choice: f'"{choice}"' for choice in re.findall(r"'(\w+)'", context["expected"])}
+            return f"must be {' or '.join(choices.values())}, got {shown(got)}{did_you_mean(got, choices)}"
+        case "greater_than_equal":
+            must = f"at least {context['ge']}"
+        case "less_than_equal":
+            must = f"at most {context['le']}"
+        case kind:
+            must = _TYPES[kind]
+    return f"must be {must}, got {shown(got)}"
+
+
+def _unknown(loc: KeyPath, value: object) -> str:
+    name = str(loc[-1])
+    elsewhere = "".join(
+        f"; did you mean {setting.name}?" for setting in declared() if setting.key == name.casefold().replace("-", "_")
+    )
+    if len(loc) == 1:
+        sections = {section: f"[{section}]" for section in Settings.model_fields}
+        what = "section" if isinstance(value, dict | list) else "key"
+        return f"unknown {what}{did_you_mean(name, sections) or elsewhere or _known(sections)}"
+    here = {setting.key: setting.name for setting in declared() if setting.section == loc[0]}
+    return f"unknown key{did_you_mean(name, here) or elsewhere or _known(here)}"
+
+
+def _known(names: Mapping[str, str]) -> str:
+    return f"; known are {', '.join(names.values())}"
+
+
+def did_you_mean(name: object, known: Mapping[str, str]) -> str:
+    """Return a hint if the name is near a known one, else nothing. The values are what to call those."""
+    if not isinstance(name, str):
+        return ""
+    names = {each.casefold(): called for each, called in known.items()}
+    near = difflib.get_close_matches(name.casefold(), names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""

@@ -1,0 +1,1 @@
+"""What serves clients: listeners, workers, and the rules by which connections come and go."""

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from echod.config import load as config
+from echod.config import render
+from echod.config.settings import Setting, declared
+from echod.errors import Refusal
+from tests.property.test_types import durations, endpoints, hosts, networks, rates, socket_paths
+
+_FORMS: dict[str, st.SearchStrategy[Any]] = {
+    "ADDRESS": hosts,
+    "ADDRESS:PORT": endpoints,
+    "BOOL": st.booleans(),
+    "DURATION": durations,
+    "NETWORK": st.lists(networks, max_size=4),
+    "PATH": socket_paths,
+    "RATE": rates,
+}
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[Any]:
+    """Return what a file may hold for the setting; most of it is valid."""
+    if setting.form.word == "NUMBER":
+        return st.integers(setting.bounds["minimum"], min(setting.bounds.get("maximum", 2**63), 2**63))
+    if "enum" in setting.form.schema:
+        return st.sampled_from(setting.form.schema["enum"])
+    return _FORMS[setting.form.word]
+
+
+# A pool may be larger than this machine allows.
+_DOCUMENTS = st.fixed_dictionaries({}, optional={setting.name: values_of(setting) for setting in declared()}).map(
+    lambda document: document if document.get("pool.size", 0) <= 900 else document | {"pool.size": 900}
+)
+
+
+def load(text: str) -> config.Loaded:
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_text(text)
+        return config.load(Path(file.name), {}, {})
+
+
+@settings(max_examples=80)
+@given(_DOCUMENTS)
+@example({"listen.port": 1, "admin.http": "0.0.0.0:1"})  # one port for two
+def test_what_is_written_of_any_settings_is_read_as_the_same(document: dict[str, Any]) -> None:
+    """Whatever is in force, `config show` gives a file for it; and that file is written the same again."""
+    try:
+        found = load(
+            "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in document.items())
+        ).settings
+    except Refusal as refusal:
+        known = ("must ", "nobody could connect", ": admin.http: listen.port is ")
+        assert all(any(words in line for words in known) for line in refusal.lines)  # noqa: PT017
+        return
+    text = render.toml(found, lambda setting: setting.name)
+    assert load(text).settings == found
+    assert render.toml(load(text).settings, lambda setting: setting.name) == text

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import ipaddress
+import math
+from typing import Any
+
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from echod.config import types
+
+_PORTS = st.integers(0, types.MAX_PORT)
+_NUMBER = st.one_of(
+    st.integers(0, 10**7).map(str),
+    st.tuples(st.integers(0, 10**6), st.text("0123456789", min_size=1, max_size=20)).map(lambda it: f"{it[0]}.{it[1]}"),
+)
+
+durations = st.one_of(
+    st.just("off"),
+    st.lists(st.tuples(_NUMBER, st.sampled_from(["ms", "s", "m", "h", "d"])), min_size=1, max_size=5).map(
+        lambda parts: " ".join(f"{number}{unit}" for number, unit in parts)
+    ),
+    st.floats(0, 10, allow_subnormal=False).map(lambda seconds: f"{seconds:.20f}s"),
+)
+rates = st.one_of(
+    st.just("off"), st.tuples(_NUMBER, st.sampled_from("smh")).map("/".join), st.integers(1, 10**9).map("{}/s".format)
+)
+networks = st.one_of(
+    st.ip_addresses().map(str),
+    st.tuples(st.ip_addresses(v=4), st.integers(0, 32)).map(lambda it: str(ipaddress.ip_network(it, strict=False))),
+    st.tuples(st.ip_addresses(v=6), st.integers(0, 128)).map(lambda it: str(ipaddress.ip_network(it, strict=False))),
+    st.tuples(st.ip_addresses(v=4), st.integers(0, 32)).map(
+        lambda it: f"::ffff:{ipaddress.ip_network(it, strict=False)[0]}/{it[1] + 96}"
+    ),
+)
+hosts = st.one_of(st.just(["*"]), st.lists(st.ip_addresses().map(str), min_size=1, max_size=4))
+endpoints = st.one_of(
+    st.just("off"),
+    st.tuples(st.ip_addresses(v=4), _PORTS).map(lambda it: f"{it[0]}:{it[1]}"),
+    st.tuples(st.ip_addresses(v=6), _PORTS).map(lambda it: f"[{it[0]}]:{it[1]}"),
+)
+socket_paths = st.one_of(
+    st.sampled_from(["auto", "off"]),
+    st.text(st.characters(exclude_categories=["C", "Z"]), max_size=26).map(lambda text: f"/{text}"),
+)
+
+CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
+    ("Duration", types.Duration, durations),
+    ("Timeout", types.Timeout, durations),
+    ("Rate", types.Rate, rates),
+    ("Networks", types.Networks, st.one_of(networks, st.lists(networks, max_size=4))),
+    ("Hosts", types.Hosts, hosts),
+    ("Endpoint", types.Endpoint, endpoints),
+    ("SocketPath", types.SocketPath, socket_paths),
+    (
+        "Count",
+        types.Count,
+        st.one_of(
+            st.integers(0, 10**15),
+            st.tuples(st.integers(-(10**9), 10**9), st.sampled_from(["", "k", "M", "Ki", "Mi"])).map(
+                lambda it: f"{it[0]}{it[1]}"
+            ),
+        ),
+    ),
+]
+
+
+@settings(max_examples=200)
+@given(st.data(), st.sampled_from(CASES))
+def test_every_form_is_written_as_it_is_read(
+    data: st.DataObject, case: tuple[str, Any, st.SearchStrategy[Any]]
+) -> None:
+    """What a form writes of a value is read as the same value, and written the same again."""
+    _, form, texts = case
+    adapter = TypeAdapter(form)
+    try:
+        value = adapter.validate_python(data.draw(texts))
+    except ValueError:
+        assume(condition=False)
+        raise
+    written = adapter.dump_python(value, mode="json")
+    assert adapter.validate_python(written) == value
+    assert adapter.dump_python(adapter.validate_python(written), mode="json") == written
+
+
+@settings(max_examples=200)
+@given(st.floats(0, types.LONGEST))
+@example(5e-324)
+@example(0.0009999999999999998)
+@example(math.nextafter(types.LONGEST, 0))
+def test_any_number_of_seconds_is_written_as_it_is_read(seconds: float) -> None:
+    """Whatever came out of the arithmetic: no digit is lost, and there is no exponent."""
+    assert types.duration(types.duration_text(seconds)) == seconds
+
+
+@settings(max_examples=200)
+@given(st.floats(0, types.FASTEST, exclude_min=True))
+@example(5e-324)
+@example(1 / 3)
+@example(1 / 7200)
+def test_any_rate_is_written_as_it_is_read(per_second: float) -> None:
+    """Also one that is no whole number of anything."""
+    assert types.rate(types.rate_text(per_second)) == per_second
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.text(max_size=20), st.text("0123456789.:/%smhdkKiM[]*_- abcdef", max_size=20)))
+def test_any_text_is_read_or_refused_with_what_it_must_be(text: str) -> None:
+    """Each parser takes whatever a flag can say, and each problem is told in one line."""
+    for parse in (
+        types.duration,
+        types.timeout,
+        types.count,
+        types.host,
+        types.network,
+        types.rate,
+        types.endpoint,
+        types.socket_path,
+    ):
+        try:
+            parse(text)
+        except ValueError as error:
+            assert str(error).startswith("must ")  # noqa: PT017 - the other outcome is as good
+            assert str(error).isprintable()  # noqa: PT017

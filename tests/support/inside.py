@@ -1,0 +1,258 @@
+"""The admin server in the test's own process: what it tells of, its event loop, and clients that may misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self
+
+import h11
+import orjson
+import uvloop
+
+from echod.admin.http import HttpServer
+from echod.admin.status import Meter, Reloaded
+from echod.config import load as config
+from echod.config.settings import Listen
+from echod.histogram import Histogram
+from echod.log import Log
+from echod.server.access import Access, Rules
+from echod.server.listeners import Frontend
+from echod.server.rejections import Rejections
+from tests.support.fakes import House, Lines
+from tests.support.harness import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+
+    from echod.admin.http import Request, Response
+    from echod.admin.status import State
+    from echod.config.settings import Log as LogSettings
+    from echod.config.settings import WhenFull
+
+    Answer = Callable[[Request], Awaitable[Response]]
+
+P = ParamSpec("P")
+
+
+def on_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test on a loop as the daemon has it. What nobody has caught there fails the test."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        uncaught: list[dict[str, Any]] = []
+
+        async def bounded() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: uncaught.append(context))
+            async with asyncio.timeout(DEADLINE):
+                await test(*args, **kwargs)
+
+        uvloop.run(bounded())
+        assert uncaught == []
+
+    return run
+
+
+def descriptors() -> int:
+    """Return how many are open in this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def becomes(condition: Callable[[], object]) -> None:
+    """Let the loop go on until the condition is met."""
+    while not condition():  # noqa: ASYNC110 - what is waited for gives no event
+        await asyncio.sleep(0)
+
+
+def _family(address: Any) -> socket.AddressFamily:
+    if isinstance(address, tuple):
+        return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    return socket.AF_UNIX
+
+
+class Answered(NamedTuple):
+    """An answer, as a client has it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Client:
+    """A client that sends whatever it likes. It reads only when told to."""
+
+    def __init__(self, address: Any) -> None:
+        self.sock = socket.socket(_family(address))
+        self.sock.settimeout(DEADLINE if isinstance(address, tuple) else 0)  # a full backlog must not stop the loop
+        try:
+            self.sock.connect(address)
+        except OSError:
+            self.sock.close()
+            raise
+        self.sock.setblocking(False)
+        self._unread = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def read(self) -> bytes:
+        """Return some bytes, or none at the end."""
+        return await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16)
+
+    async def read_all(self) -> bytes:
+        """Read to the end of the stream, whether that is a good one or a reset."""
+        data = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := await self.read():
+                data += chunk
+        return bytes(data)
+
+    async def answer(self, method: str = "GET") -> Answered:
+        """Return the next answer, which is one to this method. A bad one raises `h11.RemoteProtocolError`."""
+        http = h11.Connection(h11.CLIENT)
+        http.send(h11.Request(method=method, target="/", headers=[("host", "localhost")]))
+        http.send(h11.EndOfMessage())
+        if self._unread:
+            http.receive_data(self._unread)
+        head: h11.Response | None = None
+        body = bytearray()
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(await self.read())
+            elif isinstance(event, h11.Response):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+            else:
+                assert isinstance(event, h11.EndOfMessage), event
+                break
+        assert head
+        self._unread = http.trailing_data[0]
+        return Answered(head.status_code, {name.decode(): value.decode() for name, value in head.headers}, bytes(body))
+
+    async def ask(self, target: str = "/", method: str = "GET", **headers: str) -> Answered:
+        """Send a good request, and return its answer."""
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        if "host" not in headers:
+            lines.append("host: localhost")
+        await self.send("".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1"))
+        return await self.answer(method)
+
+
+class Server:
+    """An HTTP server on a Unix socket without a path, whose log is kept."""
+
+    def __init__(self, answer: Answer, sock: socket.socket | None = None) -> None:
+        self.lines = Lines()
+        self.sock = sock or listening()
+        self.address = self.sock.getsockname()
+        self.http = HttpServer(asyncio.get_running_loop(), self.lines.log, self.sock, answer)
+
+    def connect(self) -> Client:
+        return Client(self.address)
+
+    @property
+    def connections(self) -> int:
+        return len(self.http._tasks)
+
+
+def listening() -> socket.socket:
+    """Return a listening Unix socket by a name that the kernel chooses (unix(7), autobind)."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind("")
+    sock.listen(2048)
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[Server]:
+    """Serve meanwhile."""
+    server = Server(answer)
+    try:
+        yield server
+    finally:
+        await server.http.close()
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be an ordinary user meanwhile: root may do what others may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+class KeptLog(Log):
+    """A log whose lines a test looks at; no thread, no file."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.info, self.warning = lines.log.info, lines.log.warning
+        self.error, self.exception = lines.log.error, lines.log.exception
+        self.lost = 0
+
+    @property
+    def dropped(self) -> int:
+        return self.lost
+
+    def configure(self, settings: LogSettings) -> None:
+        """Keep all lines, whatever is wanted."""
+
+
+class Inside:
+    """What the admin server tells of: real books, on a loop that does what it is told, and what a test makes of the rest."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.house = House()
+        self.state: State = "running"
+        self.loaded = config.load(file, {}, {"ECHOD_POOL__SIZE": "3", "ECHOD_LISTEN__HOST": "127.0.0.1"})
+        self.lines = self.house.lines
+        self.log = KeptLog(self.lines)
+        self.pool = self.house.pool
+        loop = self.house.loop.asyncio
+        access = Access(loop, self.pool.sources, Rules(None, None, 0, None))
+        self.rejections = Rejections(loop, self.log)
+        self.frontend = Frontend(loop, self.log, self.pool, access, self.rejections)
+        self.lag = Histogram(0.001, 0.01)
+        self.meter = Meter(self.pool, self.rejections)
+        self.reloaded = Reloaded(1700000000.25, 1600000000.5)
+        self.began = time.monotonic() - 60
+        self.reload_ends: Reloaded | None = None
+
+    async def reload_now(self) -> Reloaded | None:
+        return self.reload_ends
+
+    def listen(self, *hosts: str, when_full: WhenFull = "reject") -> list[int]:
+        """Listen on these hosts, at free ports; return the ports."""
+        listen = Listen.model_validate({"host": list(hosts), "port": 0, "backlog": 16})
+        self.frontend.serve(listen, self.frontend.bind(listen), when_full)
+        return [acceptor.listener.port for acceptor in self.frontend.acceptors]
+
+    def close(self) -> None:
+        self.frontend.close()
+        for transport in self.house.loop.transports:
+            transport.abort()
+        self.house.loop.run()
+        for sock in self.house.open:
+            sock.close()

@@ -1,0 +1,296 @@
+"""Metrics as Prometheus' own parsers read them: they are the books, whole and well-formed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import resource
+import time
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvloop
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as open_parser
+
+from echod import __version__
+from echod.admin import metrics
+from echod.admin.status import Reloaded
+from echod.server.access import REASONS as REJECTED
+from echod.server.pool import DURATIONS
+from echod.server.pool import REASONS as CLOSED
+from tests.support.fakes import FakeListener
+from tests.support.inside import Inside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPEN = "application/openmetrics-text; version=1.0.0"
+PROMETHEUS = f"{OPEN};q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def daemon() -> Iterator[Inside]:
+    with closing(Inside()) as daemon:
+        yield daemon
+
+
+def exposed(daemon: Inside, accept: str = "") -> tuple[str, str]:
+    """Return the text and its content type."""
+    body, content_type = uvloop.run(metrics.expose(daemon, accept))
+    return body.decode(), content_type
+
+
+def families(text: str) -> dict[str, Any]:
+    """Return what each parser makes of it: Prometheus' by default, that of OpenMetrics by its last line."""
+    parse: Any = open_parser if text.endswith("# EOF\n") else parser
+    return {family.name: family for family in parse.text_string_to_metric_families(text)}
+
+
+def samples(daemon: Inside, accept: str = "") -> Samples:
+    """Return all values by name and labels."""
+    found = families(exposed(daemon, accept)[0]).values()
+    listed = [
+        ((each.name, tuple(sorted(each.labels.items()))), each.value) for family in found for each in family.samples
+    ]
+    assert len(dict(listed)) == len(listed), "a series that is there twice"
+    return dict(listed)
+
+
+def plain(found: Samples) -> dict[str, float]:
+    """Return those without labels."""
+    return {name: value for (name, labels), value in found.items() if not labels}
+
+
+def by(found: Samples, name: str, label: str) -> dict[str, float]:
+    return {labels[0][1]: value for (each, labels), value in found.items() if each == name and labels[0][0] == label}
+
+
+NAMES = {
+    "echod_build_info",
+    "echod_connections_accepted_total",
+    "echod_connections_closed_total",
+    "echod_connections_rejected_total",
+    "echod_connections_in_use",
+    "echod_pool_size",
+    "echod_received_bytes_total",
+    "echod_sent_bytes_total",
+    "echod_connection_duration_seconds_bucket",
+    "echod_connection_duration_seconds_count",
+    "echod_connection_duration_seconds_sum",
+    "echod_accept_paused_seconds_total",
+    "echod_loop_lag_seconds_bucket",
+    "echod_loop_lag_seconds_count",
+    "echod_loop_lag_seconds_sum",
+    "echod_log_dropped_lines_total",
+    "echod_config_reload_success",
+    "echod_config_reload_timestamp_seconds",
+    "process_cpu_seconds_total",
+    "process_virtual_memory_bytes",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_open_fds",
+    "process_max_fds",
+}
+
+
+@pytest.mark.parametrize("accept", ["", OPEN, PROMETHEUS])
+def test_these_metrics_are_there(daemon: Inside, accept: str) -> None:
+    """By the same names in both forms, and no others; each with its help."""
+    assert {name for name, _ in samples(daemon, accept)} == NAMES
+    assert all(family.documentation for family in families(exposed(daemon, accept)[0]).values())
+
+
+def test_openmetrics_is_given_when_asked_for(daemon: Inside) -> None:
+    """It says so, and ends as it has to: once."""
+    text, content_type = exposed(daemon, PROMETHEUS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    assert text.count("# EOF\n") == 1
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "text/html",
+        "text/plain;version=0.0.4",
+        "application/openmetrics-text;version=x",
+        "application/openmetrics-text;version=1.x",
+        "application/openmetrics-text;version=2.\xff",
+        "application/openmetrics-text;version=0.0.1",
+        ",;=,",
+    ],
+)
+def test_otherwise_it_is_the_plain_form(daemon: Inside, accept: str) -> None:
+    """Also for who asks for a version that is none, or in characters that no answer can repeat."""
+    text, content_type = exposed(daemon, accept)
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert "# EOF" not in text
+
+
+@pytest.mark.parametrize("accept", ["", OPEN])
+def test_all_label_values_are_there_from_the_start(daemon: Inside, accept: str) -> None:
+    """A series that begins with 1 would show no increase."""
+    found = samples(daemon, accept)
+    assert by(found, "echod_connections_closed_total", "reason") == dict.fromkeys(CLOSED, 0.0)
+    assert by(found, "echod_connections_rejected_total", "reason") == dict.fromkeys(REJECTED, 0.0)
+
+
+@pytest.mark.parametrize("accept", ["", OPEN])
+def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
+    """Of connections that have ended and of those that are open."""
+    for data in (b"12345", b"12"):
+        _, transport = daemon.house.connect()
+        transport.receive(data)
+        transport.receive_eof()
+        daemon.house.loop.run()
+    _, transport = daemon.house.connect()
+    transport.window = 1
+    transport.receive(b"1234567")
+    for _ in range(2):
+        daemon.rejections.log(("192.0.2.8", 1), FakeListener.url, "denied")
+    daemon.frontend._paused_seconds = 0.75
+    daemon.log.lost = 9
+    found = samples(daemon, accept)
+    expected = {
+        "echod_connections_accepted_total": 3.0,
+        "echod_connections_in_use": 1.0,
+        "echod_pool_size": 3.0,
+        "echod_received_bytes_total": 14.0,
+        "echod_sent_bytes_total": 8.0,
+        "echod_connection_duration_seconds_count": 2.0,
+        "echod_accept_paused_seconds_total": 0.75,
+        "echod_log_dropped_lines_total": 9.0,
+        "echod_config_reload_success": 1.0,
+        "echod_config_reload_timestamp_seconds": 1600000000.5,
+    }
+    assert {name: plain(found)[name] for name in expected} == expected
+    assert by(found, "echod_connections_closed_total", "reason")["eof"] == 2.0
+    assert by(found, "echod_connections_rejected_total", "reason")["denied"] == 2.0
+
+
+def test_all_values_are_of_one_moment(daemon: Inside) -> None:
+    """What happens while they are written out is in none of them."""
+    metrics._written.cache_clear()  # or nothing might have to be written, in no time
+
+    async def scrape() -> str:
+        exposing = metrics.expose(daemon, "")
+        steps = exposing.send(None)
+        assert steps is None
+        daemon.house.connect()
+        try:
+            while True:
+                exposing.send(None)
+        except StopIteration as end:
+            return str(end.value[0], "ascii")
+
+    text = uvloop.run(scrape())
+    assert "echod_connections_accepted_total 0.0" in text
+    assert "echod_connections_in_use 0.0" in text
+    assert plain(samples(daemon))["echod_connections_in_use"] == 1.0
+
+
+def test_only_what_has_changed_is_written_anew(daemon: Inside) -> None:
+    """Most of it has not, between two scrapes; and what has is never that of before."""
+    metrics._written.cache_clear()
+    samples(daemon)
+    before = metrics._written.cache_info().misses
+    daemon.house.connect()
+    assert plain(samples(daemon))["echod_connections_in_use"] == 1.0
+    written = metrics._written.cache_info().misses - before
+    assert 2 <= written < 8  # those two, and the process's
+
+
+@pytest.mark.parametrize("accept", ["", OPEN])
+def test_a_histogram_is_cumulative(daemon: Inside, accept: str) -> None:
+    """With a bucket for each bound, and one for all."""
+    for value in (0.0005, 0.002, 0.002, 7.0):
+        daemon.lag.observe(value)
+    found = samples(daemon, accept)
+    assert by(found, "echod_loop_lag_seconds_bucket", "le") == {"0.001": 1.0, "0.01": 3.0, "+Inf": 4.0}
+    assert plain(found)["echod_loop_lag_seconds_count"] == 4.0
+    assert plain(found)["echod_loop_lag_seconds_sum"] == pytest.approx(7.0045)
+    bounds = by(found, "echod_connection_duration_seconds_bucket", "le")
+    assert list(bounds) == [*map(str, DURATIONS), "+Inf"]
+
+
+def test_a_refused_reload_shows(daemon: Inside) -> None:
+    """As a success that is none, with the time of what is in force."""
+    daemon.reloaded = Reloaded(2e9, 1.5e9, errors=["wrong"])
+    found = plain(samples(daemon))
+    assert found["echod_config_reload_success"] == 0.0
+    assert found["echod_config_reload_timestamp_seconds"] == 1.5e9
+
+
+def test_versions_are_labels(daemon: Inside) -> None:
+    """A dashboard shows which daemon runs what."""
+    ((labels, value),) = [
+        (dict(labels), value) for (name, labels), value in samples(daemon).items() if name == "echod_build_info"
+    ]
+    assert labels == {"version": __version__, "python": platform.python_version(), "uvloop": version("uvloop")}
+    assert value == 1.0
+
+
+def test_the_process_is_this_one(daemon: Inside) -> None:
+    """By the names and in the units that dashboards know."""
+    before = time.process_time()
+    found = plain(samples(daemon))
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert before - 2 * tick <= found["process_cpu_seconds_total"] <= time.process_time() + 2 * tick
+    assert 0 < found["process_start_time_seconds"] < time.time()
+    assert 1e6 < found["process_resident_memory_bytes"] < found["process_virtual_memory_bytes"]
+    assert found["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_the_start_is_when_the_process_began() -> None:
+    """As the kernel has it, to a hundredth of a second and what its clocks differ."""
+    with closing(Inside()) as daemon:
+        began = plain(samples(daemon))["process_start_time_seconds"]
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    assert time.time() - began == pytest.approx(age, abs=1.0)
+
+
+def test_open_descriptors_are_counted() -> None:
+    """One more is one more."""
+    before = metrics.open_descriptors()
+    with Path(os.devnull).open():
+        assert metrics.open_descriptors() == before + 1
+    assert metrics.open_descriptors() == before
+
+
+def test_an_old_kernel_has_to_list_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says 0 for the size of their directory."""
+
+    class Old:
+        def __truediv__(self, _: str) -> Old:
+            return self
+
+        def stat(self) -> os.stat_result:
+            return os.stat_result([0] * 10)
+
+        def iterdir(self) -> Iterator[int]:
+            return iter(range(5))
+
+    monkeypatch.setattr(metrics, "_PROC", Old())
+    assert metrics.open_descriptors() == 5
+
+
+def test_without_a_descriptor_an_old_kernel_leaves_out_how_many_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That metric alone: just then the others are of interest."""
+
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(metrics, "open_descriptors", none_left)
+    with closing(Inside()) as daemon:
+        found = plain(samples(daemon))
+    assert "process_open_fds" not in found
+    assert "process_max_fds" in found

@@ -1,0 +1,220 @@
+"""What people see of the daemon: lines and tables, by what was answered."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from echod.client import screen
+from tests.support.canned import row, status
+
+BEGAN = 1700000000.25
+"""When the configuration of `status()` was loaded, in Unix time."""
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look two minutes and five seconds after that."""
+    monkeypatch.setattr(screen, "time", SimpleNamespace(time=lambda: BEGAN + 125))
+
+
+def lines(**changes: Any) -> list[str]:
+    return screen.status(status(**changes)).splitlines()
+
+
+def about(name: str, **changes: Any) -> list[str]:
+    """Return the lines about something: the one that names it, and those below that name nothing."""
+    found = lines(**changes)
+    begin = next(number for number, line in enumerate(found) if line[2:].startswith(f"{name} "))
+    end = begin + 1
+    while end < len(found) and found[end][2:13].isspace():
+        end += 1
+    return found[begin:end]
+
+
+def test_a_screen_is_read_at_a_glance() -> None:
+    """This is all of it, for a daemon that does well."""
+    assert screen.status(status()) == (
+        "  echod      0.1.0, running, pid 4711, up 1d 1h\n"
+        "  config     /etc/echod/echod.toml, loaded 2m 5s ago\n"
+        "  pool       [########......................] 250 of 1,000 in use, 25 %\n"
+        "  when full  the next client is closed at once\n"
+        "  listeners  tcp://[::]:7007 accepting, 2 of 1,024 in the backlog\n"
+        "  rates      12/s accepted, 0/s rejected, 2.0 MB/s received, 2.0 kB/s sent\n"
+        "  bytes      1.5 MB received, 999 B sent\n"
+        "  accepted   12,345\n"
+        "  closed     12,095: 12,000 eof, 95 error\n"
+        "  rejected   0\n"
+        "  sources    192.0.2.1 200, 2001:db8::/64 50\n"
+        "  loop       400 µs late a moment ago, 99 % within 2.0 ms, at most 250.0 ms\n"
+        "  log        no line dropped\n"
+    )
+
+
+@pytest.mark.parametrize(("state", "mark"), [("running", " "), ("starting", "!"), ("draining", "!")])
+def test_a_state_that_does_not_last_wants_attention(state: str, mark: str) -> None:
+    """It is the first line's."""
+    assert lines(state=state)[0].startswith(f"{mark} echod      0.1.0, {state},")
+
+
+def test_without_a_file_it_is_the_defaults() -> None:
+    """That are in force."""
+    assert about("config", config=None) == ["  config     defaults, loaded 2m 5s ago"]
+
+
+def test_a_refused_reload_wants_attention() -> None:
+    """With each line of what was wrong, and none of it obeyed by a terminal."""
+    last = {**status()["reload"], "success": False, "errors": ["f:1: wrong", "f:2: \x1b[31m"]}
+    assert about("config", reload=last) == [
+        "! config     /etc/echod/echod.toml, a reload was refused 2m 5s ago:",
+        "!            f:1: wrong",
+        "!            f:2: \\u001b[31m",
+    ]
+
+
+def test_a_clock_that_was_set_back_is_no_time_to_come() -> None:
+    """A moment ago, at most."""
+    last = {**status()["reload"], "timestamp": "2033-11-14T22:13:20.250000Z"}
+    assert about("config", reload=last)[0].endswith("loaded 0s ago")
+
+
+@pytest.mark.parametrize(
+    ("in_use", "bar", "text", "mark"),
+    [
+        (0, 0, "0 of 1,000 in use, 0 %", " "),
+        (899, 27, "899 of 1,000 in use, 90 %", " "),
+        (900, 27, "900 of 1,000 in use, 90 %", "!"),
+        (1000, 30, "1,000 of 1,000 in use, 100 %", "!"),
+        (2500, 30, "2,500 of 1,000 in use, 250 %", "!"),
+    ],
+    ids=["empty", "not yet", "nearly full", "full", "more than full, by a reload that made it smaller"],
+)
+def test_the_pool_is_a_bar(in_use: int, bar: int, text: str, mark: str) -> None:
+    """As long as its part, and never longer than its frame; nearly full, it wants attention."""
+    pool = {"size": 1000, "in_use": in_use, "when_full": "wait"}
+    assert about("pool", pool=pool) == [f"{mark} pool       [{'#' * bar}{'.' * (30 - bar)}] {text}"]
+    assert about("when full", pool=pool) == ["  when full  the next client waits in the backlog"]
+
+
+def test_each_listener_has_a_line() -> None:
+    """One that pauses wants attention, and so does it if there is none."""
+    listeners = [
+        {"listener": f"tcp://127.0.0.{number}:7", "state": state, "backlog": 8, "queued": 0}
+        for number, state in ((1, "accepting"), (2, "paused"), (3, "retired"), (4, "waiting"))
+    ]
+    assert about("listeners", listeners=listeners) == [
+        "  listeners  tcp://127.0.0.1:7 accepting, 0 of 8 in the backlog",
+        "!            tcp://127.0.0.2:7 paused, 0 of 8 in the backlog",
+        "             tcp://127.0.0.3:7 retired, 0 of 8 in the backlog",
+        "             tcp://127.0.0.4:7 waiting, 0 of 8 in the backlog",
+    ]
+    assert about("listeners", listeners=[]) == ["! listeners  none"]
+
+
+def test_who_was_refused_last_is_named() -> None:
+    """Below the sums by reason; not all that the answer has."""
+    rejections = [
+        {
+            "timestamp": f"2023-11-14T22:15:{second:02}.250000Z",
+            "client": {"address": address, "port": 9},
+            "listener": "tcp://[::]:7007",
+            "reason": "denied",
+        }
+        for second, address in [(24, "2001:db8::1"), *((20, "192.0.2.1"),) * 9]
+    ]
+    counts = {**status()["connections"], "rejected": {"denied": 1000, "pool_full": 0}}
+    first, second, *rest = about("rejected", connections=counts, rejections=rejections)
+    assert first == "  rejected   1,000: 1,000 denied"
+    assert second == "             [2001:db8::1]:9 denied, 1s ago"
+    assert rest == ["             192.0.2.1:9 denied, 5s ago"] * 4
+
+
+def test_without_connections_there_is_no_source() -> None:
+    """Which is a word, and not the end of the line."""
+    assert about("sources", sources=[]) == ["  sources    none"]
+
+
+def test_what_was_lost_wants_attention() -> None:
+    """Time without accepting, and lines of the log."""
+    assert about("paused", accept_paused_seconds=0.1) == [
+        "! paused     100.0 ms without accepting, for lack of descriptors or memory"
+    ]
+    assert about("log", log={"dropped": 1234}) == ["! log        1,234 lines dropped"]
+
+
+def test_connections_are_a_table() -> None:
+    """Numbers to the right, so that they can be compared; as wide as it has to be."""
+    rows = [
+        row(),
+        row(
+            id=12345,
+            client={"address": "2001:db8::1", "port": 9},
+            age=5.0,
+            idle=3.4,
+            bytes=2_000_000,
+            pending=65536,
+            state="stalled",
+            rtt=None,
+            retransmits=None,
+        ),
+    ]
+    assert screen.connections(rows) == (
+        "   ID  CLIENT             AGE  IDLE   BYTES  PENDING  STATE       RTT  RETRANSMITS\n"
+        "    1  192.0.2.1:40000  1m 1s    0s  1.5 kB      0 B  open     250 µs            0\n"
+        "12345  [2001:db8::1]:9     5s    3s  2.0 MB  65.5 kB  stalled       -            -\n"
+    )
+
+
+def test_without_connections_the_table_is_its_head() -> None:
+    """It says what there would be."""
+    assert screen.connections([]) == "ID  CLIENT  AGE  IDLE  BYTES  PENDING  STATE  RTT  RETRANSMITS\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (1_500_000, "1.5 MB"),
+        (2e9, "2.0 GB"),
+        (3e12, "3.0 TB"),
+        (4e15, "4.0 PB"),
+        (5e18, "5,000.0 PB"),
+    ],
+)
+def test_bytes_have_a_unit(number: float, text: str) -> None:
+    """The largest of which there is at least one."""
+    assert screen.size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (59.9, "59s"),
+        (60, "1m 0s"),
+        (3599.9, "59m 59s"),
+        (3600, "1h 0m"),
+        (86399, "23h 59m"),
+        (86400, "1d 0h"),
+        (90061.5, "1d 1h"),
+        (1e8, "1157d 9h"),
+    ],
+)
+def test_a_time_has_its_two_largest_units(seconds: float, text: str) -> None:
+    """More is more than anyone reads."""
+    assert screen.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 µs"), (0.0000004, "0 µs"), (0.00025, "250 µs"), (0.001, "1.0 ms"), (0.25, "250.0 ms"), (2.5, "2.5 s")],
+)
+def test_a_short_time_is_fine(seconds: float, text: str) -> None:
+    """Such as a round trip."""
+    assert screen.fine(seconds) == text

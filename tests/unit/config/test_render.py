@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from generate import reference
+
+from echod.config import load as config
+from echod.config import render
+from echod.config.settings import Setting, Settings, declared
+from tests.support.harness import DEADLINE
+
+ROOT = Path(__file__).parents[3]
+SETTINGS = list(declared())
+GENERATED = (reference.SHIPPED, reference.SCHEMA, reference.README)
+
+SAMPLES: dict[str, list[object]] = {
+    "ADDRESS": ["127.0.0.1", ["127.0.0.1", "::1"], "fe80::1%lo"],
+    "ADDRESS:PORT": ["127.0.0.1:9107", "[::1]:0", "off"],
+    "BOOL": [True, False],
+    "DURATION": ["off", "1ms", "0.0001s", "1.5s", "90m", "366d"],
+    "NETWORK": ["10.0.0.0/8", ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1"], "::ffff:10.0.0.0/104", []],
+    "NUMBER": [1, 2, "1k"],
+    "PATH": ["/run/é b.sock", '/run/"\\', "off"],
+    "RATE": ["off", "500/s", "0.1/h", "7.3/m"],
+}
+"""For each form, values of which at least one is no setting's default."""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "echod.toml"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The files that are generated, in a tree of their own."""
+    for path in GENERATED:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    return tmp_path
+
+
+def samples(setting: Setting) -> list[object]:
+    """Return values that follow from the declaration, so that a new setting is tested with the others."""
+    return SAMPLES.get(setting.form.word) or list(setting.form.schema["enum"])
+
+
+def check_schema(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the checker that editors and hooks use, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+
+
+# The settings as TOML
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_what_is_written_of_a_setting_is_read_as_the_same(setting: Setting, file: Path) -> None:
+    """In the file it gives the same settings, and is written the same again."""
+    default = setting.of(config.load(Path(os.devnull), {}, {}).settings)
+    seen = []
+    for value in samples(setting):
+        file.write_text(f"[{setting.section}]\n{setting.key} = {json.dumps(value, ensure_ascii=False)}\n")
+        settings = config.load(file, {}, {}).settings
+        seen.append(setting.of(settings))
+        text = render.toml(settings)
+        file.write_text(text)
+        again = config.load(file, {}, {}).settings
+        assert again == settings
+        assert render.toml(again) == text
+    assert any(value != default for value in seen)
+
+
+def test_the_settings_are_written_by_section_in_the_order_of_the_file() -> None:
+    """One line for each, as a person would write it."""
+    settings = config.load(Path(os.devnull), {"access.allow": "10.0.0.0/8,::1", "timeouts.drain": "off"}, {}).settings
+    text = render.toml(settings)
+    assert text.startswith(
+        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\n\n[pool]\nsize = 1024\n'
+    )
+    assert '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\n\n' in text
+    assert '\ndrain = "off"\n' in text
+    assert text.endswith('http = "off"\n')
+    assert [f"{section}.{key}" for section, keys in tomllib.loads(text).items() for key in keys] == [
+        setting.name for setting in SETTINGS
+    ]
+
+
+def test_a_remark_ends_its_line() -> None:
+    """It is a comment, and changes nothing."""
+    settings = config.load(Path(os.devnull), {}, {}).settings
+    text = render.toml(settings, lambda setting: f"of {setting.name}")
+    lines = [line for line in text.splitlines() if " = " in line]
+    assert [line.partition("  # of ")[2] for line in lines] == [setting.name for setting in SETTINGS]
+    assert tomllib.loads(text) == tomllib.loads(render.toml(settings))
+
+
+# The files
+
+
+def test_the_generated_files_are_up_to_date(copy: Path) -> None:
+    """Who changes a setting runs `make reference`; running it again changes nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "generate.reference"],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'packaging'}"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for path in GENERATED:
+        assert (copy / path).read_text() == (ROOT / path).read_text()
+
+
+def test_what_is_out_of_date_is_written_anew(copy: Path) -> None:
+    """Of the README only the table: what stands around it is somebody's work."""
+    readme = (ROOT / reference.README).read_text()
+    begin, end = reference._TABLE
+    assert readme.count(begin) == readme.count(end) == 1
+    before, _, rest = readme.partition(begin)
+    after = rest.partition(end)[2]
+    (copy / reference.README).write_text(f"before\n{begin}old\n{end}after\n")
+    (copy / reference.SHIPPED).write_text("old")
+    (copy / reference.SCHEMA).unlink()
+    reference.write(copy)
+    assert (copy / reference.README).read_text() == f"before\n{begin}{reference.table()}{end}after\n"
+    assert readme == f"{before}{begin}{reference.table()}{end}{after}"
+    assert (copy / reference.SHIPPED).read_text() == reference.shipped()
+    assert (copy / reference.SCHEMA).read_text() == render.schema()
+
+
+def test_the_table_has_a_row_for_each_setting() -> None:
+    """With three cells, whatever is in the description."""
+    head, rule, *rows = reference.table().splitlines()
+    assert head.count("|") == rule.count("|") == 4
+    assert [row.count("|") for row in rows] == [4] * len(SETTINGS)
+    for row, setting in zip(rows, SETTINGS, strict=True):
+        assert row.startswith(f"| `{setting.name}` | `{setting.default}` | {setting.field.description}")
+        assert row.endswith(" A change needs a restart. |") == (not setting.live)
+
+
+def test_the_shipped_file_says_of_each_setting_what_it_means() -> None:
+    """In a comment above it, no line of which is too long for a terminal."""
+    text = reference.shipped()
+    assert max(map(len, text.splitlines())) <= 120
+    comments: list[str] = []
+    found = []
+    for line in text.splitlines():
+        if line.startswith("# "):
+            comments.append(line.removeprefix("# "))
+        elif " = " in line:
+            found.append((" ".join(comments), line))
+            comments = []
+        else:
+            comments = []
+    assert found == [(render.described(setting), f"{setting.key} = {setting.default}") for setting in SETTINGS]
+
+
+def test_the_shipped_file_names_its_schema() -> None:
+    """For editors, relative to itself, so that both can be copied together."""
+    first = (ROOT / reference.SHIPPED).read_text().splitlines()[0]
+    assert first.startswith("#:schema ./")
+    path = (ROOT / reference.SHIPPED).parent / first.removeprefix("#:schema ./")
+    assert path == ROOT / reference.SCHEMA
+    assert path.is_file()
+
+
+# The schema
+
+
+def test_the_schema_is_one() -> None:
+    """By the rules of its draft."""
+    done = check_schema("--check-metaschema", ROOT / reference.SCHEMA)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_schema_has_each_setting_with_its_default() -> None:
+    """And nothing else: an editor completes what there is, and shows what it means."""
+    sections = json.loads(render.schema())["properties"]
+    assert list(sections) == list(Settings.model_fields)
+    assert [
+        (f"{section}.{key}", json.dumps(value["default"], ensure_ascii=False), value["description"])
+        for section, schema in sections.items()
+        for key, value in schema["properties"].items()
+    ] == [(setting.name, setting.default, render.described(setting)) for setting in SETTINGS]
+
+
+def test_the_schema_takes_what_the_program_takes(tmp_path: Path) -> None:
+    """The shipped file, and each form in which a value can be written."""
+    files = [ROOT / reference.SHIPPED]
+    for index in range(max(len(samples(setting)) for setting in SETTINGS)):
+        text = "".join(
+            f"{setting.name} = {json.dumps(samples(setting)[index % len(samples(setting))], ensure_ascii=False)}\n"
+            for setting in SETTINGS
+        )
+        path = tmp_path / f"{index}.toml"
+        path.write_text(text)
+        config.load(path, {"access.deny": "[]", "access.allow": "[]"}, {})
+        files.append(path)
+    done = check_schema("--schemafile", ROOT / reference.SCHEMA, *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+BAD: dict[str, str] = {
+    "an unknown key": "[pool]\nsise = 1",
+    "an unknown section": "[pol]",
+    "a wrong type": "[listen]\nreuse_port = 1",
+    "a section that is no table": "pool = 3",
+    "a number below its bounds": "[pool]\nsize = 0",
+    "a number above its bounds": "[listen]\nport = 65536",
+    "no number": "[pool]\nsize = 'ten'",
+    "a number with a fraction": "[pool]\nsize = 1.5",
+    "a duration without unit": "[timeouts]\nidle = '30'",
+    "a duration that is a number": "[timeouts]\nidle = 30",
+    "a rate without unit": "[access]\naccept_rate = '500'",
+    "none of the choices": "[log]\nlevel = 'loud'",
+    "a list of numbers": "[access]\nallow = [1]",
+    "no host": "[listen]\nhost = []",
+    "a host twice": "[listen]\nhost = ['::1', '::1']",
+}
+
+
+def test_the_schema_refuses_what_the_program_refuses(tmp_path: Path) -> None:
+    """As far as a schema can: an editor marks it while it is written."""
+    for name, text in BAD.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    done = check_schema("--schemafile", ROOT / reference.SCHEMA, "-o", "json", *sorted(tmp_path.glob("*.toml")))
+    assert done.returncode == 1
+    refused = {Path(error["filename"]).stem for error in json.loads(done.stdout)["errors"]}
+    assert refused == set(BAD)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INFINITY = resource.RLIM_INFINITY
+
+
+@pytest.fixture
+def soft_and_hard() -> Iterator[tuple[int, int]]:
+    """The soft limit at 256 while the test runs, below the hard one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    yield 256, before[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("connections", [1, 1024, 1_000_000])
+def test_a_pool_needs_a_descriptor_for_each_connection_and_some_more(connections: int) -> None:
+    """The reserve is the same for every size."""
+    assert limits.needed(connections) == connections + limits.RESERVE
+
+
+def test_the_hard_limit_is_that_of_the_process(soft_and_hard: tuple[int, int]) -> None:
+    """Not the soft one, which the program itself may raise."""
+    assert limits.hard_limit() == (None if soft_and_hard[1] == INFINITY else soft_and_hard[1])
+
+
+def test_no_hard_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root could set it so for real."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_NOFILE: (256, INFINITY)}[which])
+    assert limits.hard_limit() is None
+
+
+def test_a_lower_soft_limit_is_raised_to_what_is_wanted(soft_and_hard: tuple[int, int]) -> None:
+    """And no further: what counts descriptors up to the limit stays fast. The hard limit stays as it is."""
+    limits.raise_soft_limit(257)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (257, soft_and_hard[1])
+
+
+@pytest.mark.parametrize("wanted", [1, 255, 256])
+def test_a_soft_limit_that_suffices_stays(soft_and_hard: tuple[int, int], wanted: int) -> None:
+    """It is never lowered."""
+    limits.raise_soft_limit(wanted)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == soft_and_hard
+
+
+def test_no_soft_limit_stays_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Infinity is -1, which looks low."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (INFINITY, INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("a limit was set"))
+    limits.raise_soft_limit(10**6)

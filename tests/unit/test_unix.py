@@ -1,0 +1,330 @@
+"""The place of the admin socket: real Unix sockets at real paths."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import stat
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import unix
+from echod.errors import Refusal
+from echod.unix import AdminSocket
+from tests.support.harness import DEADLINE
+from tests.support.inside import as_nobody, descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RUNTIME, XDG = Path("/run/echod@7"), Path("/run/user/1000")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "admin.sock"
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, make_directory: bool = False) -> Iterator[AdminSocket]:
+    made = AdminSocket(path, make_directory=make_directory)
+    with made.sock:
+        yield made
+    made.close()
+
+
+def refused(path: Path, *, make_directory: bool = False) -> tuple[str, int]:
+    """Return the line and the exit code with which it is refused to listen there."""
+    with pytest.raises(Refusal) as caught:
+        AdminSocket(path, make_directory=make_directory)
+    (line,) = caught.value.lines
+    return line, caught.value.exit_code
+
+
+def leave_stale(path: Path) -> None:
+    """Leave what a daemon leaves that was killed."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+# Where it is
+
+
+@pytest.mark.parametrize(
+    ("environ", "where"),
+    [
+        ({"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}, RUNTIME / "admin.sock"),
+        ({"RUNTIME_DIRECTORY": f"{RUNTIME}:/run/other"}, RUNTIME / "admin.sock"),
+        ({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": str(XDG)}, XDG / "echod" / "admin.sock"),
+        ({"XDG_RUNTIME_DIR": ""}, None),
+        ({}, None),
+    ],
+    ids=["service", "service with two directories", "session", "an empty name", "neither"],
+)
+def test_auto_is_a_directory_of_this_run(environ: dict[str, str], where: Path | None) -> None:
+    """That of the service, or else of the user; without either, there is no socket."""
+    assert unix.of_daemon("auto", environ) == where
+
+
+def test_a_path_is_taken_as_it_is() -> None:
+    """Whatever the environment; and "off" is nowhere."""
+    environ = {"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}
+    assert unix.of_daemon("/a/b.sock", environ) == Path("/a/b.sock")
+    assert unix.of_daemon("off", environ) is None
+    assert unix.to_ask("/a/b.sock", environ) == [Path("/a/b.sock")]
+    assert unix.to_ask("off", environ) == []
+
+
+def test_who_asks_looks_where_a_daemon_may_be() -> None:
+    """First at the user's own, then at the system's, each once."""
+    system = Path("/run/echod/admin.sock")
+    assert unix.to_ask("auto", {"XDG_RUNTIME_DIR": str(XDG)}) == [XDG / "echod" / "admin.sock", system]
+    assert unix.to_ask("auto", {"RUNTIME_DIRECTORY": "/run/echod"}) == [system]
+    assert unix.to_ask("auto", {}) == [system]
+
+
+def test_a_setting_may_be_newer_than_the_daemon(path: Path) -> None:
+    """Then it may be where "auto" has it, after the path that is named."""
+    system = Path("/run/echod/admin.sock")
+    assert unix.to_ask(str(path), {}, edited=True) == [path, system]
+    assert unix.to_ask(str(system), {}, edited=True) == [system]
+    assert unix.to_ask("off", {"RUNTIME_DIRECTORY": str(RUNTIME)}, edited=True) == [
+        RUNTIME / "admin.sock",
+        system,
+    ]
+
+
+def test_its_name_is_one_printable_line() -> None:
+    """It stands in the log and on terminals."""
+    assert unix.url(Path("/a/b\n\x1b")) == "unix:/a/b\\u000a\\u001b"
+
+
+# Listening
+
+
+def test_a_client_reaches_it(path: Path) -> None:
+    """At its path, from then on when it is made."""
+    with opened(path) as made, unix.connect(path) as client:
+        assert made.url == f"unix:{path}"
+        theirs, _ = made.sock.accept()
+        with theirs:
+            client.sendall(b"x")
+            assert theirs.recv(1) == b"x"
+
+
+def test_owner_and_group_may_use_it(path: Path) -> None:
+    """And nobody else, whatever the umask; which is then as it was."""
+    before = os.umask(0)
+    try:
+        with opened(path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+
+
+def test_accepting_from_it_never_waits(path: Path) -> None:
+    """A client may have gone since the loop was told of it."""
+    with opened(path) as made, pytest.raises(BlockingIOError):
+        made.sock.accept()
+
+
+def test_its_directory_is_made_if_that_is_wanted(tmp_path: Path) -> None:
+    """For its owner alone; one that is there stays as it is."""
+    path = tmp_path / "echod" / "admin.sock"
+    for _ in range(2):
+        with opened(path, make_directory=True):
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    path.parent.chmod(0o755)
+    with opened(path, make_directory=True):
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+
+
+def test_what_a_dead_daemon_has_left_is_replaced(path: Path) -> None:
+    """A restart after a crash needs nobody's help."""
+    leave_stale(path)
+    with opened(path):
+        unix.connect(path).close()
+
+
+def test_a_daemon_that_lives_is_respected(path: Path) -> None:
+    """It goes on to be reached."""
+    with opened(path) as made:
+        line = f"echod: admin.socket: unix:{path}: address in use: another daemon answers there"
+        assert refused(path) == (line, os.EX_UNAVAILABLE)
+        while True:  # who has looked whether it lives is in its backlog
+            try:
+                made.sock.accept()[0].close()
+            except BlockingIOError:
+                break
+        unix.connect(path).close()
+
+
+def test_a_daemon_that_is_busy_is_respected(path: Path) -> None:
+    """One whose backlog is full lives as well."""
+    with opened(path) as made, contextlib.ExitStack() as clients:
+        made.sock.listen(0)
+        clients.enter_context(unix.connect(path, 0))
+        with pytest.raises(BlockingIOError):
+            unix.connect(path, 0)
+        assert refused(path)[1] == os.EX_UNAVAILABLE
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_no_socket_is_respected(path: Path, kind: str) -> None:
+    """It may be somebody's data. A link to a socket is none."""
+    target = path.with_name("target")
+    if kind == "file":
+        path.write_text("data")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        leave_stale(target)
+        path.symlink_to(target)
+    line, code = refused(path)
+    assert line == f"echod: admin.socket: unix:{path}: is there and no socket: remove it, or name another path"
+    assert code == os.EX_CONFIG
+    assert path.lstat()
+
+
+def test_without_permission_it_says_how_to_get_it(path: Path) -> None:
+    """And ends with the code for that."""
+    path.parent.chmod(0)
+    try:
+        with as_nobody():
+            line, code = refused(path)
+    finally:
+        path.parent.chmod(0o700)
+    assert line == (
+        f"echod: admin.socket: unix:{path}: no permission:"
+        " name a path in a directory that echod may write (RuntimeDirectory=)"
+    )
+    assert code == os.EX_NOPERM
+
+
+@pytest.mark.parametrize("make_directory", [False, True])
+def test_a_path_where_nothing_can_be_is_refused(path: Path, *, make_directory: bool) -> None:
+    """With what the system says of it."""
+    path.write_text("")
+    below = path / "below" if make_directory else path
+    line = f"echod: admin.socket: unix:{below / 'admin.sock'}: can't listen: Not a directory"
+    assert refused(below / "admin.sock", make_directory=make_directory) == (line, os.EX_CONFIG)
+
+
+def test_a_path_that_is_too_long_is_refused(path: Path) -> None:
+    """$XDG_RUNTIME_DIR may be anything; of this the system says nothing, but Python does."""
+    long = path.with_name("x" * 200)
+    assert refused(long)[0] == f"echod: admin.socket: unix:{long}: can't listen: AF_UNIX path too long"
+
+
+def test_two_that_start_at_once_do_not_remove_each_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that find what a dead one has left, the second waits for the first; but not for who only locks."""
+    monkeypatch.setattr(unix, "_ATTEMPTS", 2)
+    leave_stale(path)
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with opened(path):
+            assert path.is_socket()
+        held = threading.Timer(0.05, fcntl.flock, (fd, fcntl.LOCK_UN))
+        monkeypatch.setattr(unix, "_ATTEMPTS", 10_000)
+        held.start()
+        with opened(path):
+            assert not held.is_alive() or held.finished.is_set()
+        held.join(DEADLINE)
+    finally:
+        os.close(fd)
+
+
+def test_a_refusal_leaves_no_descriptor(path: Path) -> None:
+    """Nor another umask."""
+    before = descriptors()
+    refused(path.with_name("x" * 200))
+    with opened(path):
+        refused(path)
+    assert descriptors() == before
+
+
+# The end
+
+
+def test_at_the_end_the_path_is_free(path: Path) -> None:
+    """Also if it was removed before, and its directory too."""
+    with opened(path):
+        assert path.is_socket()
+    assert not path.exists()
+    with opened(path):
+        path.unlink()
+    made = path.with_name("echod") / "admin.sock"
+    with opened(made, make_directory=True):
+        made.unlink()
+        made.parent.rmdir()
+
+
+def test_what_another_daemon_has_put_there_stays(path: Path) -> None:
+    """It is reached by that path, however the first one has lost it."""
+    with opened(path):
+        path.unlink()
+        other = AdminSocket(path, make_directory=False)
+    with other.sock:
+        unix.connect(path).close()
+    other.close()
+
+
+# Connecting
+
+
+def test_connecting_says_what_is_wrong(path: Path) -> None:
+    """By the system's error: it is not there, or nobody listens any more."""
+    with pytest.raises(FileNotFoundError):
+        unix.connect(path)
+    leave_stale(path)
+    with pytest.raises(ConnectionRefusedError):
+        unix.connect(path)
+
+
+@pytest.mark.parametrize(("timeout", "kind"), [(0, BlockingIOError), (0.05, TimeoutError)])
+def test_a_full_backlog_is_waited_for_as_long_as_is_wanted(path: Path, timeout: float, kind: type[OSError]) -> None:
+    """Which the system does not do of itself for who does not block."""
+
+    def accept() -> None:
+        made.sock.accept()[0].close()
+
+    with opened(path) as made:
+        made.sock.listen(0)
+        with unix.connect(path):
+            with pytest.raises(kind):
+                unix.connect(path, timeout)
+            accepting = threading.Timer(0.02, accept)
+            accepting.start()
+            unix.connect(path, DEADLINE).close()
+            accepting.join()
+
+
+def test_a_signal_while_the_backlog_is_full_is_no_connection(path: Path) -> None:
+    """It goes on waiting. (A ring of io_uring interrupts like that, and uvloop has one.)"""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with opened(path) as made:
+            made.sock.listen(0)
+            with unix.connect(path):
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                with pytest.raises(TimeoutError):
+                    unix.connect(path, 0.05)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_connection_has_the_patience_that_is_wanted(path: Path) -> None:
+    """Or waits for ever."""
+    with opened(path):
+        for timeout in (None, 1.5):
+            with unix.connect(path, timeout) as client:
+                assert client.gettimeout() == timeout
