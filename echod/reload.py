@@ -1,6 +1,7 @@
-"""A reload: what it changes, whether it may, and getting it ready off the loop.
+"""Reloads: from a request to the settings in force, as a whole or not at all.
 
-Knows nothing of the parts that the settings reach; `daemon` applies them.
+The file is read and checked in a thread, so that echoes go on meanwhile. The thread lives as long as one reload: a process with
+idle threads pays for each system call. It is not one of the loop's executor, which waits at exit for a thread that hangs.
 """
 
 from __future__ import annotations
@@ -8,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
-import os
-import queue
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from echod.config import explain
-from echod.config.settings import declared
-from echod.config.types import shown
+from echod.config.settings import LEVELS, declared
+from echod.config.types import printable, shown
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from echod.config.load import Loaded
     from echod.config.settings import Setting, Settings
+    from echod.log import Log
+    from echod.server.server import Prepared, Server
 
 _T = TypeVar("_T")
 _MOST = 20
@@ -32,14 +35,15 @@ _MOST = 20
 LONGEST = 60.0
 """Seconds for reading and checking a file."""
 _MANY = 10_000
-"""Objects left by the thread. Fewer are collected in a millisecond; what is frozen and turns out to be garbage stays."""
+"""Objects left by the thread. Fewer are collected in a millisecond, and freezing them would keep those that are garbage."""
 _PATIENCE = sys.getswitchinterval()
 _TURN = 0.0001
 """Seconds that the loop waits for the interpreter while the thread computes; Python's usual 5 ms would hold up each echo."""
+NOT_BOUND = "[listen] is not bound: the sockets come from systemd (LISTEN_FDS)"
 
 
 class Change(NamedTuple):
-    """The dotted names of what is not as before, and their values before and after, as TOML writes them."""
+    """The dotted names of the settings that have changed, and their values before and after, as TOML writes them."""
 
     names: list[str]
     old: dict[str, Any]
@@ -72,52 +76,151 @@ def _brief(value: Any) -> Any:  # noqa: ANN401 - what TOML can hold
     return [*value[:_MOST], f"and {len(value) - _MOST} more"]
 
 
-class Preparation:
-    """Runs one function at a time in a thread, so that the loop can go on.
+class Reloaded(NamedTuple):
+    """How the last reload ended, or the start. Times are Unix time."""
 
-    The thread is made at once: to make one later may fail, and holds up the loop until it runs. Nor is it of the loop's
-    executor: at exit, that one waits for a thread that hangs on a file. Raises `Refusal` if there can be no thread.
+    at: float
+    in_force_since: float
+    change: Change | None = None
+    errors: Sequence[str] = ()
+
+
+class Reloads:
+    """Reloads a server by `load`, which is called in a thread with the file in force.
+
+    `begins` and `ends` are called around each reload, for the service manager.
     """
 
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: Log,
+        server: Server,
+        loaded: Loaded,
+        load: Callable[[Path | None], Loaded],
+        *,
+        begins: Callable[[], None],
+        ends: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._server = server
+        self._load = load
+        self._begins = begins
+        self._ends = ends
+        self._wanted = asyncio.Event()
+        self._waiting: list[asyncio.Future[Reloaded | None]] = []  # for the answer to the next reload
+        self.file = loaded.file
+        self.last = Reloaded(time.time(), time.time())
+
+    def request(self) -> None:
+        """Have `run` reload."""
+        self._wanted.set()
+
+    async def requested(self) -> Reloaded | None:
+        """Request a reload and wait for its end; `None` if the daemon is not serving yet, or stops."""
+        if self._server.state != "running":
+            return None
+        answer: asyncio.Future[Reloaded | None] = self._loop.create_future()
+        self._waiting.append(answer)
+        self.request()
+        return await answer
+
+    async def run(self) -> None:
+        """Reload when requested, one reload after another: a request meanwhile gets the answer to the next one."""
+        waiting: list[asyncio.Future[Reloaded | None]] = []
         try:
-            threading.Thread(target=_work, args=(self._jobs,), name="reload", daemon=True).start()
-        except RuntimeError as error:
-            line = f"echod: the reload's thread: {error}: allow more tasks (TasksMax=, ulimit -u) or memory"
-            raise Refusal(line, exit_code=os.EX_SOFTWARE) from None
-
-    async def run(self, function: Callable[[], _T]) -> _T:
-        """Return what the function returns, or raise what it raises. Raises `TimeoutError` after `LONGEST`."""
-        future: concurrent.futures.Future[_T] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # whoever waits may stop waiting; the thread does not notice
-
-        def job() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - whoever waits is told
-                future.set_exception(error)
-
-        # The loop gets the interpreter back soon, and nothing that takes long happens while the thread has it.
-        sys.setswitchinterval(_TURN)
-        gc.disable()
-        try:
-            self._jobs.put(job)
-            async with asyncio.timeout(LONGEST):
-                return await asyncio.wrap_future(future)
+            while True:
+                await self._wanted.wait()
+                self._wanted.clear()
+                waiting, self._waiting = self._waiting, []
+                _answer(waiting, await self.reload())
         finally:
-            if gc.get_count()[0] > _MANY:
-                gc.freeze()  # else the first collection would look at all of them, on the loop
-            gc.enable()
-            sys.setswitchinterval(_PATIENCE)
+            _answer(waiting + self._waiting, None)
 
-    def close(self) -> None:
-        """Let the thread end, after what it does."""
-        self._jobs.put(None)
+    async def reload(self) -> Reloaded:
+        """Change over to the settings as they are now, as a whole or not at all; return how that ended."""
+        self._begins()
+        try:
+            self.last = await self._reload()
+        finally:
+            self._ends()
+        return self.last
+
+    async def _reload(self) -> Reloaded:
+        try:
+            change = self._commit(*await in_thread(self._prepare))
+        except Refusal as refusal:
+            errors = [printable(line) for line in refusal.lines]
+        except Exception:  # noqa: BLE001 - a bug in a reload must not end the daemon
+            self._log.exception("internal.error", message="a reload failed")
+            errors = ["internal error, please report it: the log has more"]
+        else:
+            return Reloaded(time.time(), time.time(), change)
+        self._log.error("config.rejected", errors=errors)
+        return Reloaded(time.time(), self.last.in_force_since, errors=errors)
+
+    def _prepare(self) -> tuple[Change, Loaded, Prepared]:
+        """Do what takes time. Runs in the thread."""
+        loaded = self._load(self.file)
+        changed = change(self._server.settings, loaded)
+        return changed, loaded._replace(layers=()), self._server.prepare(loaded.settings)  # the layers are not small
+
+    def _commit(self, change: Change, loaded: Loaded, prepared: Prepared) -> Change:
+        began = time.perf_counter()
+        before, settings = self._server.settings.log.level, loaded.settings
+        self._server.apply(settings, prepared)
+        seconds = round(time.perf_counter() - began, 6)
+        # The lines about the reload pass if the old level or the new one lets them pass.
+        level = min(before, settings.log.level, key=LEVELS.index)
+        self._log.configure(settings.log.model_copy(update={"level": level}))
+        self.file = loaded.file
+        for warning in loaded.warnings:
+            self._log.warning("config.warning", message=printable(warning))
+        if self._server.listeners.inherited and {"listen.host", "listen.port"} & set(change.names):
+            self._log.warning("config.warning", message=NOT_BOUND)
+        self._log.info("config.reloaded", changed=change.names, old=change.old, new=change.new, seconds=seconds)
+        self._log.configure(settings.log)
+        return change
 
 
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
-    while job := jobs.get():
-        job()
-        del job
+def _answer(waiting: Iterable[asyncio.Future[Reloaded | None]], answer: Reloaded | None) -> None:
+    for each in waiting:
+        if not each.done():  # the client that asked may have gone
+            each.set_result(answer)
+
+
+async def in_thread(function: Callable[[], _T]) -> _T:
+    """Run a function in a thread of its own; return what it returns, or raise what it raises.
+
+    Raises `Refusal` if there can be no thread, or if it takes longer than `LONGEST`; the thread then goes on, and what it
+    returns is dropped.
+    """
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # a caller that waits no longer does not disturb the thread
+
+    def job() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            future.set_exception(error)
+
+    # The loop gets the interpreter back soon, and nothing that takes long happens while the thread has it.
+    sys.setswitchinterval(_TURN)
+    gc.disable()
+    try:
+        try:
+            threading.Thread(target=job, name="reload", daemon=True).start()
+        except RuntimeError as error:
+            line = f"the reload's thread: {error}: allow more tasks (TasksMax=, ulimit -u) or memory"
+            raise Refusal(line) from None
+        async with asyncio.timeout(LONGEST):
+            return await asyncio.wrap_future(future)
+    except TimeoutError:
+        raise Refusal(f"the file could not be read and checked within {LONGEST:.0f} s") from None
+    finally:
+        if gc.get_count()[0] > _MANY:
+            gc.freeze()  # else the first collection would check all of them, on the loop
+        gc.enable()
+        sys.setswitchinterval(_PATIENCE)

@@ -1,6 +1,6 @@
-"""The daemon's books in the form of Prometheus and OpenMetrics. They are read when somebody asks, and then only.
+"""The daemon's books in the forms of Prometheus and OpenMetrics, read when they are asked for.
 
-Knows nothing of HTTP. Imports Prometheus' library, and is therefore imported only if the admin server runs.
+It imports Prometheus' library, and is imported only if the admin service runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 
 from echod import __version__
-from echod.server.access import REASONS as REJECTED
-from echod.server.pool import REASONS as CLOSED
+from echod.server.access import REJECT_REASONS
+from echod.server.pool import CLOSE_REASONS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from prometheus_client.registry import Collector
 
-    from echod.admin.status import Daemon
+    from echod.admin.status import Running
     from echod.histogram import Histogram
 
 _END = b"# EOF\n"  # of an OpenMetrics document
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
 _PROC = Path("/proc/self")
-_STAT = os.open(_PROC / "stat", os.O_RDONLY)  # now: when descriptors have run out, somebody wants to know
+_STAT = os.open(_PROC / "stat", os.O_RDONLY)  # opened now, for the time when descriptors have run out
 _VERSIONS = {"version": __version__, "python": platform.python_version(), "uvloop": version("uvloop")}
 _BOOTED = round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 2)  # once: a start does not move with the clock
 
@@ -60,7 +60,7 @@ class _Reading(NamedTuple):
         yield self.make(self.name, self.text, *self.values)
 
 
-async def expose(daemon: Daemon, accept: str) -> tuple[bytes, str]:
+async def expose(running: Running, accept: str) -> tuple[bytes, str]:
     """Return the metrics and their content type, in the best form that `accept` admits.
 
     All values are read at one moment. To write them out takes longer: what has not changed since the last time is not written
@@ -68,7 +68,7 @@ async def expose(daemon: Daemon, accept: str) -> tuple[bytes, str]:
     """
     content_type = _encoder(accept)[1]
     parts = []
-    for reading in list(_read(daemon)):
+    for reading in list(_read(running)):
         before = _written.cache_info().misses
         parts.append(_written(content_type, reading))
         if _written.cache_info().misses != before:
@@ -92,14 +92,15 @@ def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     return encode, content_type
 
 
-def _read(daemon: Daemon) -> Iterator[_Reading]:
-    pool = daemon.pool
+def _read(running: Running) -> Iterator[_Reading]:
+    server, reloads, log = running
+    pool = server.pool
     received, sent = pool.moved()
     yield _Reading(_build, "echod_build", "Versions.", ())
     yield _counter("echod_connections_accepted", "Connections that got a worker.", pool.accepted)
-    yield _by_reason("echod_connections_closed", "Connections that have ended, by reason.", CLOSED, pool.closed)
+    yield _by_reason("echod_connections_closed", "Connections that have ended, by reason.", CLOSE_REASONS, pool.closed)
     yield _by_reason(
-        "echod_connections_rejected", "Connections closed at once, by reason.", REJECTED, daemon.rejections.count
+        "echod_connections_rejected", "Connections closed at once, by reason.", REJECT_REASONS, server.rejections.count
     )
     yield _gauge("echod_connections_in_use", "Open connections.", len(pool.in_use))
     yield _gauge("echod_pool_size", "Workers: the most connections at one time.", pool.size)
@@ -109,17 +110,17 @@ def _read(daemon: Daemon) -> Iterator[_Reading]:
     yield _counter(
         "echod_accept_paused_seconds",
         "Time without accepting because descriptors or memory had run out, added up over the listeners.",
-        daemon.frontend.paused_seconds,
+        server.listeners.paused_seconds,
     )
-    yield _histogram("echod_loop_lag_seconds", "How late the event loop's timer was, once a second.", daemon.lag)
-    yield _counter("echod_log_dropped_lines", "Lines that the log's sink did not take in time.", daemon.log.dropped)
+    yield _histogram("echod_loop_lag_seconds", "How late the event loop's timer was, once a second.", server.lag)
+    yield _counter("echod_log_dropped_lines", "Lines that the log's sink did not take in time.", log.dropped)
     yield _gauge(
-        "echod_config_reload_success", "Whether the last reload, or the start, went well.", not daemon.reloaded.errors
+        "echod_config_reload_success", "Whether the last reload, or the start, went well.", not reloads.last.errors
     )
     yield _gauge(
         "echod_config_reload_timestamp_seconds",
         "When the configuration in force was loaded, in Unix time.",
-        daemon.reloaded.in_force_since,
+        reloads.last.in_force_since,
     )
     yield from _process()
 

@@ -1,8 +1,8 @@
 """The accept loop: from a listening socket to a worker.
 
-Knows nothing of settings, of how sockets get bound, and of who may come in. It accepts by hand, because asyncio's
-servers take whatever the kernel has: here a batch is bounded, and with "wait" nothing is accepted while no worker is
-free.
+It accepts by hand, because asyncio's servers take whatever the kernel has: here a batch is bounded, and with "wait" nothing is
+accepted while no worker is free. A connection goes through three steps: it is accepted, it is admitted (which gives it a
+worker), and it is opened (which gives it a transport).
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from echod.server import kernel
-from echod.server.addresses import unmapped
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from echod.log import Logger
     from echod.server.access import Access
+    from echod.server.endpoint import Listener, Peer
     from echod.server.pool import Pool
     from echod.server.rejections import Rejections
-    from echod.server.tcp import Listener
     from echod.server.worker import Worker
 
 BATCH = 64
@@ -34,7 +33,7 @@ PAUSE = 0.1
 """Seconds without accepting after an error of the system."""
 
 State = Literal["accepting", "waiting", "paused", "retired"]
-"""Of an acceptor: "waiting" for a worker, "paused" after an error, "retired" but for those in its backlog."""
+"""Of an acceptor: "waiting" for a worker, "paused" after an error, "retired" but for the connections in its backlog."""
 
 _GONE = frozenset(
     {
@@ -54,30 +53,37 @@ _GONE = frozenset(
 )
 
 
+class Parts(NamedTuple):
+    """What all acceptors share."""
+
+    loop: asyncio.AbstractEventLoop
+    log: Logger
+    pool: Pool
+    access: Access
+    rejections: Rejections
+
+
 class Acceptor:
     """Gives the connections of one listener to the pool.
 
-    With `waits`, it accepts only while a worker is free, and has to be told with `resume` when one is again.
+    `peer` makes a peer of what accept(2) returns, and `opening` opens an admitted socket for its worker. With `waits`, the
+    acceptor accepts only while a worker is free, and `resume` tells it that one is free again.
     """
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        log: Logger,
+        parts: Parts,
         listener: Listener,
-        pool: Pool,
         *,
-        access: Access,
-        rejections: Rejections,
+        peer: Callable[[Any], Peer],
+        opening: Callable[[Worker, socket.socket], None],
         waits: bool,
     ) -> None:
-        self._loop = loop
-        self._log = log
+        self._loop, self._log, self._pool, self._access, self._rejections = parts
         self.listener = listener
-        self._family = listener.sock.family  # an enum, looked up at each access
-        self._pool = pool
-        self._access = access
-        self._rejections = rejections
+        self._family, self._type, self._proto = listener.sock.family, listener.sock.type, listener.sock.proto
+        self._peer = peer
+        self._open = opening
         self.waits = waits
         self._reading = False
         self._retired: Callable[[Acceptor], None] | None = None
@@ -86,6 +92,8 @@ class Acceptor:
         self._paused: tuple[float, str] | None = None  # since when, and the error's name
         self.paused_seconds = 0.0  # in all
 
+    # Its life
+
     def resume(self) -> None:
         """Accept from now on; does nothing if it already does, or during a pause after an error."""
         if not self._reading and self._pause is None:
@@ -93,21 +101,27 @@ class Acceptor:
             self._reading = True
 
     def retire(self, done: Callable[[Acceptor], None]) -> None:
-        """Accept who waits in the backlog, then stop listening and call `done`: nobody there gets a reset."""
+        """Accept the connections in the backlog, then stop listening and call `done`: none of them gets a reset."""
         self._retired = done
-        self.listener.sock.listen(0)  # nobody joins the queue, so that it comes to its end
-        if not self._ends():
+        self._listen(0)  # no connection joins the queue, so that it comes to its end
+        if not self._end_if_retired():
             self.resume()
 
     def revive(self) -> None:
         """Go on after all."""
         if self._retired:
             self._retired = None
-            self.listener.sock.listen(self.listener.backlog)
+            self._listen(self.listener.backlog or 0)
+
+    def _listen(self, backlog: int) -> None:
+        with contextlib.suppress(
+            OSError
+        ):  # a reload has been accepted by now, and a backlog that stays as it is does no harm
+            self.listener.sock.listen(backlog)
 
     @property
     def state(self) -> State:
-        """What becomes of a client that comes now."""
+        """What would happen to a client that connects now."""
         if self._retired:
             return "retired"
         if self._pause:
@@ -118,27 +132,29 @@ class Acceptor:
 
     @property
     def is_retired(self) -> bool:
-        """Whether it goes on only for those who wait."""
+        """Whether it goes on only for the connections in its backlog."""
         return self._retired is not None
 
-    def _ends(self) -> bool:
-        """Stop listening if retired and nobody waits; say whether it did."""
-        if not self._retired or kernel.queued(self.listener.sock):
+    def _end_if_retired(self) -> bool:
+        """Stop listening if retired and no connection waits; say whether it did."""
+        if not self._retired or kernel.has_waiting(self.listener.sock):
             return False
         self._end()
         self._retired(self)
         return True
 
     def close(self) -> None:
-        """Take what the kernel has completed, as far as there are workers, and stop listening.
+        """Accept the connections that the kernel has completed, as far as there are workers, and stop listening.
 
-        Whoever is left in the backlog after that gets a reset from the kernel. On a socket that is not ours alone, the
-        next process serves them, and nobody is taken now who might have to be cut.
+        The kernel resets whatever is left in the backlog. A listener that the service manager holds too is only left: the
+        next process serves its backlog, and nothing is accepted now that might have to be cut.
         """
         self._cancel_pause()
-        for _ in range(0 if self.listener.inherited else kernel.queued(self.listener.sock)):
-            if not self._pool.free or not self._accept():
-                break
+        if not self.listener.inherited:
+            self._listen(0)
+            for _ in range((self.listener.backlog or 0) + 1):  # the kernel holds one more than it was asked for
+                if not self._pool.free or not self._accept():
+                    break
         self._end()
 
     def _end(self) -> None:
@@ -151,6 +167,8 @@ class Acceptor:
             self._loop.remove_reader(self.listener.sock)
             self._reading = False
 
+    # A connection
+
     def _accept_batch(self) -> None:
         try:
             for _ in range(BATCH):
@@ -160,7 +178,7 @@ class Acceptor:
                 if not self._accept():
                     break
         finally:  # also if the last one failed: nothing else would wake a retired listener
-            self._ends()
+            self._end_if_retired()
 
     def _accept(self) -> bool:
         """Accept one connection; say whether there may be more."""
@@ -180,50 +198,30 @@ class Acceptor:
             self._recovered(*self._paused)
         sock = None
         try:
-            sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
-            client = unmapped(address[0]), address[1]
-            reason = self._access.refusal(client[0], full=not self._pool.free)
-            if reason:
-                self._reject(sock, client, reason)
-            else:
-                self._admit(sock, client)
+            sock = socket.socket(self._family, self._type, self._proto, fd)
+            self._admit(sock, self._peer(address))
         except BaseException:  # such as no memory, anywhere: the client must not wait for nothing
             if sock:
-                _close(sock)
+                close(sock)
             else:
                 os.close(fd)
             raise
         return True
 
-    def _admit(self, sock: socket.socket, client: tuple[str, int]) -> None:
-        worker = self._pool.take(sock, client, self.listener)
-        # A task per connection would cost more than the rest of this function. The coroutine needs none: it waits
-        # once, for connection_made, which uvloop has put into the loop's queue before it waits.
-        try:
-            opening = self._loop.connect_accepted_socket(lambda: worker, sock)
-            opening.send(None)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
-            try:
-                self._pool.release(worker, error)
-            finally:
-                _close(sock)
-            return
-        self._loop.call_soon(self._opened, opening, worker)
+    def _admit(self, sock: socket.socket, client: Peer) -> None:
+        reason = self._access.refusal(client, full=not self._pool.free)
+        if reason:
+            self._reject(sock, client, reason)
+        else:
+            self._open(self._pool.take(sock, client, self.listener.url), sock)
 
-    def _opened(self, opening: Coroutine[Any, Any, Any], worker: Worker) -> None:
-        """Let the coroutine run to its end, which it has reached by now."""
-        try:
-            opening.send(None)
-        except StopIteration:
-            pass
-        except Exception as error:  # noqa: BLE001 - likewise; the coroutine has closed the transport
-            self._pool.release(worker, error)
-
-    def _reject(self, sock: socket.socket, client: tuple[str, int], reason: str) -> None:
+    def _reject(self, sock: socket.socket, client: Peer, reason: str) -> None:
         with sock, contextlib.suppress(OSError):  # the client may have gone already
             # With FIN first, a client that has sent already reads EOF and not the reset that close(2) sends then.
             sock.shutdown(socket.SHUT_WR)
         self._rejections.log(client, self.listener.url, reason)
+
+    # Errors of the system
 
     def _pause_after(self, error: OSError) -> None:
         """Stop accepting for a moment: the listener stays readable, and the loop would spin."""
@@ -250,7 +248,8 @@ class Acceptor:
         self._log.info("accept.resumed", listener=self.listener.url, reason=reason, seconds=seconds)
 
 
-def _close(sock: socket.socket) -> None:
+def close(sock: socket.socket) -> None:
+    """Close a socket whose descriptor may be closed already."""
     try:  # noqa: SIM105 - contextlib.suppress takes memory, and there may be none
         sock.close()
     except OSError:  # uvloop has closed the descriptor, if it failed late

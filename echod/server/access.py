@@ -1,7 +1,6 @@
-"""Who may come in now: networks, connections of one source, and the rate of all.
+"""Which clients may come in now: by network, by the connections of one source, and by the rate of all.
 
-Knows nothing of sockets and workers. Asked before a worker is taken; its memory depends on its rules alone, whatever the
-sources do.
+Asked before a worker is taken. Its memory depends on its rules alone, whatever clients do.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import socket
 from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
-from echod.server.addresses import source
-
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Mapping
 
     from echod.config import settings
     from echod.config.types import Network
+    from echod.server.endpoint import Peer
 
-REASONS = ("denied", "per_source", "pool_full", "accept_rate")
-"""Why somebody may not come in, in the order in which it is asked."""
+REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate")
+"""Why a client may not come in, in the order in which it is checked."""
 EVERYONE: tuple[Network, ...] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 
 
@@ -79,32 +77,29 @@ class Rules(NamedTuple):
 
 
 class Access:
-    """Decides by rules and by `sources`: how many connections each source has open (see `addresses.source`)."""
+    """Decides by rules and by `sources`: how many connections each source has open (see `Peer`)."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sources: Mapping[str, int], rules: Rules) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sources: Mapping[str, int]) -> None:
         self._loop = loop
         self._sources = sources
-        self._rules = rules
-        self._bucket = self._filled(rules)
+        self._rules = Rules(None, None, 0, None)
+        self._bucket: Bucket | None = None
 
     def replace(self, rules: Rules) -> None:
-        """Decide by other rules from now on; a rate that stays goes on where it is."""
+        """Decide by other rules from now on; a rate that stays the same keeps its tokens."""
         if rules.accept_rate != self._rules.accept_rate:
-            self._bucket = self._filled(rules)
+            self._bucket = Bucket(rules.accept_rate, self._loop.time()) if rules.accept_rate else None
         self._rules = rules
 
-    def _filled(self, rules: Rules) -> Bucket | None:
-        return Bucket(rules.accept_rate, self._loop.time()) if rules.accept_rate else None
+    def refusal(self, client: Peer, *, full: bool) -> str | None:
+        """Return why this client may not come in, or `None`; `full` says that no worker is free.
 
-    def refusal(self, address: str, *, full: bool) -> str | None:
-        """Return why this address may not come in, or `None`; `full` says that there is no worker for it.
-
-        Who is refused for another reason takes nothing from the rate: it is for those who come in.
+        A client that is refused for another reason takes no token from the rate: the rate is for those that come in.
         """
         allow, deny, per_source, _ = self._rules
-        if (deny and address in deny) or (allow and address not in allow):
+        if (deny and client.address in deny) or (allow and client.address not in allow):
             return "denied"
-        if per_source and self._sources.get(source(address), 0) >= per_source:
+        if per_source and self._sources.get(client.source, 0) >= per_source:
             return "per_source"
         if full:
             return "pool_full"
@@ -114,7 +109,7 @@ class Access:
 
 
 class Bucket:
-    """A token bucket: holds what comes in within a second, but room for one at least."""
+    """A token bucket: holds one second's worth of tokens, at least one. `rate` is per second."""
 
     def __init__(self, rate: float, now: float) -> None:
         self._rate = rate

@@ -1,7 +1,6 @@
-"""The end of a drain: connections still open at the deadline are ended such that their clients lose nothing.
+"""The end of the connections: they may finish, then each gets the rest of its echo and FIN, and at last they are cut.
 
-Knows nothing of listeners and signals. A client that has sent everything gets all of its echo, even if its last bytes
-are under way when the deadline strikes; who does not come to an end is cut.
+A client that has sent everything gets all of its echo, also if its last bytes are under way at the deadline.
 """
 
 from __future__ import annotations
@@ -15,31 +14,54 @@ if TYPE_CHECKING:
     from echod.server.pool import Pool
     from echod.server.worker import Worker
 
-TICK = 0.05  # seconds between two looks
+TICK = 0.05  # seconds between two checks
 
-# In seconds. All of it together, with the looks between and the end of the process (but for a slow sink of the log), is less
-# than the 6 s beyond `timeouts.drain` that the README promises.
+# In seconds. All of it together, with the time between checks and the end of the process (but for a slow sink of the log), is
+# less than the 6 s beyond `timeouts.drain` that the documents promise.
 QUIET = 0.25
-"""Without a byte for so long, or for four round trips, a connection gets FIN: what was under way has come by now."""
+"""A connection without a byte for this long, and for four round trips, gets FIN: what was under way has come by now."""
 LAST_ECHO = 2.0
-"""So long a client that goes on sending is still served."""
+"""A client that goes on sending is still served for this long."""
 LAST_READ = 4.5
-"""So long a client that has sent its FIN, and so has everything on its way to us, may take to read its echo."""
+"""A client that has sent its FIN, so that all it sent is here, may take this long to read its echo."""
 LINGER = 1.0
-"""After our FIN, so long we read and drop, for the client to close first."""
+"""After our FIN we read and drop for this long, for the client to close first."""
 
 
 class Drain:
-    """Ends what is in use in a pool, slowly or at once."""
+    """Ends all connections of a pool."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._cut: set[int] = set()  # connection numbers
 
-    @property
-    def aborted(self) -> int:
-        """The number of connections that had to be cut."""
+    async def run(self, patience: float | None, at_once: asyncio.Future[None]) -> int:
+        """Let connections finish for `patience` seconds (`None`: as long as they like), then end them.
+
+        When `at_once` is done, all that are left are cut. Returns the number of connections that were cut.
+        """
+        finishing = asyncio.get_running_loop().create_task(self._finish(patience))
+        at_once.add_done_callback(lambda _: finishing.cancel())
+        try:
+            await finishing
+        except asyncio.CancelledError:
+            await self.cut_all()
         return len(self._cut)
+
+    async def _finish(self, patience: float | None) -> None:
+        empty = asyncio.Event()
+
+        def check() -> None:
+            if not self._pool.in_use:
+                empty.set()
+
+        self._pool.when_free = check
+        check()
+        try:
+            async with asyncio.timeout(patience):
+                await empty.wait()
+        except TimeoutError:
+            await self.linger()
 
     async def linger(self) -> None:
         """Let each connection go on until it is quiet, then send FIN, then give it a moment to close."""
@@ -51,7 +73,9 @@ class Drain:
         while self._pool.in_use:
             due = loop.time() + TICK
             await asyncio.sleep(TICK)
-            if loop.time() - due > TICK:  # held up, or stopped (SIGSTOP): what has come meanwhile is to be read first
+            if (
+                loop.time() - due > TICK
+            ):  # the loop was held up, or stopped (SIGSTOP): first read what has come meanwhile
                 await asyncio.sleep(TICK)
             now = loop.time()
             for number, worker in list(self._pool.in_use.items()):
@@ -75,21 +99,13 @@ class Drain:
 
 
 def _is_over(worker: Worker, now: float, lingered: float) -> bool:
-    try:
-        return _has_come_to_rest(worker, now) or _has_had_its_time(worker, lingered)
-    except (OSError, ValueError):  # the kernel does not tell, or it is closed: one must not spoil the end of the others
-        return True
-
-
-def _has_come_to_rest(worker: Worker, now: float) -> bool:
     quiet = worker.quiet_for(now)
-    return not worker.paused and quiet >= QUIET and quiet >= 4e-6 * kernel.info(worker.sock).rtt_us
-
-
-def _has_had_its_time(worker: Worker, lingered: float) -> bool:
+    info = kernel.info(worker.sock)
+    if not worker.paused and quiet >= QUIET and (info is None or quiet >= 4 * info.rtt):
+        return True
     if lingered < LAST_ECHO:
         return False
-    return lingered >= LAST_READ or not kernel.info(worker.sock).peer_finished
+    return lingered >= LAST_READ or info is None or not info.peer_finished
 
 
 def finish(worker: Worker) -> None:
@@ -105,7 +121,7 @@ def finish(worker: Worker) -> None:
 
 
 class _Dropper(asyncio.Protocol):
-    """Stands in for a worker that has sent FIN."""
+    """The protocol of a connection that has sent FIN, in the place of its worker."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

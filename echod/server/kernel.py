@@ -1,16 +1,18 @@
-"""What the kernel knows of a TCP connection: TCP_INFO, the send queue, and how to end it with a reset (tcp(7)).
+"""What the kernel knows of a socket, and what it is told (tcp(7), poll(2)).
 
-Knows nothing of workers. The layouts are those of <linux/tcp.h>, which only ever grows at its end.
+The layouts are those of <linux/tcp.h>, which only ever grows at its end. An emulator, an odd container or an old kernel may
+refuse any of these questions. The answer is then `None`: it is for people to look at, and nothing else depends on it.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
+import select
 import socket
 import struct
 import termios
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _INFO = struct.Struct("=B67xI28xI40xI52xQQ")
 """struct tcp_info: tcpi_state, tcpi_rtt, tcpi_total_retrans, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans."""
@@ -22,39 +24,65 @@ _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
 
 
 class Info(NamedTuple):
-    """Part of struct tcp_info."""
+    """Part of struct tcp_info, under the names of ss(8)."""
 
     peer_finished: bool
-    rtt_us: int
-    retransmits: int
+    rtt: float
+    """Seconds."""
+    retrans: int
+    """Segments sent again, over the life of the connection."""
     written: int
     """Bytes that the program has put into the socket, whether or not they were sent."""
 
-
-def info(sock: socket.socket) -> Info:
-    """Read TCP_INFO. Raises `OSError` if the socket is closed or no TCP socket, or the kernel older than Linux 4.19."""
-    raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-    if len(raw) < _INFO.size:
-        raise OSError(errno.ENOPROTOOPT, "TCP_INFO is too short")
-    state, rtt, retransmits, unsent, sent, resent = _INFO.unpack(raw)
-    return Info(state == _CLOSE_WAIT, rtt, retransmits, sent - resent + unsent)
+    def fields(self) -> dict[str, Any]:
+        """Return it as log lines and answers have it."""
+        return {"rtt": self.rtt, "retrans": self.retrans}
 
 
-def queued(listener: socket.socket) -> int:
-    """Return how many connections wait on a listening socket to be accepted; there, TCP_INFO's tcpi_unacked says that."""
-    return int(_QUEUED.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUED.size))[0])
+def info(sock: socket.socket) -> Info | None:
+    """Read TCP_INFO, which has these fields since Linux 4.19."""
+    raw = _tcp_info(sock, _INFO)
+    if raw is None:
+        return None
+    state, rtt, retrans, unsent, sent, resent = raw
+    return Info(state == _CLOSE_WAIT, rtt / 1e6, retrans, sent - resent + unsent)
 
 
-def backlog(listener: socket.socket) -> int:
-    """Return how many may wait on a listening socket; there, TCP_INFO's tcpi_sacked says that."""
-    return int(_BACKLOG.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size))[0])
+def queued(listener: socket.socket) -> int | None:
+    """Return how many connections wait to be accepted; for a listening socket, tcpi_unacked says that."""
+    raw = _tcp_info(listener, _QUEUED)
+    return None if raw is None else int(raw[0])
 
 
-def unacknowledged(sock: socket.socket) -> int:
-    """Return the bytes in the kernel's send queue (SIOCOUTQ): sent or not, the peer has not acknowledged them."""
-    return int(_INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_INT.size)))[0])
+def backlog(listener: socket.socket) -> int | None:
+    """Return how many connections may wait to be accepted; for a listening socket, tcpi_sacked says that."""
+    raw = _tcp_info(listener, _BACKLOG)
+    return None if raw is None else int(raw[0])
+
+
+def _tcp_info(sock: socket.socket, layout: struct.Struct) -> Any:  # noqa: ANN401 - what the layout says
+    try:
+        return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size))
+    except (OSError, struct.error):  # refused, or too short
+        return None
+
+
+def has_waiting(listener: socket.socket) -> bool:
+    """Say whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def unacknowledged(sock: socket.socket) -> int | None:
+    """Return the bytes in the send queue (SIOCOUTQ): sent or not, the peer has not acknowledged them."""
+    try:
+        return int(_INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_INT.size)))[0])
+    except (OSError, ValueError):  # ValueError: the socket is closed
+        return None
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Make close(2) send RST and free what the kernel still holds for the peer."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    """Make close(2) send RST and free what the kernel still holds for the peer. Where that is refused, it sends FIN."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -1,52 +1,75 @@
-"""The frontend: all listeners of the daemon with their acceptors, which a reload may move.
+"""All listeners of the daemon with their acceptors, which a reload may move.
 
-Knows nothing of signals and files.
+`KINDS` lists the kinds of listeners; a further kind is a module like `tcp`, and a line there. The list that is wanted and the
+list that is there are compared by their endpoints: what is on both stays untouched.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from echod.errors import Refusal
 from echod.server import tcp
-from echod.server.acceptor import Acceptor
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable, Sequence
 
-    from echod.config.settings import Listen, WhenFull
-    from echod.log import Logger
-    from echod.server.access import Access
-    from echod.server.pool import Pool
-    from echod.server.rejections import Rejections
-    from echod.server.tcp import Listener
+    from echod.config.settings import Settings
+    from echod.server.acceptor import Acceptor, Parts
+    from echod.server.endpoint import Endpoint, Listener
 
 
-class Frontend:
+class Kind(Protocol):
+    """What each kind of listener has to say."""
+
+    def endpoints(self, settings: Settings) -> list[Endpoint]:
+        """Return what the settings want of this kind."""
+
+    def bind(
+        self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener]
+    ) -> list[Listener]:
+        """Listen on all of these endpoints; raise `Refusal` if that fails for one, and then listen on none."""
+
+    def adopt(self, sock: socket.socket) -> Listener | None:
+        """Take a socket that was handed over; `None` if it is of another kind. Raises `ValueError` if it is unfit."""
+
+    def acceptor(self, parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
+        """Return what accepts on this listener."""
+
+
+KINDS: dict[str, Kind] = {tcp.KIND: tcp}
+
+
+def adopt(fd: int, name: str) -> Listener:
+    """Take a socket that was handed over under this name. Raises `Refusal` if no kind can serve on it."""
+    problem = "no TCP socket: the socket unit needs ListenStream= with a port"
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        sock = socket.socket(fileno=fd)
+        try:
+            for kind in KINDS.values():
+                if listener := kind.adopt(sock):
+                    return listener
+        except ValueError as error:
+            problem = str(error)
+        sock.close()
+    raise Refusal(f"echod: {name} (descriptor {fd}): {problem}")
+
+
+class Listeners:
     """Gives one pool the connections of several listeners.
 
-    Those that were `inherited`, if there are any, stand in for all that is wanted, now and after each reload.
+    If there are `inherited` listeners, they replace all that the settings want, now and after each reload.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        log: Logger,
-        pool: Pool,
-        access: Access,
-        rejections: Rejections,
-        *,
-        inherited: Sequence[Listener] = (),
-    ) -> None:
-        self._loop = loop
-        self._log = log
-        self._pool = pool
-        self._access = access
-        self._rejections = rejections
-        self._inherited = inherited
+    def __init__(self, parts: Parts, *, inherited: Sequence[Listener] = ()) -> None:
+        self._parts = parts
+        self.inherited = inherited
         self._acceptors: deque[Acceptor] = deque()  # also those that are retired and not yet closed
-        self._listen: Listen | None = None
+        self._any_port: dict[str, int] = {}  # of each kind whose port was left to the kernel: the port it chose
         self._paused_seconds = 0.0  # of acceptors that are closed
 
     @property
@@ -56,83 +79,86 @@ class Frontend:
 
     @property
     def paused_seconds(self) -> float:
-        """For how long acceptors have paused after errors, all in all."""
+        """For how long acceptors have paused after errors, added up."""
         return self._paused_seconds + sum(acceptor.paused_seconds for acceptor in self._acceptors)
 
-    def bind(self, listen: Listen) -> list[Listener]:
-        """Bind what is wanted and not there yet, for `serve`. Raises `Refusal`; then nothing has changed."""
-        if self._inherited:
-            return [] if self._acceptors else list(self._inherited)
-        there = self._there(listen)
-        return tcp.bind(
-            [host for host in listen.host if host not in there],
-            self._port(listen),
-            backlog=listen.backlog,
-            reuse_port=listen.reuse_port,
-            beside=[acceptor.listener for acceptor in self._acceptors if acceptor not in there.values()],
-        )
+    @property
+    def urls(self) -> list[str]:
+        """The URLs of the listeners that are not retired."""
+        return sorted(acceptor.listener.url for acceptor in self._acceptors if not acceptor.is_retired)
 
-    def serve(self, listen: Listen, bound: list[Listener], when_full: WhenFull) -> None:
-        """Accept on what is wanted: on the listeners just bound for it, and on those that were there; on no others."""
-        wanted = self._there(listen).values()
-        self._listen = listen
-        self._pool.when_free = self._resume_by_turns if when_full == "wait" else None
-        for acceptor in self._acceptors:
-            acceptor.waits = when_full == "wait"
-        for each in bound:
-            self._acceptors.append(
-                Acceptor(
-                    self._loop,
-                    self._log,
-                    each,
-                    self._pool,
-                    access=self._access,
-                    rejections=self._rejections,
-                    waits=when_full == "wait",
+    def bind(self, settings: Settings) -> list[Listener]:
+        """Bind what is wanted and not there yet, for `serve`. Raises `Refusal`; then nothing has changed."""
+        if self.inherited:
+            return [] if self._acceptors else list(self.inherited)
+        wanted = self._wanted(settings)
+        there = [acceptor.listener for acceptor in self._acceptors]
+        missing = [endpoint for endpoint in wanted if endpoint not in [each.endpoint for each in there]]
+        beside = [each for each in there if each.endpoint not in wanted]
+        bound: list[Listener] = []
+        try:
+            for name, kind in KINDS.items():
+                bound += kind.bind(
+                    [endpoint for endpoint in missing if endpoint.kind == name],
+                    backlog=settings.listen.backlog,
+                    reuse_port=settings.listen.reuse_port,
+                    beside=beside,
                 )
-            )
-            self._log.info("listener.started", listener=each.url, backlog=each.backlog)
+        except Refusal:
+            for listener in bound:
+                listener.sock.close()
+            raise
+        return bound
+
+    def serve(self, settings: Settings, bound: list[Listener]) -> None:
+        """Accept on what is wanted: on the listeners just bound for it, and on those that were there; on no others."""
+        waits = settings.pool.when_full == "wait"
+        self._note_ports(settings, bound)
+        wanted = self._wanted(settings)
+        self._parts.pool.when_free = self._resume_by_turns if waits else None
+        for acceptor in self._acceptors:
+            acceptor.waits = waits
+        for listener in bound:
+            self._acceptors.append(KINDS[listener.endpoint.kind].acceptor(self._parts, listener, waits=waits))
+            self._parts.log.info("listener.started", listener=listener.url, backlog=listener.backlog)
         for acceptor in list(self._acceptors):
-            if acceptor in wanted or acceptor.listener in (*bound, *self._inherited):
+            if acceptor.listener.endpoint in wanted or acceptor.listener.inherited:
                 acceptor.revive()
                 acceptor.resume()
             else:
                 acceptor.retire(self._forget)
 
-    @property
-    def urls(self) -> list[str]:
-        """The names of the listeners that are not retired."""
-        return sorted(acceptor.listener.url for acceptor in self._acceptors if not acceptor.is_retired)
-
     def close(self) -> None:
         """Stop listening, everywhere."""
-        self._pool.when_free = None
+        self._parts.pool.when_free = None
         while self._acceptors:
             acceptor = self._acceptors[0]
             acceptor.close()
             self._forget(acceptor)
 
-    def _port(self, listen: Listen) -> int:
-        """Return the port that is wanted. One that the kernel chose stays."""
-        if self._listen and listen.port == self._listen.port == 0:
-            return next(acceptor.listener.port for acceptor in self._acceptors if not acceptor.is_retired)
-        return listen.port
+    def _wanted(self, settings: Settings) -> list[Endpoint]:
+        """Return the endpoints that these settings want, with the port that the kernel has chosen before."""
+        return [
+            endpoint if endpoint.port else endpoint._replace(port=self._any_port.get(endpoint.kind, 0))
+            for kind in KINDS.values()
+            for endpoint in kind.endpoints(settings)
+        ]
 
-    def _there(self, listen: Listen) -> dict[str, Acceptor]:
-        """Return the acceptors that these settings want, by their hosts."""
-        port = self._port(listen)
-        return {
-            acceptor.listener.host: acceptor
-            for acceptor in self._acceptors
-            if acceptor.listener.host in listen.host and acceptor.listener.port == port
-        }
+    def _note_ports(self, settings: Settings, bound: list[Listener]) -> None:
+        for name, kind in KINDS.items():
+            if all(endpoint.port for endpoint in kind.endpoints(settings)):
+                self._any_port.pop(name, None)
+                continue
+            for each in bound:
+                if each.endpoint.kind == name:
+                    self._any_port[name] = each.endpoint.port
 
     def _resume_by_turns(self) -> None:
-        self._acceptors.rotate()  # who is first gets the worker that is free: were it always the same, it would starve the rest
+        self._acceptors.rotate()  # the first one gets the free worker: if it were always the same, the others would starve
         for acceptor in self._acceptors:
             acceptor.resume()
 
     def _forget(self, acceptor: Acceptor) -> None:
         self._acceptors.remove(acceptor)
         self._paused_seconds += acceptor.paused_seconds
-        self._log.info("listener.stopped", listener=acceptor.listener.url, backlog=acceptor.listener.backlog)
+        self._parts.log.info("listener.stopped", listener=acceptor.listener.url, backlog=acceptor.listener.backlog)

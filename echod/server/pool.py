@@ -1,19 +1,18 @@
-"""The pool: the workers, which of them are free, who is in use, and the books of what they did.
+"""The pool: the workers, which of them are free, which are in use, and the books of what they did.
 
-Knows nothing of listeners and timers. A worker is either in the free list or in `in_use`, never in both; and there are
-`size` of them, or more as long as more than that are in use.
+A worker is either in the free list or in `in_use`, never in both. There are `size` of them, or more after a shrink, until
+enough connections have ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from echod.histogram import Histogram
-from echod.server import addresses, kernel
+from echod.server import kernel
 from echod.server.worker import Worker
 
 if TYPE_CHECKING:
@@ -22,64 +21,60 @@ if TYPE_CHECKING:
 
     from echod.config.settings import Lifecycle
     from echod.log import Logger
-    from echod.server.worker import Listener
+    from echod.server.endpoint import Peer
 
 
-REASONS = ("eof", "reset", "idle_timeout", "write_timeout", "drained", "killed", "error")
+CLOSE_REASONS = ("eof", "reset", "idle_timeout", "write_timeout", "drained", "killed", "error")
 """Why a connection has ended."""
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
-"""Seconds: from the probe of a load balancer to who stays for days."""
+"""Seconds: from the probe of a load balancer to connections that last for days."""
 
 
 class Pool:
-    """A fixed number of workers, all made at once.
+    """A fixed number of workers, made ahead by `make` and put in place by `resize`.
 
-    `when_free` is called, if set, each time a worker comes back and is free.
+    `when_free`, if set, is called each time a worker comes back and is free.
     """
 
-    def __init__(self, log: Logger, *, size: int, lifecycle: Lifecycle) -> None:
+    def __init__(self, log: Logger) -> None:
         self._log = log
-        self._free = self.make(size)
-        self._told_full = False
-        self.size = size
-        self.lifecycle = lifecycle
+        self._free: list[Worker] = []
+        self._is_full = False  # as the log has it
+        self.size = 0
+        self.lifecycle: Lifecycle = "none"
         self.in_use: dict[int, Worker] = {}  # by connection number, oldest first
-        self.sources: dict[str, int] = {}  # how many of these each source has, see `addresses.source`
+        self.sources: dict[str, int] = {}  # how many of these each source has, see `Peer`
         self.when_free: Callable[[], None] | None = None
         self.accepted = 0
         self.closed: Counter[str] = Counter()  # by reason
         self.durations = Histogram(*DURATIONS)  # seconds, of closed connections
         self.bytes_received = 0  # of closed connections
         self.bytes_sent = 0
-        self._told_sent = 0
+        self._most_sent = 0  # as `moved` has returned it
 
     def make(self, number: int) -> list[Worker]:
         """Return new workers, for `resize`. Safe in any thread."""
         return [Worker(self.release) for _ in range(number)]
 
     def resize(self, size: int, more: list[Worker]) -> None:
-        """Have `size` workers from now on.
-
-        To grow, it takes `more`. To shrink, it lets go of free ones, and of others as their connections end.
-        """
+        """Have `size` workers from now on: growing takes `more`; shrinking drops free ones, then others as they come back."""
         self.size = size
         self._free += more
         del self._free[max(0, size - len(self.in_use)) :]
-        self._tell_full()
+        self._log_full()
 
     @property
     def free(self) -> int:
         """The number of connections that could come in now."""
         return len(self._free)
 
-    def take(self, sock: socket.socket, client: tuple[str, int], listener: Listener) -> Worker:
-        """Give the connection a worker, or nothing has changed. Raises `IndexError` if none is free."""
-        # What may fail comes before the worker leaves the free list: there may be no memory for any of it.
+    def take(self, sock: socket.socket, client: Peer, listener: str) -> Worker:
+        """Give the connection a worker; if that fails, nothing has changed. Raises `IndexError` if none is free."""
+        # Whatever may fail comes before the worker leaves the free list: it would be lost.
         worker = self._free[-1]
         number = self.accepted + 1
-        source = addresses.source(client[0])
+        source = client.source
         worker.take(sock, client, listener, number, time.monotonic())
-        worker.source = source
         self.sources[source] = self.sources.get(source, 0) + 1
         try:
             self.in_use[number] = worker
@@ -89,22 +84,22 @@ class Pool:
         self._free.pop()
         self.accepted = number
         try:
-            self._tell_opened(worker)
+            self._log_opened(worker)
         except BaseException as error:
             self.release(worker, error)
             raise
         return worker
 
-    def _tell_opened(self, worker: Worker) -> None:
+    def _log_opened(self, worker: Worker) -> None:
         if self.lifecycle == "all":
             self._log.info(
                 "connection.opened",
                 connection=worker.connection,
-                client=peer(worker.client),
-                listener=worker.listener.url,
+                client=worker.client.fields(),
+                listener=worker.listener,
                 in_use=len(self.in_use),
             )
-        self._tell_full()
+        self._log_full()
 
     def moved(self) -> tuple[int, int]:
         """Return the bytes received and sent so far, with those of open connections. Takes 50 ns for each of these."""
@@ -114,33 +109,34 @@ class Pool:
             sent += worker.received
             if worker.paused or worker.dropped:
                 sent -= worker.dropped + worker.pending()
-        # A transport forgets at its end what it could not write, and its worker is booked a moment later: what has been
-        # told once is not taken back.
-        self._told_sent = max(self._told_sent, sent)
-        return received, self._told_sent
+        # When a transport ends it forgets what it could not write, a moment before the worker is booked: `sent` is then too
+        # large for that moment, and must not go back afterwards.
+        self._most_sent = max(self._most_sent, sent)
+        return received, self._most_sent
 
-    def _tell_full(self) -> None:
-        if not self._free and not self._told_full:
-            self._told_full = True
+    def _log_full(self) -> None:
+        if not self._free and not self._is_full:
+            self._is_full = True
             self._log.warning("pool.full", size=self.size)
 
-    def tell_available(self) -> None:
+    def log_available(self) -> None:
         """Log the end of `pool.full`.
 
-        Called by the janitor and not with each worker that comes back: a busy pool is full and not full thousands of
-        times a second.
+        Called with each check of the timeouts, not with each worker that comes back: a busy pool is full and not full
+        thousands of times a second.
         """
-        if self._told_full and self._free:
-            self._told_full = False
+        if self._is_full and self._free:
+            self._is_full = False
             self._log.info("pool.available", size=self.size)
 
     def release(self, worker: Worker, exc: BaseException | None) -> None:
-        """Take back a worker whose connection has ended, by `exc` if it is not None, and book it."""
+        """Take back a worker whose connection has ended, by `exc` if it is not None, and book the connection."""
+        source = worker.client.source
         try:
             self._book(worker, exc)
-        finally:  # whatever went wrong, the seat comes back
+        finally:  # whatever went wrong, the worker comes back
             del self.in_use[worker.connection]
-            self._uncount(worker.source)
+            self._uncount(source)
             worker.leave()
             if len(self.in_use) < self.size:
                 self._free.append(worker)
@@ -160,38 +156,29 @@ class Pool:
         self.closed[reason] += 1
         self.durations.observe(duration)
         self.bytes_received += worker.received
-        try:
-            info = kernel.info(worker.sock)
-        except OSError:
-            info = None
+        info = kernel.info(worker.sock)
         sent = worker.received - worker.dropped - worker.pending()
         if info:
             # After an error the transport forgets what it could not write; the kernel remembers what it was given.
             sent = min(sent, info.written)
         if exc and sent < worker.received:  # FIN would say that this was all of the echo
-            with contextlib.suppress(OSError):
-                kernel.reset_on_close(worker.sock)
+            kernel.reset_on_close(worker.sock)
         self.bytes_sent += sent
         if self.lifecycle != "none":
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
             self._log.info(
                 "connection.closed",
                 connection=worker.connection,
-                client=peer(worker.client),
-                listener=worker.listener.url,
+                client=worker.client.fields(),
+                listener=worker.listener,
                 bytes_received=worker.received,
                 bytes_sent=sent,
                 duration=round(duration, 6),
                 reason=reason,
                 in_use=len(self.in_use) - 1,
-                tcp=info and {"rtt_us": info.rtt_us, "retransmits": info.retransmits},
+                tcp=info and info.fields(),
                 **fields,
             )
-
-
-def peer(client: tuple[str, int]) -> dict[str, Any]:
-    """Return an address as log lines have it."""
-    return {"address": client[0], "port": client[1]}
 
 
 def _reason(exc: BaseException | None) -> str:

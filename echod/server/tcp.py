@@ -1,6 +1,6 @@
-"""From the addresses of `[listen]`, or from what systemd hands over, to listening sockets.
+"""The TCP kind of listener: binds or adopts a listening socket, and opens what is accepted on it as a plain connection.
 
-Knows nothing of accepting. "*" is one dual-stack socket, or IPv4 alone where the machine has no IPv6.
+"*" is one dual-stack socket, or IPv4 alone where the machine has no IPv6. `admin.http` binds its port here too.
 """
 
 from __future__ import annotations
@@ -9,74 +9,101 @@ import contextlib
 import errno
 import os
 import socket
-import stat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from echod.errors import Refusal
 from echod.server import kernel
+from echod.server.acceptor import Acceptor, close
+from echod.server.endpoint import Endpoint, Listener, Peer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
+
+    from echod.config.settings import Settings
+    from echod.server.acceptor import Parts
+    from echod.server.worker import Worker
+
+KIND = "tcp"
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _ANY_PORT_ATTEMPTS = 8
-_NO_TCP = "no TCP socket: the socket unit needs ListenStream= with a port"
 _FIRST_UNPRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
 
 
-class Listener(NamedTuple):
-    """A bound and listening socket, what it was asked for, and its name in logs ("tcp://[::]:7007")."""
-
-    sock: socket.socket
-    host: str
-    port: int
-    backlog: int
-    url: str
-    inherited: bool = False
-    """Whether the service manager has it too: who waits there is served by the next process, when this one has ended."""
+def endpoints(settings: Settings) -> list[Endpoint]:
+    """Return what the settings want of this kind."""
+    return [Endpoint(KIND, host, settings.listen.port) for host in settings.listen.host]
 
 
-def adopt(fd: int, name: str) -> Listener:
-    """Take a socket that was handed over under this name. Raises `Refusal` if it is no listening TCP socket.
+def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
+    """Return what accepts on this listener."""
+    return Acceptor(parts, listener, peer=_peer, opening=Plain(parts).open, waits=waits)
 
-    Its options and its flags are the manager's too, who does not mind: it only waits for connections on it.
+
+def _peer(address: tuple[Any, ...]) -> Peer:
+    return Peer(address[0], address[1])
+
+
+class Plain:
+    """Opens an accepted socket as a connection without any layer between it and its worker."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._loop = parts.loop
+        self._pool = parts.pool
+
+    def open(self, worker: Worker, sock: socket.socket) -> None:
+        """Give the socket to uvloop, with the worker as its protocol. If that fails, the worker is free again.
+
+        A task per connection would cost more than the rest of an accept. The coroutine needs none: it waits once, for
+        `connection_made`, which uvloop puts into the loop's queue before it waits.
+        """
+        try:
+            opening = self._loop.connect_accepted_socket(lambda: worker, sock)
+            opening.send(None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
+            try:
+                self._pool.release(worker, error)
+            finally:
+                close(sock)
+            return
+        self._loop.call_soon(self._opened, opening, worker)
+
+    def _opened(self, opening: Coroutine[Any, Any, Any], worker: Worker) -> None:
+        """Let the coroutine run to its end, which it has reached by now."""
+        try:
+            opening.send(None)
+        except StopIteration:
+            pass
+        except Exception as error:  # noqa: BLE001 - likewise; the coroutine has closed the transport
+            self._pool.release(worker, error)
+
+
+def adopt(sock: socket.socket) -> Listener | None:
+    """Take a socket that was handed over, or return `None` if it is of another kind. Raises `ValueError` if it is unfit.
+
+    Its options and flags are shared with the service manager, which only waits for connections on it.
     """
-    where = f"echod: {name} (descriptor {fd})"
-    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-        raise Refusal(f"{where}: {_NO_TCP}")
-    sock = socket.socket(fileno=fd)
-    problem = _why_not(sock)
-    if problem:
-        sock.close()
-        raise Refusal(f"{where}: {problem}")
+    if (sock.type, sock.proto) != (socket.SOCK_STREAM, socket.IPPROTO_TCP):
+        return None
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError("does not listen: the socket unit needs Accept=no")
     sock.setblocking(False)  # noqa: FBT003 - it has no other form
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # as in `_socket`
-    address, port = sock.getsockname()[:2]
-    return Listener(sock, address, port, kernel.backlog(sock), url(address, port), inherited=True)
-
-
-def _why_not(sock: socket.socket) -> str:
-    """Return why nobody can be accepted on it, or an empty text."""
-    if (sock.type, sock.proto) != (socket.SOCK_STREAM, socket.IPPROTO_TCP):
-        return _NO_TCP
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "does not listen: the socket unit needs Accept=no"
-    return ""
+    endpoint = Endpoint(KIND, *sock.getsockname()[:2])
+    return Listener(endpoint, sock, str(endpoint), kernel.backlog(sock), inherited=True)
 
 
 def bind(
-    hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
+    endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
 ) -> list[Listener]:
-    """Listen on every host, or on none: if one can't be bound, the others are closed again.
+    """Listen on every endpoint, or on none: if one can't be bound, the others are closed again.
 
-    With port 0 the kernel chooses one port, the same for all. An address may overlap with those of the listeners `beside`,
-    which are to be closed afterwards. Raises `Refusal` with exit code 69 or 77.
+    All have the same port; with port 0 the kernel chooses one for all. An address may overlap with those of the listeners
+    `beside`, which are to be closed afterwards. Raises `Refusal` with exit code 69 or 77.
     """
-    if not hosts:
-        return []
-    beside = [listener for listener in beside if listener.port == port]
+    beside = [each for each in beside if any(each.endpoint.port == endpoint.port for endpoint in endpoints)]
     with _shared(beside, reuse_port=reuse_port):
-        listeners = _bind_all(hosts, port, backlog=backlog, reuse_port=reuse_port or bool(beside))
+        listeners = _bind_all(endpoints, backlog=backlog, reuse_port=reuse_port or bool(beside))
     for listener in listeners:
         _set_reuse_port(listener.sock, value=reuse_port)
     return listeners
@@ -86,7 +113,7 @@ def bind(
 def _shared(listeners: Sequence[Listener], *, reuse_port: bool) -> Iterator[None]:
     """Let other sockets of this user bind what these have: SO_REUSEPORT counts when the other one binds (socket(7)).
 
-    Linux remembers it of the port, so that a later one with SO_REUSEPORT may still bind there, and none without it.
+    Linux remembers it of the port: a later socket with SO_REUSEPORT may still bind there, and none without it.
     """
     for listener in listeners:
         _set_reuse_port(listener.sock, value=True)
@@ -101,16 +128,16 @@ def _set_reuse_port(sock: socket.socket, *, value: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
 
 
-def _bind_all(hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool) -> list[Listener]:
-    attempts = _ANY_PORT_ATTEMPTS if port == 0 and len(hosts) > 1 else 1
+def _bind_all(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) -> list[Listener]:
+    attempts = _ANY_PORT_ATTEMPTS if len(endpoints) > 1 and endpoints[0].port == 0 else 1
     while True:
         attempts -= 1
         with contextlib.ExitStack() as undo:
             try:
                 listeners: list[Listener] = []
-                for host in hosts:
-                    chosen = listeners[0].port if listeners else port
-                    listener = _bind(host, chosen, backlog=backlog, reuse_port=reuse_port)
+                for endpoint in endpoints:
+                    port = listeners[0].endpoint.port if listeners else endpoint.port
+                    listener = _bind(endpoint._replace(port=port), backlog=backlog, reuse_port=reuse_port)
                     undo.callback(listener.sock.close)
                     listeners.append(listener)
             except Refusal:
@@ -121,21 +148,22 @@ def _bind_all(hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool
             return listeners
 
 
-def _bind(host: str, port: int, *, backlog: int, reuse_port: bool) -> Listener:
+def _bind(endpoint: Endpoint, *, backlog: int, reuse_port: bool) -> Listener:
     try:
-        sock = _open(host, port, reuse_port=reuse_port)
+        sock = _open(endpoint, reuse_port=reuse_port)
     except OSError as error:
-        raise _refusal(error, host, port) from None
+        raise _refusal(error, endpoint) from None
     try:
         sock.listen(backlog)  # with SO_REUSEADDR alone, two binds can succeed, and then the second listen fails
     except OSError as error:
         sock.close()
-        raise _refusal(error, host, port) from None
-    address, bound = sock.getsockname()[:2]
-    return Listener(sock, host, bound, backlog, url(address, bound))
+        raise _refusal(error, endpoint) from None
+    address, port = sock.getsockname()[:2]
+    return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), backlog)
 
 
-def _open(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+def _open(endpoint: Endpoint, *, reuse_port: bool) -> socket.socket:
+    _, host, port = endpoint
     if host != "*":
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
@@ -167,17 +195,12 @@ def _socket(
     return sock
 
 
-def _refusal(error: OSError, host: str, port: int) -> Refusal:
-    where = url(host, port)
+def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:
     if error.errno in (errno.EACCES, errno.EPERM):
+        port = endpoint.port
         hint = f"port {port} needs CAP_NET_BIND_SERVICE (AmbientCapabilities= in the unit), or take one from 1024 up"
         why = hint if port < _FIRST_UNPRIVILEGED else "a security policy of this machine forbids it"
-        return Refusal(f"echod: {where}: no permission: {why}", exit_code=os.EX_NOPERM)
+        return Refusal(f"echod: {endpoint}: no permission: {why}", exit_code=os.EX_NOPERM)
     if error.errno == errno.EADDRINUSE:
-        return Refusal(f"echod: {where}: address in use", exit_code=os.EX_UNAVAILABLE)
-    return Refusal(f"echod: {where}: can't listen: {error.strerror}", exit_code=os.EX_UNAVAILABLE)
-
-
-def url(host: str, port: int) -> str:
-    """Return "tcp://127.0.0.1:7007", with an IPv6 address in brackets (RFC 3986, 3.2.2)."""
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        return Refusal(f"echod: {endpoint}: address in use", exit_code=os.EX_UNAVAILABLE)
+    return Refusal(f"echod: {endpoint}: can't listen: {error.strerror}", exit_code=os.EX_UNAVAILABLE)

@@ -52,7 +52,7 @@ def refused(daemon: Echod, reason: str) -> int:
     """Return how many were refused for this reason, by the log."""
     lines = daemon.events("connection.rejected")
     assert {line["reason"] for line in lines} <= {reason}
-    return sum(1 + line.get("suppressed", 0) for line in lines)
+    return sum(1 + sum(line.get("suppressed", {}).values()) for line in lines)
 
 
 def hoard(daemon: Echod, stack: contextlib.ExitStack, number: int, source: str = ATTACKER) -> list[socket.socket]:

@@ -186,12 +186,12 @@ def test_only_the_socket_tells_who_is_connected_and_changes_things(admin: Daemon
         assert local.ask("/connections", "HEAD").body == b""
         (row,) = local.ask("/connections").json
         assert row["client"] == dict(zip(("address", "port"), sock.getsockname(), strict=True))
-        assert (row["id"], row["bytes"], row["pending"], row["state"]) == (1, 4, 0, "open")
+        assert (row["connection"], row["bytes_received"], row["bytes_sent"], row["state"]) == (1, 4, 4, "open")
         assert row["listener"] == f"tcp://{LOCAL}:{daemon.port}"
-        assert row["rtt"] > 0
+        assert row["tcp"]["rtt"] > 0
         for number in ("2", "x", "", "-1", "1/1", "%D9%A1", "1" * 30):
             assert local.ask(f"/connections/{number}", "DELETE").status == 404
-        assert local.ask("/connections/1", "DELETE").json == {"id": 1, "client": row["client"]}
+        assert local.ask("/connections/1", "DELETE").json == {"connection": 1, "client": row["client"]}
         assert daemon.closed(sock)["reason"] == "killed"
         assert local.ask("/connections").json == []
         assert local.ask("/reload", "POST").json == {"changed": [], "old": {}, "new": {}}
@@ -341,7 +341,7 @@ def test_status_is_a_screen_for_people_and_json_for_programs(admin: Daemon) -> N
         assert status["connections"]["accepted"] == 4
         assert status["connections"]["closed"]["eof"] == sum(status["connections"]["closed"].values()) == 1
         assert status["connections"]["rejected"]["pool_full"] == 1
-        assert status["bytes"] == {"received": 16, "sent": 16}
+        assert (status["bytes_received"], status["bytes_sent"]) == (16, 16)
         assert status["sources"] == [{"source": "127.0.0.2", "connections": 2}, {"source": LOCAL, "connections": 1}]
         assert [line["reason"] for line in status["rejections"]] == ["pool_full"]
         screen = said(ask("status", daemon))
@@ -357,7 +357,7 @@ def test_connections_are_sorted_and_filtered(admin: Daemon) -> None:
             seat(daemon, stack, source, bytes(size))
 
         def rows(words: str) -> list[int]:
-            return [row["id"] for row in json.loads(said(ask(f"connections --json {words}", daemon)))]
+            return [row["connection"] for row in json.loads(said(ask(f"connections --json {words}", daemon)))]
 
         assert rows("") == [1, 2, 3]
         assert rows("--sort client") == [3, 2, 1]
@@ -535,7 +535,7 @@ def test_a_named_path_that_is_taken_is_refused(admin: Daemon, tmp_path: Path) ->
     with socket.create_server((LOCAL, 0)) as server:
         taken = f"{LOCAL}:{server.getsockname()[1]}"
         done = command(*words, str(tmp_path / "other"), "--admin.http", taken)
-        assert line_of(done, os.EX_UNAVAILABLE) == f"echod: admin.http: tcp://{taken}: address in use"
+        assert line_of(done, os.EX_UNAVAILABLE) == f"echod: admin.http: http://{taken}: address in use"
         assert not (tmp_path / "other").exists()
 
 

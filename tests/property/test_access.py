@@ -1,4 +1,4 @@
-"""Networks and the rate, against what they mean."""
+"""Networks and the rate, against their definitions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADDRESSES = 32
 
 
 class World(NamedTuple):
-    """A few addresses, so that networks and addresses meet; at both ends of all there are, and between."""
+    """A few neighbouring addresses, so that networks and addresses often overlap."""
 
     first: int
     bits: int
@@ -54,7 +54,7 @@ NETWORKS = st.lists(st.tuples(OFFSETS, SIZES), max_size=12)
 def test_an_address_is_in_the_ranges_if_it_is_in_one_of_the_networks(
     world: World, drawn: list[tuple[int, int]]
 ) -> None:
-    """For IPv4 and IPv6."""
+    """This holds for IPv4 and for IPv6."""
     networks = [world.network(offset, world.bits - size) for offset, size in drawn]
     ranges = Ranges(networks)
     for address in map(world.address, range(ADDRESSES)):
@@ -62,10 +62,10 @@ def test_an_address_is_in_the_ranges_if_it_is_in_one_of_the_networks(
 
 
 @given(NETWORKS, NETWORKS, OFFSETS)
-def test_ipv4_and_ipv6_are_two_worlds(
+def test_ipv4_and_ipv6_networks_are_kept_apart(
     drawn4: list[tuple[int, int]], drawn6: list[tuple[int, int]], offset: int
 ) -> None:
-    """The same number is another address."""
+    """An IPv4 address and an IPv6 address with the same number are different addresses."""
     four, six = World(0, 32), World(0, 128)
     networks4 = [four.network(offset, 32 - size) for offset, size in drawn4]
     networks6 = [six.network(offset, 128 - size) for offset, size in drawn6]
@@ -80,7 +80,7 @@ def test_ipv4_and_ipv6_are_two_worlds(
 def test_a_network_is_covered_if_the_union_holds_it(
     world: World, drawn: list[tuple[int, int]], offset: int, size: int
 ) -> None:
-    """Networks meet only whole: their union, put together, has one that holds it, or does not hold all of it."""
+    """Two networks overlap only if one holds the other, so the collapsed union holds it in one network or not at all."""
     networks = [world.network(offset, world.bits - size) for offset, size in drawn]
     asked = world.network(offset, world.bits - size)
     union = ipaddress.collapse_addresses(networks)  # type: ignore[type-var] # all of them are of one version
@@ -93,7 +93,7 @@ GAPS = st.one_of(st.just(0.0), st.floats(0.0, 3.0))
 
 @given(RATES, st.lists(GAPS, min_size=1, max_size=60))
 def test_no_window_of_time_lets_in_more_than_the_burst_and_the_rate(rate: float, gaps: list[float]) -> None:
-    """Whenever it begins and ends."""
+    """The window may begin and end at any time."""
     bucket = Bucket(rate, 1000.0)
     let_in = [now for now in accumulate(gaps, initial=1000.0) if bucket.take(now)]
     burst = max(1.0, rate)
@@ -104,7 +104,7 @@ def test_no_window_of_time_lets_in_more_than_the_burst_and_the_rate(rate: float,
 
 @given(st.floats(1 / 3600, 20.0), st.lists(st.integers(1, 40), min_size=1, max_size=10), st.floats(0.0, 3.0))
 def test_crowds_are_let_in_up_to_the_burst_and_the_rate(rate: float, crowds: list[int], gap: float) -> None:
-    """No window has more, and the first crowd as many as the burst allows."""
+    """The first crowd gets as many as the burst allows."""
     bucket = Bucket(rate, 1000.0)
     let_in = [sum(bucket.take(1000.0 + gap * number) for _ in range(size)) for number, size in enumerate(crowds)]
     burst = max(1.0, rate)
@@ -115,8 +115,8 @@ def test_crowds_are_let_in_up_to_the_burst_and_the_rate(rate: float, crowds: lis
 
 
 @given(RATES, st.lists(st.floats(1.0, 3.0), min_size=1, max_size=40))
-def test_who_comes_no_faster_than_the_rate_is_let_in(rate: float, gaps: list[float]) -> None:
-    """Every time."""
+def test_clients_no_faster_than_the_rate_are_all_let_in(rate: float, gaps: list[float]) -> None:
+    """None of them is refused."""
     bucket = Bucket(rate, 1000.0)
     times = accumulate((gap / rate * (1 + ROUNDING) for gap in gaps), initial=1000.0)
     assert all(bucket.take(now) for now in times)

@@ -100,7 +100,7 @@ class DaemonMachine(RuleBasedStateMachine):
         self.house = Simulation(parsed(self.file))
         self.house.network.taken.add(TAKEN)
         self.loop, self.network, self.lines = self.house.loop, self.house.network, self.house.lines
-        self.pool = self.house.daemon.pool
+        self.pool = self.house.daemon.server.pool
         self.everybody: dict[int, Client] = {}  # by port
         self.by_number: dict[int, Client] = {}
         self.asked: list[tuple[asyncio.Task[Response], int]] = []
@@ -359,7 +359,7 @@ class DaemonMachine(RuleBasedStateMachine):
                 assert (reason, client.trouble) in {("error", "attach"), ("error", "open")}
 
     def suppressed_or_told(self) -> int:
-        return sum(1 + line.get("suppressed", 0) for line in self.lines.events("connection.rejected"))
+        return sum(1 + sum(line.get("suppressed", {}).values()) for line in self.lines.events("connection.rejected"))
 
     def over(self) -> list[Client]:
         return [client for client in self.network.clients if client.hung_up]
@@ -387,7 +387,7 @@ class DaemonMachine(RuleBasedStateMachine):
         assert {client.number for client in open_now} - {0} == set(self.pool.in_use) - {0}
         assert self.pool.sources == Counter(client.source for client in open_now)
         assert self.pool.accepted == len(self.network.clients) == self.pool.closed.total() + len(open_now)
-        assert self.house.daemon.rejections.count == self.network.refused
+        assert self.house.daemon.server.rejections.count == self.network.refused
         assert self.pool.moved()[0] == sum(client.delivered for client in self.network.clients)
         for client in open_now:
             assert client.transport

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from echod.admin import http
 from echod.admin.http import Request, Response
-from echod.admin.service import Routes, is_ours
+from echod.admin.routes import is_ours
 from tests.support.inside import Inside, Server, becomes, on_loop
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def test_headers_of_any_text_are_answered(path: str, accept: str, host: str) -> 
     @on_loop
     async def talk() -> None:
         inside = Inside()
-        for route in (Routes(inside).local, Routes(inside).remote):
+        for route in (inside.routes.local, inside.routes.remote):
             server = Server(route)
             try:
                 with server.connect() as client:

@@ -1,9 +1,8 @@
-"""Workers and pool under any order of events: nothing lost, nobody served twice."""
+"""Workers and pool under any order of events: no byte is lost, and no worker serves two connections."""
 
 from __future__ import annotations
 
 import errno
-import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from echod.server import drain
-from echod.server.pool import Pool
-from echod.server.timeouts import Janitor
-from tests.support.fakes import FakeListener, FakeLoop, FakeTransport, Lines
+from echod.server.timeouts import Timeouts
+from tests.support.rig import Rig, resize
 
 if TYPE_CHECKING:
     from echod.server.worker import Worker
+    from tests.support.fakes import FakeTransport
 
 SIZE = 6
 SIZES = st.integers(1, SIZE)
@@ -28,20 +27,20 @@ SOURCES = {
     "2001:db8::1": "2001:db8::/64",
     "2001:db8::2": "2001:db8::/64",
 }
-"""Addresses of clients, and what they count for."""
-WHO = st.integers(0, SIZE - 1)
-"""Which one of those that are open: rules that could choose others too would mostly do nothing."""
+"""Addresses of clients, and their sources."""
+WHICH = st.integers(0, SIZE - 1)
+"""One of the connections that are open: rules that could choose closed ones too would mostly do nothing."""
 IDLE = 60.0
 WRITE = 30.0
 
 
 class Connection:
-    """A client's own books."""
+    """What the client knows of its connection."""
 
     def __init__(self, worker: Worker, transport: FakeTransport) -> None:
         self.worker = worker
         self.number = worker.connection
-        self.source = SOURCES[worker.client[0]]
+        self.source = SOURCES[worker.client.address]
         self.transport = transport
         self.sent = bytearray()
         self.finished = False  # we have sent, or asked for, FIN
@@ -68,7 +67,7 @@ def kill(connection: Connection) -> None:
 
 End = Callable[[Connection], None]
 ENDS: list[End] = [eof, reset, finish, kill]
-someone_is_open = precondition(lambda self: self.open)
+any_is_open = precondition(lambda self: self.open)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -76,12 +75,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = FakeLoop()
-        self.lines = Lines()
-        self.pool = Pool(self.lines.log, size=SIZE, lifecycle="all")
-        self.janitor = Janitor(
-            self.loop.asyncio, self.lines.log, self.pool, idle=IDLE, write=WRITE, looked=lambda _: None
-        )
+        self.rig = Rig()
+        self.loop = self.rig.loop
+        self.lines = self.rig.lines
+        self.pool = self.rig.pool
+        resize(self.pool, SIZE)
+        timeouts = Timeouts(self.loop.asyncio, self.rig.log, self.pool, lambda _: None)
+        timeouts.set(idle=IDLE, write=WRITE)
         self.size = SIZE
         self.open: list[Connection] = []
         self.received = 0
@@ -90,22 +90,19 @@ class PoolMachine(RuleBasedStateMachine):
         for connection in self.open:
             connection.transport.abort()
         self.loop.run()
+        self.rig.close()
         assert self.pool.free == self.size
         assert self.pool.sources == {}
         assert self.pool.accepted == sum(self.pool.closed.values()) == len(self.lines.events("connection.closed"))
         assert self.pool.bytes_received == self.received
 
-    def _chosen(self, who: int) -> Connection:
-        return self.open[who % len(self.open)]
+    def _chosen(self, which: int) -> Connection:
+        return self.open[which % len(self.open)]
 
     @precondition(lambda self: self.pool.free)
     @rule(window=st.integers(0, 10), address=st.sampled_from(sorted(SOURCES)))
     def connect(self, window: int, address: str) -> None:
-        ours, theirs = socket.socketpair()
-        theirs.close()
-        worker = self.pool.take(ours, (address, 1), FakeListener())
-        transport = FakeTransport(self.loop, worker, ours)
-        transport.made()
+        worker, transport = self.rig.take(address)
         transport.window = window
         self.open.append(Connection(worker, transport))
 
@@ -115,10 +112,10 @@ class PoolMachine(RuleBasedStateMachine):
         while self.pool.free:
             self.connect(10, "192.0.2.1")
 
-    @someone_is_open
-    @rule(who=WHO, chunks=st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=4))
-    def data(self, who: int, chunks: list[bytes]) -> None:
-        connection = self._chosen(who)
+    @any_is_open
+    @rule(which=WHICH, chunks=st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=4))
+    def data(self, which: int, chunks: list[bytes]) -> None:
+        connection = self._chosen(which)
         for chunk in chunks:
             if connection.transport.reading:
                 connection.transport.receive(chunk)
@@ -126,25 +123,25 @@ class PoolMachine(RuleBasedStateMachine):
                 if not connection.finished:
                     connection.sent += chunk
 
-    @someone_is_open
-    @rule(who=WHO, size=st.integers(1, 30))
-    def read(self, who: int, size: int) -> None:
-        self._chosen(who).transport.take(size)
+    @any_is_open
+    @rule(which=WHICH, size=st.integers(1, 30))
+    def read(self, which: int, size: int) -> None:
+        self._chosen(which).transport.take(size)
         self.loop.run()
 
-    @someone_is_open
-    @rule(who=WHO, how=st.sampled_from(ENDS))
-    def end(self, who: int, how: End) -> None:
-        how(self._chosen(who))
+    @any_is_open
+    @rule(which=WHICH, how=st.sampled_from(ENDS))
+    def end(self, which: int, how: End) -> None:
+        how(self._chosen(which))
         self.loop.run()
 
     @rule(seconds=st.one_of(st.floats(0.1, 2.0), st.floats(0.1, 40.0)))
     def wait(self, seconds: float) -> None:
         self.loop.advance(seconds)
 
-    @rule(size=SIZES, meanwhile=st.none() | WHO)
+    @rule(size=SIZES, meanwhile=st.none() | WHICH)
     def resize(self, size: int, meanwhile: int | None) -> None:
-        more = self.pool.make(size - self.size)  # which a thread may do
+        more = self.pool.make(size - self.size)  # as a reload does, in a thread
         if meanwhile is not None and self.open:
             kill(self._chosen(meanwhile))
             self.loop.run()
@@ -164,7 +161,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(free) == max(0, self.size - len(used))
 
     @invariant()
-    def sources_are_those_of_who_is_in_use(self) -> None:
+    def sources_are_those_of_connections_in_use(self) -> None:
         in_use = [connection for connection in self.open if connection.number in self.pool.in_use]
         assert len(in_use) == len(self.pool.in_use)
         assert self.pool.sources == Counter(connection.source for connection in in_use)
@@ -186,7 +183,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert connection.transport.reading != bool(connection.transport.held)
 
     @invariant()
-    def whoever_is_not_in_use_has_ended(self) -> None:
+    def a_connection_that_is_not_in_use_has_ended(self) -> None:
         ended = [connection for connection in self.open if connection.number not in self.pool.in_use]
         for connection in ended:
             assert connection.transport.is_closing()

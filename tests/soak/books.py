@@ -57,7 +57,7 @@ class LogBooks:
             elif event == "connection.closed":
                 self._close(line)
             elif event == "connection.rejected":
-                self.rejected += 1 + line.get("suppressed", 0)
+                self.rejected += 1 + sum(line.get("suppressed", {}).values())
             elif event == "daemon.stopped":
                 self.stopped = line
             if not event.startswith("connection.") or self.events[event] % _EXACT == 1:

@@ -1,4 +1,4 @@
-"""Stand-ins for the loop and its transports, with the rules that the workers rely on. No sockets, no waiting."""
+"""Stand-ins for the loop, its transports, the clock and the log, with the rules that the workers rely on. Nothing waits."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import functools
 import heapq
 import itertools
 import socket
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-
-from echod.server.pool import Pool
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator
 
+    import pytest
+
     from echod.log import Logger
     from echod.server.worker import Worker
+
+
+class Clock:
+    """A monotonic clock that goes only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 class FakeHandle:
@@ -240,10 +249,6 @@ class FakeTransport:
         self._lose(exc)
 
 
-class FakeListener:
-    url = "tcp://192.0.2.1:7"
-
-
 class Lines:
     """A log that keeps what is logged."""
 
@@ -278,32 +283,3 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-class House:
-    """A pool of three with connections of which the kernel's part is a number."""
-
-    def __init__(self) -> None:
-        self.loop = FakeLoop()
-        self.lines = Lines()
-        self.pool = Pool(self.lines.log, size=3, lifecycle="all")
-        self.open: list[socket.socket] = []
-        self.unacknowledged = 0
-        self.peer_finished = False
-        self.rtt_us = 0
-        self.resets = 0
-        self.looks: list[float] = []  # of a janitor, and how late each was
-
-    def connect(self, *, made: bool = True) -> tuple[Worker, FakeTransport]:
-        ours, theirs = sockets()
-        self.open += [ours, theirs]
-        worker = self.pool.take(ours, ("192.0.2.9", 4711), FakeListener())
-        transport = FakeTransport(self.loop, worker, ours)
-        if made:
-            transport.made()
-        else:
-            self.loop.call_soon(transport.made)
-        return worker, transport
-
-    def reasons(self) -> dict[str, int]:
-        return dict(self.pool.closed)

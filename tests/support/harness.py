@@ -335,7 +335,7 @@ def check_line(line: dict[str, Any]) -> None:
     if "client" in line:
         assert set(line["client"]) == {"address", "port"}
     if event == "connection.closed":
-        assert set(line["tcp"]) == {"rtt_us", "retransmits"}
+        assert set(line["tcp"]) == {"rtt", "retrans"}
         assert ("error" in line) == (line["reason"] == "error")
     if event == "daemon.started":
         assert set(line["pool"]) == {"size", "when_full"}

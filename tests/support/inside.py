@@ -9,31 +9,31 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, cast
 
 import h11
 import orjson
 import uvloop
 
 from echod.admin.http import HttpServer
-from echod.admin.status import Meter, Reloaded
+from echod.admin.routes import Routes
+from echod.admin.status import Meter, Running
 from echod.config import load as config
 from echod.config.settings import Listen
-from echod.histogram import Histogram
 from echod.log import Log
-from echod.server.access import Access, Rules
-from echod.server.listeners import Frontend
-from echod.server.rejections import Rejections
-from tests.support.fakes import House, Lines
+from echod.reload import Reloaded
+from echod.server.server import Server as EchoServer
+from tests.support.fakes import Lines
 from tests.support.harness import DEADLINE
+from tests.support.rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
     from echod.admin.http import Request, Response
-    from echod.admin.status import State
     from echod.config.settings import Log as LogSettings
     from echod.config.settings import WhenFull
+    from echod.reload import Reloads
 
     Answer = Callable[[Request], Awaitable[Response]]
 
@@ -220,39 +220,46 @@ class KeptLog(Log):
         """Keep all lines, whatever is wanted."""
 
 
+class FakeReloads:
+    """How reloads have ended, as a test says."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.last = Reloaded(1700000000.25, 1600000000.5)
+        self.ends: Reloaded | None = None  # the next one
+
+    async def requested(self) -> Reloaded | None:
+        return self.ends
+
+
 class Inside:
-    """What the admin server tells of: real books, on a loop that does what it is told, and what a test makes of the rest."""
+    """A server that serves nothing but what a test gives it, and what the admin service reads from."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self.house = House()
-        self.state: State = "running"
-        self.loaded = config.load(file, {}, {"ECHOD_POOL__SIZE": "3", "ECHOD_LISTEN__HOST": "127.0.0.1"})
-        self.lines = self.house.lines
+        self.rig = Rig()
+        self.lines = self.rig.lines
         self.log = KeptLog(self.lines)
-        self.pool = self.house.pool
-        loop = self.house.loop.asyncio
-        access = Access(loop, self.pool.sources, Rules(None, None, 0, None))
-        self.rejections = Rejections(loop, self.log)
-        self.frontend = Frontend(loop, self.log, self.pool, access, self.rejections)
-        self.lag = Histogram(0.001, 0.01)
-        self.meter = Meter(self.pool, self.rejections)
-        self.reloaded = Reloaded(1700000000.25, 1600000000.5)
-        self.began = time.monotonic() - 60
-        self.reload_ends: Reloaded | None = None
-
-    async def reload_now(self) -> Reloaded | None:
-        return self.reload_ends
+        self.loop = self.rig.loop
+        self.server = EchoServer(self.loop.asyncio, self.log, checked=lambda: None)
+        self.server.settings = config.load(file, {}, {"ECHOD_POOL__SIZE": "3"}).settings
+        self.server.state = "running"
+        self.server.began = time.monotonic() - 60
+        self.pool = self.rig.pool = self.server.pool
+        self.pool.lifecycle = "all"
+        self.pool.resize(3, self.pool.make(3))
+        self.reloads = FakeReloads(file)
+        self.running = Running(self.server, cast("Reloads", self.reloads), self.log)
+        self.meter = Meter(self.server)
+        self.routes = Routes(self.running, self.meter)
 
     def listen(self, *hosts: str, when_full: WhenFull = "reject") -> list[int]:
         """Listen on these hosts, at free ports; return the ports."""
         listen = Listen.model_validate({"host": list(hosts), "port": 0, "backlog": 16})
-        self.frontend.serve(listen, self.frontend.bind(listen), when_full)
-        return [acceptor.listener.port for acceptor in self.frontend.acceptors]
+        pool = self.server.settings.pool.model_copy(update={"when_full": when_full})
+        settings = self.server.settings.model_copy(update={"listen": listen, "pool": pool})
+        self.server.listeners.serve(settings, self.server.listeners.bind(settings))
+        return [acceptor.listener.endpoint.port for acceptor in self.server.listeners.acceptors]
 
     def close(self) -> None:
-        self.frontend.close()
-        for transport in self.house.loop.transports:
-            transport.abort()
-        self.house.loop.run()
-        for sock in self.house.open:
-            sock.close()
+        self.server.listeners.close()
+        self.rig.close()

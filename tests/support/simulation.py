@@ -13,18 +13,18 @@ import functools
 import gc
 import signal
 import socket
-import struct
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from echod import daemon, reload
 from echod.admin.http import Request
-from echod.admin.service import Routes
+from echod.admin.routes import Routes
+from echod.admin.status import Meter, Running
 from echod.config.load import Loaded
 from echod.errors import Refusal
 from echod.server import kernel, tcp
-from echod.server.tcp import Listener
+from echod.server.endpoint import Endpoint, Listener
 from echod.server.timeouts import LONGEST_TICK
 from echod.systemd import Service
 from tests.support.fakes import FakeHandle, FakeLoop, FakeTransport, Lines, Once
@@ -216,7 +216,7 @@ class Client:
 class ListeningSocket:
     """A queue of clients whose handshakes are done."""
 
-    family = socket.AF_INET
+    family, type, proto = socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
 
     def __init__(self, network: Network, port: int, backlog: int) -> None:
         self.queue: deque[Client] = deque()
@@ -240,10 +240,6 @@ class ListeningSocket:
             return False
         self.queue.append(client)
         return True
-
-    def getsockopt(self, *_: int) -> bytes:
-        """Return TCP_INFO, as far as `tcp.queued` reads it."""
-        return struct.pack("=24xI", len(self.queue))
 
     def fileno(self) -> int:
         return id(self) if self.is_open else -1
@@ -275,18 +271,18 @@ class Network:
         self._seen = 0.0
 
     def bind(
-        self, hosts: Sequence[str], port: int, *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
+        self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
     ) -> list[Listener]:
-        """Stand in for `listener.bind`."""
-        if not hosts:
+        """Take the place of `tcp.bind`."""
+        if not endpoints:
             return []
-        (host,) = hosts
-        used = {each.port for each in self.listeners if each.is_open} - {each.port for each in beside}
-        if port in self.taken | used or reuse_port:
-            raise Refusal(f"echod: {tcp.url(host, port)}: address in use")
-        sock: Any = ListeningSocket(self, port, backlog)
+        (endpoint,) = endpoints
+        used = {each.port for each in self.listeners if each.is_open} - {each.endpoint.port for each in beside}
+        if endpoint.port in self.taken | used or reuse_port:
+            raise Refusal(f"echod: {endpoint}: address in use")
+        sock: Any = ListeningSocket(self, endpoint.port, backlog)
         self.listeners.append(sock)
-        return [Listener(sock, host, port, backlog, tcp.url(host, port))]
+        return [Listener(endpoint, sock, str(endpoint), backlog)]
 
     def connect(self, port: int, address: str, source: str, *, window: int, trouble: str | None) -> Client | None:
         """Return a client whose handshake is done, or `None` if there is nobody, or no room."""
@@ -353,33 +349,35 @@ class Network:
         """Let happen what clients have sent; say whether there was anything."""
         return any(client.deliver(self._now()) for client in self.clients)
 
-    def info(self, sock: socket.socket) -> kernel.Info:
-        """Stand in for `tcp.info`."""
+    def info(self, sock: socket.socket) -> kernel.Info | None:
+        """Take the place of `kernel.info`."""
         if sock.fileno() < 0:
-            raise OSError(errno.EBADF, "closed")
+            return None
         client = self.accepted[sock.fileno()]
         written = len(client.transport.taken) if client.transport else 0
-        return kernel.Info(client.finished and not client.under_way, 0, 0, written)
+        return kernel.Info(client.finished and not client.under_way, 0.0, 0, written)
+
+    @staticmethod
+    def queued(listener: Any) -> int:
+        """Take the place of `kernel.queued`."""
+        return len(listener.queue)
+
+    @staticmethod
+    def has_waiting(listener: Any) -> bool:
+        """Take the place of `kernel.has_waiting`."""
+        return bool(listener.queue)
 
     def close(self) -> None:
         for sock in self._theirs:
             sock.close()
 
 
-class InLine(reload.Preparation):
-    """Prepares a reload at once, where it is asked to."""
-
-    def __init__(self) -> None:
-        pass
-
-    async def run(self, function: Callable[[], Any]) -> Any:
-        await asyncio.sleep(0)
-        result = function()
-        await asyncio.sleep(0)
-        return result
-
-    def close(self) -> None:
-        pass
+async def at_once(function: Callable[[], Any]) -> Any:
+    """Take the place of `reload.in_thread`."""
+    await asyncio.sleep(0)
+    result = function()
+    await asyncio.sleep(0)
+    return result
 
 
 class TimedLines(Lines):
@@ -406,18 +404,21 @@ class Simulation:
         for where, name, instead in (
             (tcp, "bind", self.network.bind),
             (kernel, "info", self.network.info),
-            (reload, "Preparation", InLine),
+            (kernel, "queued", self.network.queued),
+            (kernel, "has_waiting", self.network.has_waiting),
+            (reload, "in_thread", at_once),
             (gc, "freeze", lambda: None),
-            (daemon, "_Daemon", self._made),
+            (daemon, "Daemon", self._made),
         ):
             self._undo.enter_context(mock.patch.object(where, name, instead))
-        self.daemon: daemon._Daemon
+        self.daemon: daemon.Daemon
         log = KeptLog(self.lines)
         self.life = self.loop.create_task(daemon._live(Loaded(settings, None, (), []), log, self._load, Service({})))
         self.loop.run()
-        self._routes = Routes(self.daemon)
+        running = Running(self.daemon.server, self.daemon.reloads, log)
+        self._routes = Routes(running, Meter(self.daemon.server))
 
-    def _made(self, *arguments: Any) -> daemon._Daemon:
+    def _made(self, *arguments: Any) -> daemon.Daemon:
         self.daemon = _DAEMON(*arguments)
         return self.daemon
 
@@ -429,7 +430,7 @@ class Simulation:
     @property
     def settings(self) -> Settings:
         """Those in force."""
-        return self.daemon.loaded.settings
+        return self.daemon.server.settings
 
     def signal(self, number: signal.Signals) -> None:
         self.loop.call_soon(self.loop.signals[number])
@@ -443,4 +444,4 @@ class Simulation:
         self._undo.close()
 
 
-_DAEMON = daemon._Daemon
+_DAEMON = daemon.Daemon

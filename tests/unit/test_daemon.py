@@ -1,4 +1,4 @@
-"""What of the daemon's life no signal and no file can bring about."""
+"""Reloads, and the process's states, that no signal and no file can bring about."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import pytest
 import uvloop
 
 from echod import reload
-from echod.admin.status import Reloaded
 from echod.config import load as config
 from echod.config import settings
-from echod.daemon import _Daemon
+from echod.daemon import Daemon
 from echod.errors import Refusal
 from echod.log import Log
+from echod.reload import Reloaded
 from echod.systemd import Service
 from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Load = Callable[[Path | None], config.Loaded]
 
 
 @pytest.fixture
@@ -32,16 +34,24 @@ def log(tmp_path: Path) -> Iterator[Log]:
         log.close()
 
 
-def reload_by(log: Log, load: Callable[[Path | None], config.Loaded], times: int = 1) -> list[list[str]]:
+def daemon_of(log: Log, load: Load) -> Daemon:
+    """Return a daemon with the default settings in force, which listens nowhere."""
+    loaded = config.load(None, {}, {})
+    daemon = Daemon(loaded, log, load, Service({}))
+    daemon.server.settings = loaded.settings
+    return daemon
+
+
+def defaults(_: Path | None) -> config.Loaded:
+    return config.load(None, {}, {})
+
+
+def reload_by(log: Log, load: Load, times: int = 1) -> list[list[str]]:
     """Return what each of some reloads is refused with."""
 
     async def reload_all() -> list[list[str]]:
-        daemon = _Daemon(config.load(None, {}, {}), log, load, Service({}))
-        daemon._preparation = reload.Preparation()
-        try:
-            return [list((await daemon.reload()).errors) for _ in range(times)]
-        finally:
-            daemon._preparation.close()
+        daemon = daemon_of(log, load)
+        return [list((await daemon.reloads.reload()).errors) for _ in range(times)]
 
     return uvloop.run(reload_all())
 
@@ -90,45 +100,25 @@ def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytes
     come_back.set()
 
 
-def test_a_reload_that_can_have_no_other_thread_is_not_the_last(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that hangs comes back, and does the next."""
-    come_back = threading.Event()
-    hangs = iter([True, False])
-    monkeypatch.setattr(reload, "LONGEST", 0.5)
-
-    def fail() -> None:
-        come_back.set()
-        raise Refusal("no thread")
-
-    def load(_: Path | None) -> config.Loaded:
-        if next(hangs):
-            monkeypatch.setattr(reload, "Preparation", fail)
-            come_back.wait(DEADLINE)
-        raise Refusal("read")
-
-    assert reload_by(log, load, 2) == [["no thread"], ["read"]]
-
-
 def test_before_it_serves_and_when_it_stops_it_does_not_reload(log: Log) -> None:
-    """Who asks on the admin socket is told so."""
+    """A client of the admin socket is told so."""
 
     async def ask() -> list[object]:
-        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}), Service({}))
-        states: list[object] = [daemon.state, await daemon.reload_now()]
-        daemon._serves = True
-        states.append(daemon.state)
+        daemon = daemon_of(log, defaults)
+        states: list[object] = [daemon.server.state, await daemon.reloads.requested()]
+        daemon.server.state = "running"
         daemon._on_stop_signal()
-        return [*states, daemon.state, await daemon.reload_now()]
+        return [*states, daemon.server.state, await daemon.reloads.requested()]
 
-    assert uvloop.run(ask()) == ["starting", None, "running", "draining", None]
+    assert uvloop.run(ask()) == ["starting", None, "draining", None]
 
 
 def asked_at_once(log: Log, times: int, reloads: int) -> list[Reloaded | None]:
-    """Return the answers to some who ask for a reload at one time, after so many reloads the daemon stops."""
+    """Return the answers to some requests for a reload at one time; after this many reloads the daemon stops."""
 
     async def ask() -> list[Reloaded | None]:
-        daemon = _Daemon(config.load(None, {}, {}), log, lambda _: config.load(None, {}, {}), Service({}))
-        daemon._serves = True
+        daemon = daemon_of(log, defaults)
+        daemon.server.state = "running"
         ended = asyncio.Event()
         left = iter(range(reloads))
 
@@ -138,16 +128,16 @@ def asked_at_once(log: Log, times: int, reloads: int) -> list[Reloaded | None]:
                 await asyncio.Event().wait()
             return Reloaded(1.0, 1.0)
 
-        daemon.reload = reload_instead  # type: ignore[method-assign]
-        asking = [asyncio.create_task(daemon.reload_now()) for _ in range(times)]
+        daemon.reloads.reload = reload_instead  # type: ignore[method-assign]
+        asking = [asyncio.create_task(daemon.reloads.requested()) for _ in range(times)]
         await asyncio.sleep(0)
-        gone = asyncio.create_task(daemon.reload_now())
+        gone = asyncio.create_task(daemon.reloads.requested())
         await asyncio.sleep(0)
         gone.cancel()
-        running = asyncio.create_task(daemon._reload_when_told())
+        running = asyncio.create_task(daemon.reloads.run())
         if not reloads:
             await ended.wait()
-            asking.append(asyncio.create_task(daemon.reload_now()))
+            asking.append(asyncio.create_task(daemon.reloads.requested()))
             await asyncio.sleep(0)
             running.cancel()
         answers = await asyncio.gather(*asking)

@@ -14,7 +14,6 @@ import pytest
 from echod import reload
 from echod.config import load as config
 from echod.errors import Refusal
-from echod.reload import Preparation
 from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ def load(file: Path, text: str, flags: Mapping[str, str] | None = None) -> confi
 
 
 @pytest.fixture
-def preparation() -> Iterator[Preparation]:
-    made = Preparation()
-    yield made
-    made.close()
+def no_thread_left() -> Iterator[None]:
+    yield
     for thread in threads():
         thread.join(DEADLINE)
     assert not threads()
@@ -128,7 +125,8 @@ def test_what_needs_a_restart_is_refused_where_it_stands(file: Path) -> None:
 # Off the loop
 
 
-def test_what_the_function_returns_comes_back(preparation: Preparation) -> None:
+@pytest.mark.usefixtures("no_thread_left")
+def test_what_the_function_returns_comes_back() -> None:
     """It runs in a thread of its own, which keeps no process alive, while the loop goes on."""
     turns = 0
     seen: list[threading.Thread] = []
@@ -148,7 +146,7 @@ def test_what_the_function_returns_comes_back(preparation: Preparation) -> None:
             go_on.set()
 
         loop.call_soon(turn)
-        return await preparation.run(function)
+        return await reload.in_thread(function)
 
     assert asyncio.run(main()) == "done"
     assert turns == 1
@@ -156,38 +154,42 @@ def test_what_the_function_returns_comes_back(preparation: Preparation) -> None:
 
 
 @pytest.mark.parametrize("error", [Refusal("no"), ZeroDivisionError("a bug")])
-def test_what_the_function_raises_comes_back(preparation: Preparation, error: Exception) -> None:
+@pytest.mark.usefixtures("no_thread_left")
+def test_what_the_function_raises_comes_back(error: Exception) -> None:
     """As it was raised: a refusal is an answer, anything else a bug."""
 
     def function() -> None:
         raise error
 
     with pytest.raises(type(error)) as caught:
-        asyncio.run(preparation.run(function))
+        asyncio.run(reload.in_thread(function))
     assert caught.value is error
 
 
-def test_the_thread_takes_no_signal(preparation: Preparation) -> None:
+@pytest.mark.usefixtures("no_thread_left")
+def test_the_thread_takes_no_signal() -> None:
     """They are the main thread's, which waits for them."""
-    blocked = asyncio.run(preparation.run(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    blocked = asyncio.run(reload.in_thread(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())))
     assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} <= set(blocked)
 
 
-def test_the_thread_leaves_the_interpreter_to_the_loop(preparation: Preparation) -> None:
+@pytest.mark.usefixtures("no_thread_left")
+def test_the_thread_leaves_the_interpreter_to_the_loop() -> None:
     """While it computes, the loop gets its turn sooner than Python has it, and nothing is collected; then all is as before."""
     before = sys.getswitchinterval(), gc.isenabled()
-    interval, collects = asyncio.run(preparation.run(lambda: (sys.getswitchinterval(), gc.isenabled())))
+    interval, collects = asyncio.run(reload.in_thread(lambda: (sys.getswitchinterval(), gc.isenabled())))
     assert interval == pytest.approx(reload._TURN)
     assert not collects
     assert (sys.getswitchinterval(), gc.isenabled()) == before
 
 
 @pytest.mark.parametrize(("number", "frozen"), [(100, False), (100_000, True)])
-def test_only_what_is_much_is_kept_from_the_collector(preparation: Preparation, number: int, *, frozen: bool) -> None:
+@pytest.mark.usefixtures("no_thread_left")
+def test_only_what_is_much_is_kept_from_the_collector(number: int, *, frozen: bool) -> None:
     """To look at all of it would hold up the loop; to keep a little garbage of each reload would be a leak."""
     gc.collect()
     before = gc.get_freeze_count()
-    made: list[list[int]] = asyncio.run(preparation.run(lambda: [[] for _ in range(number)]))
+    made: list[list[int]] = asyncio.run(reload.in_thread(lambda: [[] for _ in range(number)]))
     assert (gc.get_freeze_count() - before >= len(made)) == frozen
     assert frozen or gc.get_freeze_count() <= before
     gc.unfreeze()
@@ -201,19 +203,19 @@ def test_without_a_thread_there_is_no_reload(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     with pytest.raises(Refusal) as caught:
-        Preparation()
+        asyncio.run(reload.in_thread(lambda: None))
     assert caught.value.lines == (
-        "echod: the reload's thread: can't start new thread: allow more tasks (TasksMax=, ulimit -u) or memory",
+        "the reload's thread: can't start new thread: allow more tasks (TasksMax=, ulimit -u) or memory",
     )
-    assert caught.value.exit_code == os.EX_SOFTWARE
+    assert gc.isenabled()
 
 
+@pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("closed", [False, True], ids=["loop open", "loop closed"])
 def test_who_stops_waiting_leaves_the_thread_alone(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-    preparation: Preparation,
     *,
     closed: bool,
     fails: bool,
@@ -231,12 +233,11 @@ def test_who_stops_waiting_leaves_the_thread_alone(
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        waiting = asyncio.create_task(preparation.run(function))
+        waiting = asyncio.create_task(reload.in_thread(function))
         await asyncio.to_thread(begun.wait, DEADLINE)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        preparation.close()
         if not closed:
             await asyncio.to_thread(finish)
 
@@ -253,11 +254,12 @@ def test_who_stops_waiting_leaves_the_thread_alone(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_function_that_takes_too_long_is_given_up(preparation: Preparation, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_thread_left")
+def test_a_function_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits is told, and the interpreter is as before."""
     go_on = threading.Event()
     monkeypatch.setattr(reload, "LONGEST", 0.01)
-    with pytest.raises(TimeoutError):
-        asyncio.run(preparation.run(lambda: go_on.wait(DEADLINE)))
+    with pytest.raises(Refusal, match="could not be read and checked within 0 s"):
+        asyncio.run(reload.in_thread(lambda: go_on.wait(DEADLINE)))
     assert gc.isenabled()
     go_on.set()

@@ -185,7 +185,7 @@ def closed(number: int, reason: str) -> bytes:
         duration=0.1,
         reason=reason,
         in_use=0,
-        tcp={"rtt_us": 1, "retransmits": 0},
+        tcp={"rtt": 1e-6, "retrans": 0},
         **WHO,
     )
 
@@ -195,7 +195,7 @@ def log() -> LogBooks:
     for number, reason in enumerate(REASONS):
         books.take(line("connection.opened", connection=number, in_use=1, **WHO))
         books.take(closed(number, reason))
-    books.take(line("connection.rejected", reason="denied", suppressed=1, **WHO))
+    books.take(line("connection.rejected", reason="denied", suppressed={"denied": 1}, **WHO))
     books.take(line("daemon.stopped", connections=4, bytes_received=40, aborted=0, uptime=1.0))
     return books
 

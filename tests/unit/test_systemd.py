@@ -17,7 +17,7 @@ from echod.config import settings
 from echod.errors import Refusal
 from echod.log import Log
 from echod.systemd import Inherited, Service, is_journal, prefixed
-from tests.support.fakes import FakeLoop
+from tests.support.fakes import Clock, FakeLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,14 +57,6 @@ class Manager:
                     count += 1
             except BlockingIOError:
                 return count
-
-
-class Clock:
-    """A monotonic clock that goes when told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture(params=["path", "abstract"])

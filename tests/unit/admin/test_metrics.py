@@ -19,12 +19,13 @@ from prometheus_client.openmetrics import parser as open_parser
 
 from echod import __version__
 from echod.admin import metrics
-from echod.admin.status import Reloaded
-from echod.server.access import REASONS as REJECTED
-from echod.server.pool import DURATIONS
-from echod.server.pool import REASONS as CLOSED
-from tests.support.fakes import FakeListener
+from echod.histogram import Histogram
+from echod.reload import Reloaded
+from echod.server.access import REJECT_REASONS
+from echod.server.endpoint import Peer
+from echod.server.pool import CLOSE_REASONS, DURATIONS
 from tests.support.inside import Inside
+from tests.support.rig import LISTENER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ def daemon() -> Iterator[Inside]:
 
 def exposed(daemon: Inside, accept: str = "") -> tuple[str, str]:
     """Return the text and its content type."""
-    body, content_type = uvloop.run(metrics.expose(daemon, accept))
+    body, content_type = uvloop.run(metrics.expose(daemon.running, accept))
     return body.decode(), content_type
 
 
@@ -139,24 +140,24 @@ def test_otherwise_it_is_the_plain_form(daemon: Inside, accept: str) -> None:
 def test_all_label_values_are_there_from_the_start(daemon: Inside, accept: str) -> None:
     """A series that begins with 1 would show no increase."""
     found = samples(daemon, accept)
-    assert by(found, "echod_connections_closed_total", "reason") == dict.fromkeys(CLOSED, 0.0)
-    assert by(found, "echod_connections_rejected_total", "reason") == dict.fromkeys(REJECTED, 0.0)
+    assert by(found, "echod_connections_closed_total", "reason") == dict.fromkeys(CLOSE_REASONS, 0.0)
+    assert by(found, "echod_connections_rejected_total", "reason") == dict.fromkeys(REJECT_REASONS, 0.0)
 
 
 @pytest.mark.parametrize("accept", ["", OPEN])
 def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
     """Of connections that have ended and of those that are open."""
     for data in (b"12345", b"12"):
-        _, transport = daemon.house.connect()
+        _, transport = daemon.rig.take()
         transport.receive(data)
         transport.receive_eof()
-        daemon.house.loop.run()
-    _, transport = daemon.house.connect()
+        daemon.loop.run()
+    _, transport = daemon.rig.take()
     transport.window = 1
     transport.receive(b"1234567")
     for _ in range(2):
-        daemon.rejections.log(("192.0.2.8", 1), FakeListener.url, "denied")
-    daemon.frontend._paused_seconds = 0.75
+        daemon.server.rejections.log(Peer("192.0.2.8", 1), LISTENER, "denied")
+    daemon.server.listeners._paused_seconds = 0.75
     daemon.log.lost = 9
     found = samples(daemon, accept)
     expected = {
@@ -181,10 +182,10 @@ def test_all_values_are_of_one_moment(daemon: Inside) -> None:
     metrics._written.cache_clear()  # or nothing might have to be written, in no time
 
     async def scrape() -> str:
-        exposing = metrics.expose(daemon, "")
+        exposing = metrics.expose(daemon.running, "")
         steps = exposing.send(None)
         assert steps is None
-        daemon.house.connect()
+        daemon.rig.take()
         try:
             while True:
                 exposing.send(None)
@@ -202,7 +203,7 @@ def test_only_what_has_changed_is_written_anew(daemon: Inside) -> None:
     metrics._written.cache_clear()
     samples(daemon)
     before = metrics._written.cache_info().misses
-    daemon.house.connect()
+    daemon.rig.take()
     assert plain(samples(daemon))["echod_connections_in_use"] == 1.0
     written = metrics._written.cache_info().misses - before
     assert 2 <= written < 8  # those two, and the process's
@@ -211,8 +212,9 @@ def test_only_what_has_changed_is_written_anew(daemon: Inside) -> None:
 @pytest.mark.parametrize("accept", ["", OPEN])
 def test_a_histogram_is_cumulative(daemon: Inside, accept: str) -> None:
     """With a bucket for each bound, and one for all."""
+    daemon.server.lag = Histogram(0.001, 0.01)
     for value in (0.0005, 0.002, 0.002, 7.0):
-        daemon.lag.observe(value)
+        daemon.server.lag.observe(value)
     found = samples(daemon, accept)
     assert by(found, "echod_loop_lag_seconds_bucket", "le") == {"0.001": 1.0, "0.01": 3.0, "+Inf": 4.0}
     assert plain(found)["echod_loop_lag_seconds_count"] == 4.0
@@ -223,7 +225,7 @@ def test_a_histogram_is_cumulative(daemon: Inside, accept: str) -> None:
 
 def test_a_refused_reload_shows(daemon: Inside) -> None:
     """As a success that is none, with the time of what is in force."""
-    daemon.reloaded = Reloaded(2e9, 1.5e9, errors=["wrong"])
+    daemon.reloads.last = Reloaded(2e9, 1.5e9, errors=["wrong"])
     found = plain(samples(daemon))
     assert found["echod_config_reload_success"] == 0.0
     assert found["echod_config_reload_timestamp_seconds"] == 1.5e9

@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from contextlib import closing
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,11 +13,12 @@ import pytest
 
 from echod import __version__
 from echod.admin import status
-from echod.admin.status import Reloaded
-from echod.reload import Change
+from echod.reload import Change, Reloaded
 from echod.server import kernel
-from tests.support.fakes import FakeListener
+from echod.server.endpoint import Peer
+from tests.support.fakes import Clock
 from tests.support.inside import Inside
+from tests.support.rig import LISTENER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def daemon() -> Iterator[Inside]:
 
 def test_a_status_has_these_fields(daemon: Inside) -> None:
     """All of them from the start, and nothing that JSON can't write."""
-    answer = status.status(daemon)
+    answer = status.status(daemon.running, daemon.meter)
     assert orjson.loads(orjson.dumps(answer)) == answer
     assert 59 < answer.pop("uptime") < 90
     assert answer == {
@@ -61,7 +61,8 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
             },
             "rejected": {"denied": 0, "per_source": 0, "pool_full": 0, "accept_rate": 0},
         },
-        "bytes": {"received": 0, "sent": 0},
+        "bytes_received": 0,
+        "bytes_sent": 0,
         "rates": {"interval": 0.0, "accepted": 0.0, "rejected": 0.0, "bytes_received": 0.0, "bytes_sent": 0.0},
         "listeners": [],
         "accept_paused_seconds": 0.0,
@@ -75,22 +76,22 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
 
 def test_a_status_is_what_the_books_say(daemon: Inside) -> None:
     """Of connections that have ended and of those that are open."""
-    _, first = daemon.house.connect()
+    _, first = daemon.rig.take()
     first.receive(b"12345")
     first.receive_eof()
-    daemon.house.loop.run()
-    _, second = daemon.house.connect()
+    daemon.loop.run()
+    _, second = daemon.rig.take()
     second.window = 3
     second.receive(b"1234567")
-    daemon.rejections.log(("192.0.2.8", 1), FakeListener.url, "pool_full")
-    daemon.lag.observe(0.0123456789)
+    daemon.server.rejections.log(Peer("192.0.2.8", 1), LISTENER, "pool_full")
+    daemon.server.lag.observe(0.0123456789)
     daemon.log.lost = 7
-    answer = status.status(daemon)
+    answer = status.status(daemon.running, daemon.meter)
     assert answer["pool"]["in_use"] == 1
     assert answer["connections"]["accepted"] == 2
     assert answer["connections"]["closed"]["eof"] == 1
     assert answer["connections"]["rejected"]["pool_full"] == 1
-    assert answer["bytes"] == {"received": 12, "sent": 8}
+    assert (answer["bytes_received"], answer["bytes_sent"]) == (12, 8)
     assert answer["loop_lag"] == {"last": 0.012346, "p50": 0.012346, "p99": 0.012346, "max": 0.012346}
     assert answer["log"] == {"dropped": 7}
 
@@ -100,7 +101,7 @@ def test_a_status_names_the_file_on_one_line(tmp_path: Path) -> None:
     file = tmp_path / "a\nb.toml"
     file.write_text("[pool]\nwhen_full = 'wait'")
     with closing(Inside(file)) as daemon:
-        answer = status.status(daemon)
+        answer = status.status(daemon.running, daemon.meter)
     assert answer["config"] == f"{tmp_path}/a\\u000ab.toml"
     assert answer["pool"]["when_full"] == "wait"
 
@@ -109,7 +110,7 @@ def test_a_status_has_each_listener(daemon: Inside) -> None:
     """With what becomes of who comes now, and how many the kernel holds already."""
     port, _ = daemon.listen("127.0.0.1", "127.0.0.2")
     with socket.create_connection(("127.0.0.2", port)), socket.create_connection(("127.0.0.2", port)):
-        assert status.status(daemon)["listeners"] == [
+        assert status.status(daemon.running, daemon.meter)["listeners"] == [
             {"listener": f"tcp://127.0.0.1:{port}", "state": "accepting", "backlog": 16, "queued": 0},
             {"listener": f"tcp://127.0.0.2:{port}", "state": "accepting", "backlog": 16, "queued": 2},
         ]
@@ -119,7 +120,7 @@ def test_a_status_has_the_sources_with_the_most_connections(daemon: Inside, monk
     """Not all: there may be thousands."""
     monkeypatch.setattr(status, "SOURCES", 2)
     daemon.pool.sources.update({"192.0.2.1": 2, "192.0.2.2": 9, "2001:db8::/64": 4})
-    assert status.status(daemon)["sources"] == [
+    assert status.status(daemon.running, daemon.meter)["sources"] == [
         {"source": "192.0.2.2", "connections": 9},
         {"source": "2001:db8::/64", "connections": 4},
     ]
@@ -128,13 +129,13 @@ def test_a_status_has_the_sources_with_the_most_connections(daemon: Inside, monk
 def test_a_status_has_the_last_refusals(daemon: Inside) -> None:
     """The last one first: whom it was about, where, why and when."""
     for port, reason in ((1, "denied"), (2, "pool_full")):
-        daemon.rejections.log(("192.0.2.8", port), FakeListener.url, reason)
-    last, first = status.status(daemon)["rejections"]
+        daemon.server.rejections.log(Peer("192.0.2.8", port), LISTENER, reason)
+    last, first = status.status(daemon.running, daemon.meter)["rejections"]
     assert first["timestamp"] <= last["timestamp"]
     assert last.pop("timestamp").endswith("Z")
     assert last == {
         "client": {"address": "192.0.2.8", "port": 2},
-        "listener": FakeListener.url,
+        "listener": LISTENER,
         "reason": "pool_full",
     }
     assert first["reason"] == "denied"
@@ -142,16 +143,16 @@ def test_a_status_has_the_last_refusals(daemon: Inside) -> None:
 
 def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
     """With what has changed, or what was wrong."""
-    daemon.reloaded = Reloaded(1e9, 1e9, Change(["pool.size"], {"pool.size": 1}, {"pool.size": 2}))
+    daemon.reloads.last = Reloaded(1e9, 1e9, Change(["pool.size"], {"pool.size": 1}, {"pool.size": 2}))
     stamp = "2001-09-09T01:46:40.000000Z"
-    assert status.status(daemon)["reload"] == {
+    assert status.status(daemon.running, daemon.meter)["reload"] == {
         "timestamp": stamp,
         "success": True,
         "changed": ["pool.size"],
         "errors": [],
     }
-    daemon.reloaded = Reloaded(1e9, 1e8, errors=["wrong"])
-    assert status.status(daemon)["reload"] == {
+    daemon.reloads.last = Reloaded(1e9, 1e8, errors=["wrong"])
+    assert status.status(daemon.running, daemon.meter)["reload"] == {
         "timestamp": stamp,
         "success": False,
         "changed": [],
@@ -164,62 +165,56 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
 
 def test_it_accepts_while_it_runs_and_some_listener_does(daemon: Inside) -> None:
     """Neither before, nor in a drain, nor without a listener."""
-    assert not status.accepting(daemon)
+    assert not daemon.server.is_accepting
     daemon.listen("127.0.0.1")
-    assert status.accepting(daemon)
-    for daemon.state in ("starting", "draining"):
-        assert not status.accepting(daemon)
+    assert daemon.server.is_accepting
+    for daemon.server.state in ("starting", "draining"):
+        assert not daemon.server.is_accepting
 
 
 def test_it_does_not_accept_while_all_listeners_wait(daemon: Inside) -> None:
     """A load balancer had better send the next one elsewhere."""
     daemon.listen("127.0.0.1", when_full="wait")
     for _ in range(2):
-        daemon.house.connect()
-    assert status.accepting(daemon)
-    daemon.house.connect()
-    assert not status.accepting(daemon)
-    assert status.status(daemon)["listeners"][0]["state"] == "waiting"
+        daemon.rig.take()
+    assert daemon.server.is_accepting
+    daemon.rig.take()
+    assert not daemon.server.is_accepting
+    assert status.status(daemon.running, daemon.meter)["listeners"][0]["state"] == "waiting"
 
 
 # Rates
 
 
-class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: self.now))
-
-
 def test_rates_are_those_of_the_last_second(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Per second of the time that has really passed; what was before does not count."""
     clock = Clock(monkeypatch)
-    meter = status.Meter(daemon.pool, daemon.rejections)
-    _, transport = daemon.house.connect()
+    meter = status.Meter(daemon.server)
+    _, transport = daemon.rig.take()
     transport.window = 1
     transport.receive(b"12345")
     for _ in range(3):
-        daemon.rejections.log(("192.0.2.8", 1), FakeListener.url, "denied")
+        daemon.server.rejections.log(Peer("192.0.2.8", 1), LISTENER, "denied")
     clock.now += 2.0
-    meter.look()
+    meter.measure()
     assert meter.interval == 2.0
     assert meter.rates == {"accepted": 0.5, "rejected": 1.5, "bytes_received": 2.5, "bytes_sent": 0.5}
     clock.now += 1.0
-    meter.look()
+    meter.measure()
     assert set(meter.rates.values()) == {0.0}
 
 
 def test_a_rate_is_of_a_second_at_least(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has a timer that is faster looks more often: nothing is lost by that."""
     clock = Clock(monkeypatch)
-    meter = status.Meter(daemon.pool, daemon.rejections)
-    daemon.house.connect()
+    meter = status.Meter(daemon.server)
+    daemon.rig.take()
     for _ in range(9):
         clock.now += 0.1
-        meter.look()
+        meter.measure()
     assert (meter.interval, meter.rates["accepted"]) == (0.0, 0.0)
     clock.now += 0.1
-    meter.look()
+    meter.measure()
     assert meter.rates["accepted"] == 1.0
 
 
@@ -236,26 +231,26 @@ def row(daemon: Inside, **changes: Any) -> dict[str, Any]:
 
 def test_a_connection_has_these_fields(daemon: Inside) -> None:
     """With the time since it was opened, and what the kernel does not know of a pair that is no TCP left open."""
-    _, transport = daemon.house.connect()
+    _, transport = daemon.rig.take()
     transport.receive(b"12345")
     said = row(daemon, opened=time.monotonic() - 100)
     assert 99.9 < said.pop("age") < 110
     assert said == {
-        "id": 1,
+        "connection": 1,
         "client": CLIENT,
-        "listener": FakeListener.url,
+        "listener": LISTENER,
         "idle": 0.0,
-        "bytes": 5,
+        "bytes_received": 5,
+        "bytes_sent": 5,
         "pending": 0,
         "state": "open",
-        "rtt": None,
-        "retransmits": None,
+        "tcp": None,
     }
 
 
 def test_a_connection_is_idle_since_the_janitor_saw_it_move(daemon: Inside) -> None:
     """What has come in since, it has not seen."""
-    _, transport = daemon.house.connect()
+    _, transport = daemon.rig.take()
     for byte in (b"", b"1", b"2345"):
         transport.receive(byte)
         assert row(daemon)["idle"] == 0.0
@@ -268,34 +263,34 @@ def test_a_connection_is_idle_since_the_janitor_saw_it_move(daemon: Inside) -> N
 
 def test_a_connection_is_never_idle_for_less_than_nothing(daemon: Inside) -> None:
     """The janitor's clock is the loop's, which may be a little ahead."""
-    daemon.house.connect()
+    daemon.rig.take()
     daemon.pool.in_use[1].quiet_for(time.monotonic() + 1)
     assert row(daemon)["idle"] == 0.0
 
 
 def test_a_connection_says_what_its_client_does_not_read(daemon: Inside) -> None:
     """That is its state, until it reads on."""
-    _, transport = daemon.house.connect()
+    _, transport = daemon.rig.take()
     transport.window = 2
     transport.receive(b"12345")
     said = row(daemon)
-    assert (said["state"], said["bytes"], said["pending"]) == ("stalled", 5, 3)
+    assert (said["state"], said["bytes_received"], said["bytes_sent"], said["pending"]) == ("stalled", 5, 2, 3)
     transport.take(3)
     assert row(daemon)["state"] == "open"
 
 
 def test_a_connection_that_ends_says_so(daemon: Inside) -> None:
     """Whoever ends it; also one whose transport is not there yet."""
-    worker, transport = daemon.house.connect()
+    worker, transport = daemon.rig.take()
     transport.window = 0
     transport.receive(b"12345")
     transport.close()
     assert row(daemon)["state"] == "closing"
     transport.take(5)
-    daemon.house.loop.run()
-    worker, _ = daemon.house.connect(made=False)
+    daemon.loop.run()
+    worker, _ = daemon.rig.take(made=False)
     assert row(daemon)["state"] == "closing"
-    daemon.house.loop.run()
+    daemon.loop.run()
     assert row(daemon)["state"] == "open"
     worker.abort("killed")
     assert row(daemon)["state"] == "closing"
@@ -303,12 +298,9 @@ def test_a_connection_that_ends_says_so(daemon: Inside) -> None:
 
 def test_a_connection_has_what_the_kernel_knows(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """The round trip in seconds."""
-    monkeypatch.setattr(
-        kernel, "info", lambda _: kernel.Info(peer_finished=False, rtt_us=1500, retransmits=3, written=0)
-    )
-    daemon.house.connect()
-    said = row(daemon)
-    assert (said["rtt"], said["retransmits"]) == (0.0015, 3)
+    monkeypatch.setattr(kernel, "info", lambda _: kernel.Info(peer_finished=False, rtt=0.0015, retrans=3, written=0))
+    daemon.rig.take()
+    assert row(daemon)["tcp"] == {"rtt": 0.0015, "retrans": 3}
 
 
 def test_the_kernel_knows_the_round_trip_of_a_real_connection(daemon: Inside) -> None:
@@ -316,8 +308,9 @@ def test_the_kernel_knows_the_round_trip_of_a_real_connection(daemon: Inside) ->
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         ours, _ = server.accept()
         with ours:
-            daemon.pool.take(ours, ("192.0.2.9", 4711), FakeListener())
+            daemon.pool.take(ours, Peer("192.0.2.9", 4711), LISTENER)
             ours.sendall(b"x")
             client.recv(1)
-            assert 0 < row(daemon)["rtt"] < 1
-            assert row(daemon)["retransmits"] == 0
+            said = row(daemon)["tcp"]
+            assert 0 < said.pop("rtt") < 1
+            assert said == {"retrans": 0}

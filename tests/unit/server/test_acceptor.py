@@ -1,4 +1,4 @@
-"""The accept loop: real listening sockets, a loop that does what it is told."""
+"""The accept loop: real listening sockets, and a loop that does what it is told."""
 
 from __future__ import annotations
 
@@ -6,366 +6,357 @@ import contextlib
 import errno
 import os
 import socket
-from contextlib import closing
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from echod.server import acceptor, kernel
-from echod.server.acceptor import Acceptor
-from echod.server.access import Access, Ranges, Rules
-from echod.server.pool import Pool
-from echod.server.rejections import Rejections
-from echod.server.tcp import bind
-from tests.support.fakes import FakeLoop, Lines
+from echod.server import acceptor, kernel, tcp
+from echod.server.access import Ranges, Rules
+from tests.support.fakes import has_ipv6
+from tests.support.rig import endpoints, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
+
+    from echod.server.acceptor import Acceptor
+    from echod.server.endpoint import Listener
+    from tests.support.rig import Rig
 
 NO_RULES = Rules(None, None, 0, None)
 LOCAL = Ranges([IPv4Network("127.0.0.0/8")])
 
 
-ONE_CLIENTS_OWN = (
+OF_ONE_CONNECTION = (
     *(errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN),  # accept(2), "Error handling": try again
     *(errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH),
     *(errno.ECONNABORTED, errno.EPERM, errno.ETIMEDOUT),  # "Errors"; EPERM is a firewall's
 )
 
 
-class FailingSocket:
-    """A listening socket whose accept fails as told, and then works."""
+class OddSocket:
+    """A listening socket whose accept fails with these errors first, and whose kernel refuses these calls."""
 
-    def __init__(self, sock: socket.socket, errors: list[int]) -> None:
+    def __init__(self, sock: socket.socket, errors: list[int], refused: Sequence[str]) -> None:
         self._sock = sock
-        self.errors = errors
+        self._errors = errors
+        self._refused = refused
 
     def _accept(self) -> Any:
-        if self.errors:
-            number = self.errors.pop(0)
+        if self._errors:
+            number = self._errors.pop(0)
             raise OSError(number, os.strerror(number))
         return self._sock._accept()  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
+        return self._refuse if name in self._refused else getattr(self._sock, name)
+
+    def _refuse(self, *_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
 
 
-class House:
-    """One listener and its pool."""
-
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self.loop = FakeLoop()
-        self.lines = Lines()
-        self.listener = bind([host], 0, backlog=256, reuse_port=False)[0]
-        self.pool = Pool(self.lines.log, size=3, lifecycle="all")
-        self.rejections = Rejections(self.loop.asyncio, self.lines.log)
-        self.clients: list[socket.socket] = []
-        self.sock: Any = self.listener.sock
-        self.done: list[Acceptor] = []
-
-    def acceptor(self, *, waits: bool = False, errors: list[int] | None = None, rules: Rules = NO_RULES) -> Acceptor:
-        if errors:
-            self.sock = FailingSocket(self.listener.sock, errors)
-        made = Acceptor(
-            self.loop.asyncio,
-            self.lines.log,
-            self.listener._replace(sock=cast("socket.socket", self.sock)),
-            self.pool,
-            access=Access(self.loop.asyncio, self.pool.sources, rules),
-            rejections=self.rejections,
-            waits=waits,
-        )
-        self.pool.when_free = made.resume
-        made.resume()
-        return made
-
-    def connect(self) -> socket.socket:
-        """Return a client whose handshake is done."""
-        client = socket.create_connection(("127.0.0.1", self.listener.port), timeout=5)
-        self.clients.append(client)
-        return client
-
-    def readable(self) -> None:
-        """Let the loop find the listener readable, and do what follows."""
-        self.loop.readers[self.sock]()
-        self.loop.run()
-
-    def finish(self) -> None:
-        """Let the oldest connection end."""
-        self.loop.transports.pop(0).receive_eof()
-        self.loop.run()
-
-    @property
-    def reading(self) -> bool:
-        return self.sock in self.loop.readers
-
-    @property
-    def listening(self) -> bool:
-        return self.listener.sock.fileno() >= 0
-
-    def close(self) -> None:
-        self.pool.when_free = None
-        for transport in self.loop.transports:
-            transport.abort()
-        self.loop.run()
-        for sock in (*self.clients, self.listener.sock):
-            sock.close()
+def bind(rig: Rig, host: str = "127.0.0.1", *, backlog: int = 256) -> Listener:
+    (listener,) = tcp.bind(endpoints(host), backlog=backlog, reuse_port=False)
+    rig.sockets.append(listener.sock)
+    return listener
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    with closing(House()) as house:
-        yield house
+def listener(rig: Rig) -> Listener:
+    return bind(rig)
 
 
-def test_connections_get_workers(house: House) -> None:
-    """Each its own, and the transport is made."""
-    house.acceptor()
-    clients = [house.connect(), house.connect()]
-    house.readable()
-    assert len(house.pool.in_use) == 2
-    assert [worker.client for worker in house.pool.in_use.values()] == [sock.getsockname() for sock in clients]
-    assert all(transport.was_made for transport in house.loop.transports)
-    assert house.reading
+def accept(
+    rig: Rig,
+    listener: Listener,
+    *,
+    waits: bool = False,
+    errors: list[int] | None = None,
+    refused: Sequence[str] = (),
+    rules: Rules = NO_RULES,
+) -> Acceptor:
+    """Return an acceptor that accepts on this listener by these rules."""
+    if errors or refused:
+        odd = OddSocket(listener.sock, [] if errors is None else errors, refused)
+        listener = listener._replace(sock=cast("socket.socket", odd))
+    rig.access.replace(rules)
+    made = tcp.acceptor(rig.parts, listener, waits=waits)
+    rig.pool.when_free = made.resume
+    made.resume()
+    return made
 
 
-def test_a_batch_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop goes on with open connections between two batches."""
+def connect(rig: Rig, listener: Listener, number: int = 1) -> list[socket.socket]:
+    """Return clients whose handshake is done."""
+    return [rig.connect(listener.endpoint.port) for _ in range(number)]
+
+
+def is_reading(rig: Rig) -> bool:
+    return bool(rig.loop.readers)
+
+
+def is_listening(listener: Listener) -> bool:
+    return listener.sock.fileno() >= 0
+
+
+def state(of: Acceptor) -> str:
+    """Return its state, which type checkers would otherwise take for unchanged."""
+    return of.state
+
+
+# Accepting
+
+
+def test_connections_get_workers(rig: Rig, listener: Listener) -> None:
+    """Each gets its own worker, and a transport."""
+    accept(rig, listener)
+    clients = connect(rig, listener, 2)
+    rig.turn()
+    peers = [(worker.client.address, worker.client.port) for worker in rig.pool.in_use.values()]
+    assert peers == [client.getsockname() for client in clients]
+    assert [worker.listener for worker in rig.pool.in_use.values()] == [listener.url] * 2
+    assert all(transport.was_made for transport in rig.loop.transports)
+    assert is_reading(rig)
+
+
+def test_an_accepted_socket_is_like_its_listener(rig: Rig, listener: Listener) -> None:
+    """Family, type and protocol are the listener's; none of them is looked up for each connection."""
+    accept(rig, listener)
+    connect(rig, listener)
+    rig.turn()
+    sock = rig.pool.in_use[1].sock
+    assert (sock.family, sock.type, sock.proto) == (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+
+def test_a_batch_is_bounded(rig: Rig, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop serves open connections between two batches."""
     monkeypatch.setattr(acceptor, "BATCH", 2)
-    house.acceptor()
-    for _ in range(3):
-        house.connect()
-    house.readable()
-    assert len(house.pool.in_use) == 2
-    house.readable()
-    assert len(house.pool.in_use) == 3
+    accept(rig, listener)
+    connect(rig, listener, 3)
+    rig.turn()
+    assert len(rig.pool.in_use) == 2
+    rig.turn()
+    assert len(rig.pool.in_use) == 3
 
 
-def test_reject_closes_without_a_byte(house: House) -> None:
-    """EOF, no reset, also for a client that has sent already."""
-    house.acceptor()
-    clients = [house.connect() for _ in range(5)]
+def test_a_refused_client_is_closed_without_a_byte(rig: Rig, listener: Listener) -> None:
+    """It reads EOF and not a reset, also if it has sent already."""
+    accept(rig, listener)
+    clients = connect(rig, listener, 5)
     clients[4].sendall(b"too early")
-    house.readable()
+    rig.turn()
     assert [client.recv(1) for client in clients[3:]] == [b"", b""]
-    assert house.reading
-    assert len(house.lines.events("connection.rejected")) == 2
-    rejected = house.lines.events("connection.rejected")[0]
+    assert is_reading(rig)
+    assert len(rig.lines.events("connection.rejected")) == 2
     address, port = clients[3].getsockname()
-    assert rejected == {
+    assert rig.lines.events("connection.rejected")[0] == {
         "level": "warning",
         "event": "connection.rejected",
         "client": {"address": address, "port": port},
-        "listener": house.listener.url,
+        "listener": listener.url,
         "reason": "pool_full",
     }
 
 
-def test_a_rejected_client_that_has_gone_is_no_error(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_client_that_has_gone_is_not_an_error(
+    rig: Rig, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its socket can't be shut down any more."""
 
     def gone(*_: object) -> None:
         raise OSError(errno.ENOTCONN, "not connected")
 
-    house.acceptor()
-    for _ in range(4):
-        house.connect()
+    accept(rig, listener)
+    connect(rig, listener, 4)
     monkeypatch.setattr(socket.socket, "shutdown", gone)
-    house.readable()
-    assert len(house.lines.events("connection.rejected")) == 1
+    rig.turn()
+    assert len(rig.lines.events("connection.rejected")) == 1
 
 
-def test_wait_accepts_nothing_while_no_worker_is_free(house: House) -> None:
-    """The kernel's backlog queues, and a worker that comes back is used."""
-    house.acceptor(waits=True)
-    for _ in range(4):
-        house.connect()
-    house.readable()
-    assert len(house.pool.in_use) == 3
-    assert not house.reading
-    house.finish()
-    assert house.reading
-    house.readable()
-    assert sorted(house.pool.in_use) == [2, 3, 4]
-    assert house.lines.events("connection.rejected") == []
+def test_with_wait_nothing_is_accepted_while_no_worker_is_free(rig: Rig, listener: Listener) -> None:
+    """Clients queue in the kernel's backlog, and a worker that comes back serves the next one."""
+    accept(rig, listener, waits=True)
+    connect(rig, listener, 4)
+    rig.turn()
+    assert len(rig.pool.in_use) == 3
+    assert not is_reading(rig)
+    rig.finish()
+    assert is_reading(rig)
+    rig.turn()
+    assert sorted(rig.pool.in_use) == [2, 3, 4]
+    assert rig.lines.events("connection.rejected") == []
+
+
+# Errors of the system
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_without_descriptors_accepting_pauses_and_resumes(house: House, number: int) -> None:
-    """One line at the beginning and one at the end, and no spinning between."""
-    house.acceptor(errors=[number] * 3)
-    house.connect()
+def test_without_descriptors_accepting_pauses_and_resumes(rig: Rig, listener: Listener, number: int) -> None:
+    """There is one line at the beginning and one at the end, and between them the loop does not spin."""
+    accept(rig, listener, errors=[number] * 3)
+    connect(rig, listener)
     for _ in range(3):
-        assert house.reading
-        house.readable()
-        assert not house.reading
-        house.loop.advance(acceptor.PAUSE)
-    house.loop.now += 4e-7  # too little for the log
-    house.readable()
-    assert len(house.pool.in_use) == 1
-    common = {"listener": house.listener.url, "reason": errno.errorcode[number]}
-    assert house.lines.lines[0] == {"level": "warning", "event": "accept.paused", "seconds": 0.1, **common}
-    assert house.lines.lines[1] == {"level": "info", "event": "accept.resumed", "seconds": 0.3, **common}
-    assert len(house.lines.lines) == 3
+        assert is_reading(rig)
+        rig.turn()
+        assert not is_reading(rig)
+        rig.loop.advance(acceptor.PAUSE)
+    rig.loop.now += 4e-7  # too little for the log
+    rig.turn()
+    assert len(rig.pool.in_use) == 1
+    common = {"listener": listener.url, "reason": errno.errorcode[number]}
+    assert rig.lines.lines[0] == {"level": "warning", "event": "accept.paused", "seconds": 0.1, **common}
+    assert rig.lines.lines[1] == {"level": "info", "event": "accept.resumed", "seconds": 0.3, **common}
+    assert len(rig.lines.lines) == 3
 
 
-def test_each_lack_of_descriptors_has_its_lines(house: House) -> None:
-    """It is another one when somebody has come in between."""
+def test_each_lack_of_descriptors_has_its_own_lines(rig: Rig, listener: Listener) -> None:
+    """It is a new one if a client was accepted in between."""
     errors = [errno.EMFILE]
-    house.acceptor(errors=errors)
+    accept(rig, listener, errors=errors)
     for reason in (errno.ENFILE, errno.EMFILE):
-        house.connect()
-        house.readable()
-        house.loop.advance(acceptor.PAUSE)
-        house.readable()
+        connect(rig, listener)
+        rig.turn()
+        rig.loop.advance(acceptor.PAUSE)
+        rig.turn()
         errors.append(reason)
-    lines = house.lines.events("accept.paused")
-    assert [line["reason"] for line in lines] == ["EMFILE", "ENFILE"]
-    assert [line["reason"] for line in house.lines.events("accept.resumed")] == ["EMFILE", "ENFILE"]
+    assert [line["reason"] for line in rig.lines.events("accept.paused")] == ["EMFILE", "ENFILE"]
+    assert [line["reason"] for line in rig.lines.events("accept.resumed")] == ["EMFILE", "ENFILE"]
 
 
-def test_a_worker_that_comes_back_does_not_end_the_pause(house: House) -> None:
-    """Else a busy pool would spin on the error."""
-    made = house.acceptor(errors=[errno.EMFILE])
-    house.connect()
-    house.readable()
+def test_a_worker_that_comes_back_does_not_end_the_pause(rig: Rig, listener: Listener) -> None:
+    """Otherwise a busy pool would spin on the error."""
+    made = accept(rig, listener, errors=[errno.EMFILE])
+    connect(rig, listener)
+    rig.turn()
     made.resume()
-    assert not house.reading
+    assert not is_reading(rig)
 
 
-@pytest.mark.parametrize("number", ONE_CLIENTS_OWN)
-def test_a_connection_that_failed_before_accept_is_passed_over(house: House, number: int) -> None:
-    """It was one client's, and says nothing about the next."""
-    house.acceptor(errors=[number])
-    house.connect()
-    house.readable()
-    assert len(house.pool.in_use) == 1
-    assert house.lines.names() == ["connection.opened"]
+@pytest.mark.parametrize("number", OF_ONE_CONNECTION)
+def test_a_connection_that_failed_before_accept_is_skipped(rig: Rig, listener: Listener, number: int) -> None:
+    """Its error says nothing about the next connection."""
+    accept(rig, listener, errors=[number])
+    connect(rig, listener)
+    rig.turn()
+    assert len(rig.pool.in_use) == 1
+    assert rig.lines.names() == ["connection.opened"]
 
 
-def test_errors_of_a_whole_batch_but_one_are_passed_over(house: House) -> None:
-    """Each time anew: whoever comes in between shows that it does not go on for ever."""
+def test_one_error_less_than_a_batch_is_skipped(rig: Rig, listener: Listener) -> None:
+    """The count begins anew with each client that is accepted."""
     errors = [errno.EPERM] * (acceptor.BATCH - 1)
-    house.acceptor(errors=errors)
+    accept(rig, listener, errors=errors)
     for left in (errors.copy(), errors.copy(), []):
-        house.connect()
-        house.readable()
+        connect(rig, listener)
+        rig.turn()
         errors += left
-    assert len(house.pool.in_use) == 3
-    assert house.lines.events("accept.paused") == []
+    assert len(rig.pool.in_use) == 3
+    assert rig.lines.events("accept.paused") == []
 
 
-def test_an_interrupted_accept_is_tried_again(house: House) -> None:
-    """When the loop comes back to it: the listener is readable still, and nothing is wrong."""
-    house.acceptor(errors=[errno.EINTR])
-    house.connect()
-    house.readable()
-    assert (house.reading, house.lines.lines) == (True, [])
-    house.readable()
-    assert len(house.pool.in_use) == 1
+def test_an_interrupted_accept_is_tried_again(rig: Rig, listener: Listener) -> None:
+    """The loop finds the listener still readable, and nothing is logged."""
+    accept(rig, listener, errors=[errno.EINTR])
+    connect(rig, listener)
+    rig.turn()
+    assert (is_reading(rig), rig.lines.lines) == (True, [])
+    rig.turn()
+    assert len(rig.pool.in_use) == 1
 
 
-def test_an_error_without_a_name_is_told_by_its_text(house: House) -> None:
-    """The kernel may have some that Python does not know."""
-    house.acceptor(errors=[4711])
-    house.readable()
-    assert house.lines.events("accept.paused")[0]["reason"] == str(OSError(4711, os.strerror(4711)))
+def test_an_error_without_a_name_is_logged_by_its_text(rig: Rig, listener: Listener) -> None:
+    """The kernel may have errors that Python does not know."""
+    accept(rig, listener, errors=[4711])
+    rig.turn()
+    assert rig.lines.events("accept.paused")[0]["reason"] == str(OSError(4711, os.strerror(4711)))
 
 
-def test_an_error_that_never_ends_pauses_whatever_it_is(house: House) -> None:
-    """Passed over without end, it would keep the loop busy with nothing else."""
-    house.acceptor(errors=[errno.EPERM] * (2 * acceptor.BATCH - 1))
-    house.connect()
-    house.readable()
-    assert not house.reading
-    house.loop.advance(acceptor.PAUSE)
-    house.readable()
-    assert house.lines.names() == ["accept.paused", "accept.resumed", "connection.opened"]
+def test_an_error_that_does_not_end_pauses_whatever_it_is(rig: Rig, listener: Listener) -> None:
+    """If it were skipped for ever, the loop would do nothing else."""
+    accept(rig, listener, errors=[errno.EPERM] * (2 * acceptor.BATCH - 1))
+    connect(rig, listener)
+    rig.turn()
+    assert not is_reading(rig)
+    rig.loop.advance(acceptor.PAUSE)
+    rig.turn()
+    assert rig.lines.names() == ["accept.paused", "accept.resumed", "connection.opened"]
+
+
+def test_pauses_add_up(rig: Rig, listener: Listener) -> None:
+    """A pause counts when it has ended."""
+    made = accept(rig, listener, errors=[errno.EMFILE] * 3)
+    connect(rig, listener)
+    for number in range(3):
+        assert made.paused_seconds == pytest.approx(number * acceptor.PAUSE)
+        rig.turn()
+        rig.loop.advance(acceptor.PAUSE)
+    rig.turn()
+    assert made.paused_seconds == pytest.approx(3 * acceptor.PAUSE)
+
+
+# Failures after accept
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOMEM, "no memory"), RuntimeError("a bug"), MemoryError()])
 @pytest.mark.parametrize("step", ["fail_to_attach", "fail_to_open"])
-def test_a_connection_that_gets_no_transport_costs_nothing(house: House, step: str, failure: Exception) -> None:
-    """Not the worker, not the descriptor, not the listener."""
-    house.acceptor()
-    client = house.connect()
-    setattr(house.loop, step, failure)
-    house.readable()
+def test_a_connection_that_gets_no_transport_costs_nothing(
+    rig: Rig, listener: Listener, step: str, failure: Exception
+) -> None:
+    """Worker and descriptor are free again, and the listener goes on."""
+    accept(rig, listener)
+    (client,) = connect(rig, listener)
+    setattr(rig.loop, step, failure)
+    rig.turn()
     assert client.recv(1) == b""
-    assert (house.pool.free, house.pool.in_use) == (3, {})
-    assert house.reading
-    assert house.lines.names() == ["connection.opened", "connection.closed"]
-    assert house.lines.lines[1]["reason"] == "error"
+    assert (rig.pool.free, rig.pool.in_use) == (3, {})
+    assert is_reading(rig)
+    assert rig.lines.names() == ["connection.opened", "connection.closed"]
+    assert rig.lines.lines[1]["reason"] == "error"
 
 
-@pytest.mark.parametrize("step", ["_family", "_access"])
-def test_who_is_accepted_and_then_nothing_goes_on_does_not_wait(house: House, step: str) -> None:
-    """No socket made of the descriptor, or no word on who it is: it is closed at once, and the next is served."""
-    made = house.acceptor()
+def test_a_connection_that_gets_no_transport_is_closed_also_if_it_cannot_be_logged(
+    rig: Rig, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory the line may fail too; the client must not wait for nothing."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    accept(rig, listener)
+    (client,) = connect(rig, listener)
+    rig.loop.fail_to_attach = MemoryError()
+    monkeypatch.setattr(kernel, "info", fail)
+    with pytest.raises(MemoryError):
+        rig.turn()
+    assert client.recv(1) == b""
+    assert (rig.pool.free, rig.pool.in_use) == (3, {})
+
+
+@pytest.mark.parametrize("step", ["_family", "_peer", "_access", "_open"])
+def test_an_accepted_client_whose_admission_fails_is_closed_at_once(rig: Rig, listener: Listener, step: str) -> None:
+    """Whichever step fails, its descriptor is closed, and the next client is served."""
+    made = accept(rig, listener)
     before = getattr(made, step)
-    client = house.connect()
+    (client,) = connect(rig, listener)
     setattr(made, step, None)
     with pytest.raises((TypeError, AttributeError)):
-        house.readable()
+        rig.turn()
     assert client.recv(1) == b""
     setattr(made, step, before)
-    house.connect()
-    house.readable()
-    assert house.lines.names() == ["connection.opened"]
+    connect(rig, listener)
+    rig.turn()
+    assert rig.lines.names()[-1] == "connection.opened"
 
 
-def test_a_descriptor_that_uvloop_has_closed_is_no_error() -> None:
-    """As it does when it fails late in making a transport."""
+def test_closing_a_descriptor_that_uvloop_has_closed_is_not_an_error() -> None:
+    """uvloop closes it if it fails late in making a transport."""
     sock = socket.socket()
     os.close(sock.fileno())
-    acceptor._close(sock)
+    acceptor.close(sock)
     assert sock.fileno() == -1
 
 
-def test_close_takes_what_is_in_the_backlog(house: House) -> None:
-    """These clients are connected, and may have sent; only then the listener goes."""
-    made = house.acceptor()
-    for _ in range(2):
-        house.connect()
-    made.close()
-    house.loop.run()
-    assert len(house.pool.in_use) == 2
-    assert not house.loop.readers
-    with pytest.raises(ConnectionRefusedError):
-        house.connect()
-
-
-def test_close_takes_no_more_than_there_are_workers(house: House) -> None:
-    """The pool is the bound, also at the end; nobody is accepted to be turned away."""
-    made = house.acceptor(waits=True)
-    for _ in range(5):
-        house.connect()
-    made.close()
-    house.loop.run()
-    assert len(house.pool.in_use) == 3
-    assert house.rejections.count == {}
-
-
-def test_close_passes_over_who_may_not_come_in(house: House) -> None:
-    """They take no worker from those behind them."""
-    made = house.acceptor(rules=Rules(None, Ranges([IPv4Network("127.0.0.2/32")]), 0, None))
-    for _ in range(3):
-        house.clients.append(socket.create_connection(("127.0.0.1", house.listener.port), 5, ("127.0.0.2", 0)))
-    house.connect()
-    made.close()
-    house.loop.run()
-    assert len(house.pool.in_use) == 1
-
-
-@pytest.mark.parametrize("errors", [[errno.EMFILE], [errno.EMFILE, errno.EMFILE]])
-def test_close_during_a_pause_leaves_no_timer(house: House, errors: list[int]) -> None:
-    """It would wake up on a closed socket."""
-    made = house.acceptor(errors=errors)
-    house.connect()
-    house.readable()
-    made.close()
-    assert house.loop.timers == 0
+# Rules
 
 
 @pytest.mark.parametrize(
@@ -377,259 +368,400 @@ def test_close_during_a_pause_leaves_no_timer(house: House, errors: list[int]) -
         (Rules(LOCAL, None, 0, 1.0), 1, "accept_rate"),
     ],
 )
-def test_who_may_not_come_in_is_closed_without_a_byte(house: House, rules: Rules, comes_in: int, reason: str) -> None:
-    """It costs no worker and no descriptor, and the log says why."""
-    house.acceptor(rules=rules)
-    clients = [house.connect() for _ in range(3)]
+def test_a_client_that_the_rules_refuse_gets_no_worker(
+    rig: Rig, listener: Listener, rules: Rules, comes_in: int, reason: str
+) -> None:
+    """It is closed without a byte, and the log says why."""
+    accept(rig, listener, rules=rules)
+    clients = connect(rig, listener, 3)
     clients[2].sendall(b"too early")
-    house.readable()
+    rig.turn()
     assert [client.recv(1) for client in clients[comes_in:]] == [b""] * (3 - comes_in)
-    assert (len(house.pool.in_use), house.pool.accepted) == (comes_in, comes_in)
-    rejected = house.lines.events("connection.rejected")
+    assert (len(rig.pool.in_use), rig.pool.accepted) == (comes_in, comes_in)
+    rejected = rig.lines.events("connection.rejected")
     assert [line["reason"] for line in rejected] == [reason] * (3 - comes_in)
     assert [line["client"]["port"] for line in rejected] == [client.getsockname()[1] for client in clients[comes_in:]]
-    assert house.reading
+    assert is_reading(rig)
 
 
-def test_with_waits_the_rules_are_asked_when_a_worker_is_free(house: House) -> None:
-    """Who waits in the backlog has not come in yet."""
-    house.acceptor(waits=True, rules=Rules(None, None, 3, None))
-    for _ in range(4):
-        house.connect()
-    house.readable()
-    assert house.rejections.count == {}
-    house.finish()
-    house.readable()
-    assert sorted(house.pool.in_use) == [2, 3, 4]
-    assert house.rejections.count == {}
+def test_with_wait_the_rules_are_applied_when_a_worker_is_free(rig: Rig, listener: Listener) -> None:
+    """A client in the backlog has not come in yet."""
+    accept(rig, listener, waits=True, rules=Rules(None, None, 3, None))
+    connect(rig, listener, 4)
+    rig.turn()
+    assert rig.rejections.count == {}
+    rig.finish()
+    rig.turn()
+    assert sorted(rig.pool.in_use) == [2, 3, 4]
+    assert rig.rejections.count == {}
 
 
-def test_an_ipv4_client_of_a_dual_stack_socket_is_one_of_ipv4() -> None:
-    """For the rules, for the log, and for what is counted by source."""
-    with closing(House("*")) as house:
-        house.acceptor(rules=Rules(LOCAL, None, 1, None))
-        client = house.connect()
-        house.connect()
-        house.readable()
-        assert [worker.client for worker in house.pool.in_use.values()] == [client.getsockname()]
-        assert house.pool.sources == {"127.0.0.1": 1}
-        assert house.lines.events("connection.opened")[0]["client"]["address"] == "127.0.0.1"
-        (rejected,) = house.lines.events("connection.rejected")
-        assert (rejected["client"]["address"], rejected["reason"]) == ("127.0.0.1", "per_source")
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_an_ipv4_client_of_a_dual_stack_socket_has_its_ipv4_address(rig: Rig) -> None:
+    """This holds for the rules, for the log, and for the connections of its source."""
+    listener = bind(rig, "*")
+    accept(rig, listener, rules=Rules(LOCAL, None, 1, None))
+    client, _ = connect(rig, listener, 2)
+    rig.turn()
+    assert rig.pool.in_use[1].client.fields() == {"address": "127.0.0.1", "port": client.getsockname()[1]}
+    assert rig.pool.sources == {"127.0.0.1": 1}
+    assert rig.lines.events("connection.opened")[0]["client"]["address"] == "127.0.0.1"
+    (rejected,) = rig.lines.events("connection.rejected")
+    assert (rejected["client"]["address"], rejected["reason"]) == ("127.0.0.1", "per_source")
 
 
-def test_a_retired_one_that_nobody_waits_for_ends_at_once(house: House) -> None:
-    """The port is free for others, and whoever retired it is told."""
-    made = house.acceptor()
+# Closing
+
+
+def test_close_accepts_what_is_in_the_backlog(rig: Rig, listener: Listener) -> None:
+    """These clients are connected, and may have sent. The listener is closed only after that."""
+    made = accept(rig, listener)
+    connect(rig, listener, 2)
+    made.close()
+    rig.loop.run()
+    assert len(rig.pool.in_use) == 2
+    assert not is_reading(rig)
+    with pytest.raises(ConnectionRefusedError):
+        connect(rig, listener)
+
+
+def test_close_accepts_a_whole_backlog(rig: Rig) -> None:
+    """The kernel holds one connection more than it was asked to."""
+    listener = bind(rig, backlog=1)
+    made = accept(rig, listener)
+    connect(rig, listener, 2)
+    made.close()
+    rig.loop.run()
+    assert len(rig.pool.in_use) == 2
+
+
+def test_close_accepts_no_more_than_there_are_workers(rig: Rig, listener: Listener) -> None:
+    """No client is accepted only to be refused."""
+    made = accept(rig, listener, waits=True)
+    connect(rig, listener, 5)
+    made.close()
+    rig.loop.run()
+    assert len(rig.pool.in_use) == 3
+    assert rig.rejections.count == {}
+
+
+def test_close_skips_clients_that_may_not_come_in(rig: Rig, listener: Listener) -> None:
+    """They take no worker from those behind them."""
+    made = accept(rig, listener, rules=Rules(None, Ranges([IPv4Network("127.0.0.2/32")]), 0, None))
+    for _ in range(3):
+        denied = socket.create_connection(("127.0.0.1", listener.endpoint.port), 5, ("127.0.0.2", 0))
+        rig.sockets.append(denied)
+    connect(rig, listener)
+    made.close()
+    rig.loop.run()
+    assert len(rig.pool.in_use) == 1
+
+
+def connect_late(rig: Rig, listener: Listener) -> None:
+    """Send a SYN, and do not wait for an answer."""
+    late = socket.socket()
+    rig.sockets.append(late)
+    late.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        late.connect(("127.0.0.1", listener.endpoint.port))
+
+
+def test_close_does_not_accept_a_client_that_connects_during_it(
+    rig: Rig, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not join the queue, which is to come to its end."""
+    take = rig.pool.take
+
+    def take_while_one_connects(*arguments: Any) -> Any:
+        if rig.pool.accepted == 0:
+            connect_late(rig, listener)
+        return take(*arguments)
+
+    made = accept(rig, listener)
+    connect(rig, listener, 2)
+    monkeypatch.setattr(rig.pool, "take", take_while_one_connects)
+    made.close()
+    rig.loop.run()
+    assert rig.pool.accepted == 2
+
+
+def test_close_tries_no_more_often_than_the_backlog_is_long(rig: Rig) -> None:
+    """It ends even where the kernel refuses to shorten the queue."""
+    listener = bind(rig, backlog=1)
+    errors = [errno.EPERM] * 10
+    accept(rig, listener, errors=errors, refused=["listen"]).close()
+    assert len(errors) == 8
+    assert not is_listening(listener)
+
+
+@pytest.mark.parametrize("errors", [[errno.EMFILE], [errno.EMFILE, errno.EMFILE]])
+def test_close_during_a_pause_leaves_no_timer(rig: Rig, listener: Listener, errors: list[int]) -> None:
+    """A timer would resume on a closed socket."""
+    made = accept(rig, listener, errors=errors)
+    connect(rig, listener)
+    rig.turn()
+    made.close()
+    assert rig.loop.timers == 0
+
+
+# Retiring
+
+
+@pytest.fixture
+def done() -> list[Acceptor]:
+    """The retired acceptors that have ended."""
+    return []
+
+
+def test_a_retired_listener_without_waiting_clients_ends_at_once(
+    rig: Rig, listener: Listener, done: list[Acceptor]
+) -> None:
+    """The port is free for others, and `done` is called."""
+    made = accept(rig, listener)
     assert not made.is_retired
-    made.retire(house.done.append)
-    assert house.done == [made]
-    assert not house.listening
-    assert not house.loop.readers
+    made.retire(done.append)
+    assert done == [made]
+    assert not is_listening(listener)
+    assert not is_reading(rig)
 
 
-def test_a_retired_one_serves_who_waits_and_then_ends(house: House) -> None:
+def test_a_retired_listener_serves_the_waiting_clients_and_then_ends(
+    rig: Rig, listener: Listener, done: list[Acceptor]
+) -> None:
     """These clients are connected, and would get a reset."""
-    made = house.acceptor()
-    for _ in range(2):
-        house.connect()
-    made.retire(house.done.append)
+    made = accept(rig, listener)
+    connect(rig, listener, 2)
+    made.retire(done.append)
     assert made.is_retired
-    assert (house.done, house.reading) == ([], True)
-    house.readable()
-    assert len(house.pool.in_use) == 2
-    assert house.done == [made]
-    assert not house.listening
-    assert not house.loop.readers
+    assert (done, is_reading(rig)) == ([], True)
+    rig.turn()
+    assert len(rig.pool.in_use) == 2
+    assert done == [made]
+    assert not is_listening(listener)
+    assert not is_reading(rig)
 
 
-def test_a_retired_one_ends_although_the_last_client_failed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else would wake it, and the old port would stay."""
-    made = house.acceptor()
-    house.connect()
-    made.retire(house.done.append)
+def test_a_retired_listener_ends_although_its_last_client_failed(
+    rig: Rig, listener: Listener, done: list[Acceptor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else would wake it, and the old port would stay open."""
+    made = accept(rig, listener)
+    connect(rig, listener)
+    made.retire(done.append)
 
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(house.pool, "take", fail)
+    monkeypatch.setattr(rig.pool, "take", fail)
     with pytest.raises(MemoryError):
-        house.readable()
-    assert house.done == [made]
+        rig.turn()
+    assert done == [made]
 
 
 @pytest.mark.parametrize(("clients", "batches"), [(2, 1), (3, 2), (5, 3)])
-def test_a_retired_one_goes_on_for_as_many_batches_as_it_takes(
-    house: House, monkeypatch: pytest.MonkeyPatch, clients: int, batches: int
+def test_a_retired_listener_accepts_as_many_batches_as_it_takes(
+    rig: Rig, listener: Listener, monkeypatch: pytest.MonkeyPatch, clients: int, batches: int
 ) -> None:
-    """And not for one more."""
+    """It ends with the last one, and needs no further turn of the loop."""
+    done: list[Acceptor] = []
     monkeypatch.setattr(acceptor, "BATCH", 2)
-    house.pool.resize(5, house.pool.make(2))
-    made = house.acceptor()
-    for _ in range(clients):
-        house.connect()
-    made.retire(house.done.append)
+    resize(rig.pool, 5)
+    made = accept(rig, listener)
+    connect(rig, listener, clients)
+    made.retire(done.append)
     for _ in range(batches):
-        assert house.done == []
-        house.readable()
-    assert house.done == [made]
-    assert len(house.pool.in_use) == clients
+        assert done == []
+        rig.turn()
+    assert done == [made]
+    assert len(rig.pool.in_use) == clients
 
 
-def test_a_retired_one_that_waits_stays_until_workers_are_free(house: House) -> None:
-    """Whoever waited in its backlog before is served, not reset."""
-    made = house.acceptor(waits=True)
-    for _ in range(5):
-        house.connect()
-    house.readable()
-    assert not house.reading
-    made.retire(house.done.append)
-    house.readable()
-    assert (house.done, house.reading, len(house.pool.in_use)) == ([], False, 3)
-    house.finish()
-    house.readable()
-    assert (house.done, house.reading, sorted(house.pool.in_use)) == ([], False, [2, 3, 4])
-    house.finish()
-    house.readable()
-    assert house.done == [made]
-    assert sorted(house.pool.in_use) == [3, 4, 5]
-    assert not house.listening
+def test_a_retired_listener_of_a_full_pool_stays_until_workers_are_free(
+    rig: Rig, listener: Listener, done: list[Acceptor]
+) -> None:
+    """Clients that waited in its backlog before are served, not reset."""
+    made = accept(rig, listener, waits=True)
+    connect(rig, listener, 5)
+    rig.turn()
+    assert not is_reading(rig)
+    made.retire(done.append)
+    rig.turn()
+    assert (done, is_reading(rig), len(rig.pool.in_use)) == ([], False, 3)
+    rig.finish()
+    rig.turn()
+    assert (done, is_reading(rig), sorted(rig.pool.in_use)) == ([], False, [2, 3, 4])
+    rig.finish()
+    rig.turn()
+    assert done == [made]
+    assert sorted(rig.pool.in_use) == [3, 4, 5]
+    assert not is_listening(listener)
 
 
-def test_nobody_joins_the_queue_of_a_retired_one(house: House) -> None:
-    """Else it would never end on a busy port; revived, it is open again."""
-    made = house.acceptor(waits=True)
-    for _ in range(house.pool.size):
-        house.connect()
-    house.readable()
-    house.connect()
+def test_no_client_joins_the_queue_of_a_retired_listener(rig: Rig, listener: Listener) -> None:
+    """Otherwise it would never end on a busy port. Revived, it takes clients again."""
+    made = accept(rig, listener, waits=True)
+    connect(rig, listener, 3)
+    rig.turn()
+    connect(rig, listener)
     made.retire(lambda _: None)
-    with socket.socket() as late:
-        late.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            late.connect(("127.0.0.1", house.listener.port))
-        assert kernel.queued(house.listener.sock) == 1
+    connect_late(rig, listener)
+    assert kernel.queued(listener.sock) == 1
+    rig.sockets.pop().close()
     made.revive()
-    house.connect()
-    assert kernel.queued(house.listener.sock) == 2
+    connect(rig, listener)
+    assert kernel.queued(listener.sock) == 2
 
 
-def test_a_full_pool_does_not_keep_a_retired_one_that_nobody_waits_for(house: House) -> None:
-    """There is nothing to wait for."""
-    made = house.acceptor(waits=True)
-    for _ in range(3):
-        house.connect()
-    house.readable()
-    made.retire(house.done.append)
-    assert house.done == [made]
-    assert not house.listening
+def test_a_full_pool_does_not_keep_a_retired_listener_without_waiting_clients(
+    rig: Rig, listener: Listener, done: list[Acceptor]
+) -> None:
+    """It has nothing to wait for."""
+    made = accept(rig, listener, waits=True)
+    connect(rig, listener, 3)
+    rig.turn()
+    made.retire(done.append)
+    assert done == [made]
+    assert not is_listening(listener)
 
 
-def test_a_retired_one_goes_on_after_a_pause(house: House) -> None:
-    """Without descriptors for a moment, it keeps who waits for the moment after."""
-    made = house.acceptor(errors=[errno.EMFILE, errno.EMFILE])
-    house.connect()
-    house.readable()
-    made.retire(house.done.append)
-    assert not house.reading
-    house.loop.advance(acceptor.PAUSE)
-    house.readable()
-    assert (house.done, house.reading) == ([], False)
-    house.loop.advance(acceptor.PAUSE)
-    house.readable()
-    assert house.done == [made]
-    assert len(house.pool.in_use) == 1
-    assert house.loop.timers == 0
+def test_a_retired_listener_goes_on_after_a_pause(rig: Rig, listener: Listener, done: list[Acceptor]) -> None:
+    """Clients that wait while there are no descriptors are served after that."""
+    made = accept(rig, listener, errors=[errno.EMFILE, errno.EMFILE])
+    connect(rig, listener)
+    rig.turn()
+    made.retire(done.append)
+    assert not is_reading(rig)
+    rig.loop.advance(acceptor.PAUSE)
+    rig.turn()
+    assert (done, is_reading(rig)) == ([], False)
+    rig.loop.advance(acceptor.PAUSE)
+    rig.turn()
+    assert done == [made]
+    assert len(rig.pool.in_use) == 1
+    assert rig.loop.timers == 0
 
 
-def test_a_pause_does_not_keep_a_retired_one_that_nobody_waits_for(house: House) -> None:
-    """And no timer wakes up on its closed socket."""
-    made = house.acceptor(errors=[errno.EMFILE])
-    house.readable()
-    assert house.loop.timers == 1
-    made.retire(house.done.append)
-    assert house.done == [made]
-    assert house.loop.timers == 0
+def test_a_pause_does_not_keep_a_retired_listener_without_waiting_clients(
+    rig: Rig, listener: Listener, done: list[Acceptor]
+) -> None:
+    """No timer resumes on its closed socket."""
+    made = accept(rig, listener, errors=[errno.EMFILE])
+    rig.turn()
+    assert rig.loop.timers == 1
+    made.retire(done.append)
+    assert done == [made]
+    assert rig.loop.timers == 0
 
 
-def test_a_revived_one_is_as_before(house: House) -> None:
-    """It serves who waited, and goes on."""
-    made = house.acceptor()
-    house.connect()
-    made.retire(house.done.append)
+def test_a_revived_listener_is_as_before(rig: Rig, listener: Listener, done: list[Acceptor]) -> None:
+    """It serves the clients that waited, and goes on."""
+    made = accept(rig, listener)
+    connect(rig, listener)
+    made.retire(done.append)
     made.revive()
     assert not made.is_retired
-    house.readable()
-    assert house.done == []
-    house.connect()
-    house.readable()
-    assert len(house.pool.in_use) == 2
-    assert (house.listening, house.reading) == (True, True)
+    rig.turn()
+    assert done == []
+    connect(rig, listener)
+    rig.turn()
+    assert len(rig.pool.in_use) == 2
+    assert (is_listening(listener), is_reading(rig)) == (True, True)
 
 
-def test_a_retired_one_can_be_closed(house: House) -> None:
-    """As any other: who waits is served as far as there are workers, the rest is not waited for."""
-    made = house.acceptor(waits=True)
-    for _ in range(5):
-        house.connect()
-    house.readable()
-    made.retire(house.done.append)
-    house.pool.when_free = None
-    house.finish()
+def test_reviving_a_listener_that_is_not_retired_changes_nothing(rig: Rig, listener: Listener) -> None:
+    """Its backlog is not set again."""
+    made = accept(rig, listener)
+    listener.sock.listen(7)
+    made.revive()
+    assert kernel.backlog(listener.sock) == 7
+
+
+def test_a_retired_listener_can_be_closed(rig: Rig, listener: Listener, done: list[Acceptor]) -> None:
+    """As any other, it serves waiting clients as far as there are workers, and does not wait for more."""
+    made = accept(rig, listener, waits=True)
+    connect(rig, listener, 5)
+    rig.turn()
+    made.retire(done.append)
+    rig.pool.when_free = None
+    rig.finish()
     made.close()
-    house.loop.run()
-    assert sorted(house.pool.in_use) == [2, 3, 4]
-    assert not house.listening
-    assert not house.loop.readers
-    assert house.done == []
+    rig.loop.run()
+    assert sorted(rig.pool.in_use) == [2, 3, 4]
+    assert not is_listening(listener)
+    assert not is_reading(rig)
+    assert done == []
 
 
-def test_pauses_add_up(house: House) -> None:
-    """One that has not ended does not count yet."""
-    made = house.acceptor(errors=[errno.EMFILE] * 3)
-    house.connect()
-    for number in range(3):
-        assert made.paused_seconds == pytest.approx(number * acceptor.PAUSE)
-        house.readable()
-        house.loop.advance(acceptor.PAUSE)
-    house.readable()
-    assert made.paused_seconds == pytest.approx(3 * acceptor.PAUSE)
+# A kernel that refuses what it may refuse
 
 
-def state(of: Acceptor) -> str:
-    """Return its state, of which type checkers remember nothing."""
-    return of.state
+@pytest.mark.parametrize("refused", ["getsockopt", "listen"])
+def test_retiring_serves_waiting_clients_on_any_kernel(
+    rig: Rig, listener: Listener, done: list[Acceptor], refused: str
+) -> None:
+    """A refused TCP_INFO or listen(2) raises nothing: the reload that retires it has been accepted by then."""
+    made = accept(rig, listener, refused=[refused])
+    connect(rig, listener)
+    made.retire(done.append)
+    assert (made.is_retired, done) == (True, [])
+    rig.turn()
+    assert (done, len(rig.pool.in_use)) == ([made], 1)
+    assert not is_listening(listener)
 
 
-def test_the_state_is_what_becomes_of_who_comes_now(house: House) -> None:
-    """Accepted, or not before a worker is free, or not before the system has what it takes."""
-    made = house.acceptor(waits=True, errors=[errno.EMFILE])
+@pytest.mark.parametrize("refused", ["getsockopt", "listen"])
+def test_reviving_works_on_any_kernel(rig: Rig, listener: Listener, done: list[Acceptor], refused: str) -> None:
+    """The listener goes on, whatever its backlog is then."""
+    made = accept(rig, listener, refused=[refused])
+    connect(rig, listener)
+    made.retire(done.append)
+    made.revive()
+    rig.turn()
+    assert (made.is_retired, done, len(rig.pool.in_use)) == (False, [], 1)
+    assert (is_listening(listener), is_reading(rig)) == (True, True)
+
+
+@pytest.mark.parametrize("refused", ["getsockopt", "listen"])
+def test_closing_serves_waiting_clients_on_any_kernel(rig: Rig, listener: Listener, refused: str) -> None:
+    """A refused TCP_INFO or listen(2) does not keep the daemon from its drain."""
+    made = accept(rig, listener, refused=[refused])
+    connect(rig, listener, 2)
+    made.close()
+    rig.loop.run()
+    assert len(rig.pool.in_use) == 2
+    assert not is_listening(listener)
+
+
+# The state
+
+
+def test_the_state_says_what_would_happen_to_a_client_that_connects_now(rig: Rig, listener: Listener) -> None:
+    """It is accepted, or it waits for a worker, or for the end of a pause."""
+    made = accept(rig, listener, waits=True, errors=[errno.EMFILE])
     assert state(made) == "accepting"
-    for _ in range(3):
-        house.connect()
-    house.readable()
+    connect(rig, listener, 3)
+    rig.turn()
     assert state(made) == "paused"
-    house.loop.advance(acceptor.PAUSE)
+    rig.loop.advance(acceptor.PAUSE)
     assert state(made) == "accepting"
-    house.readable()
+    rig.turn()
     assert state(made) == "waiting"
     made.waits = False
     assert state(made) == "accepting"  # and closed at once
     made.waits = True
-    house.finish()
+    rig.finish()
     assert state(made) == "accepting"
 
 
-def test_a_retired_one_is_no_other_whatever_it_does(house: House) -> None:
-    """Nobody comes in there who has not come yet."""
-    made = house.acceptor(waits=True, errors=[errno.EMFILE])
-    for _ in range(4):
-        house.connect()
-    house.readable()
-    made.retire(house.done.append)
+def test_a_retired_listener_is_retired_in_any_case(rig: Rig, listener: Listener) -> None:
+    """It accepts no new client, whether or not it is paused or waits for a worker."""
+    made = accept(rig, listener, waits=True, errors=[errno.EMFILE])
+    connect(rig, listener, 4)
+    rig.turn()
+    made.retire(lambda _: None)
     assert state(made) == "retired"
-    house.loop.advance(acceptor.PAUSE)
-    house.readable()
+    rig.loop.advance(acceptor.PAUSE)
+    rig.turn()
     assert state(made) == "retired"
     made.revive()
     assert state(made) == "waiting"

@@ -1,14 +1,18 @@
-"""Who may come in: networks, sources, and the rate, on a clock that goes when told to."""
+"""Which clients may come in: networks, sources, and the rate, on a clock that goes only when told to."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING
 
 import pytest
 
 from echod.config.settings import Access as Settings
-from echod.server.access import EVERYONE, Access, Bucket, Ranges, Rules
-from tests.support.fakes import FakeLoop
+from echod.server.access import EVERYONE, REJECT_REASONS, Bucket, Ranges, Rules
+from echod.server.endpoint import Peer
+
+if TYPE_CHECKING:
+    from tests.support.rig import Rig
 
 INSIDE = "10.0.0.1"
 OUTSIDE = "192.0.2.1"
@@ -19,30 +23,33 @@ def ranges(*networks: str) -> Ranges:
     return Ranges(map(ip_network, networks))
 
 
-class House:
-    """Access for addresses, of which some have connections."""
+def rule(
+    rig: Rig,
+    allow: Ranges | None = None,
+    deny: Ranges | None = None,
+    per_source: int = 0,
+    accept_rate: float | None = None,
+) -> Rules:
+    """Decide by these rules from now on, and return them."""
+    rules = Rules(allow, deny, per_source, accept_rate)
+    rig.access.replace(rules)
+    return rules
 
-    def __init__(
-        self,
-        allow: Ranges | None = None,
-        deny: Ranges | None = None,
-        per_source: int = 0,
-        accept_rate: float | None = None,
-    ) -> None:
-        self.loop = FakeLoop()
-        self.sources: dict[str, int] = {}
-        self.rules = Rules(allow, deny, per_source, accept_rate)
-        self.access = Access(self.loop.asyncio, self.sources, self.rules)
 
-    def refusal(self, address: str = INSIDE, *, full: bool = False) -> str | None:
-        return self.access.refusal(address, full=full)
+def refusal(rig: Rig, address: str = INSIDE, *, full: bool = False) -> str | None:
+    return rig.access.refusal(Peer(address, 4711), full=full)
 
-    def burst(self) -> int:
-        """Return how many come in now, at one moment."""
-        number = 0
-        while self.refusal() is None:
-            number += 1
-        return number
+
+def refusals(rig: Rig, *addresses: str) -> list[str | None]:
+    return [refusal(rig, address) for address in addresses]
+
+
+def burst(rig: Rig) -> int:
+    """Return how many clients may come in now, at one moment."""
+    number = 0
+    while refusal(rig) is None:
+        number += 1
+    return number
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ class House:
     ],
 )
 def test_an_address_is_in_a_network_or_not(networks: tuple[str, ...], inside: list[str], outside: list[str]) -> None:
-    """Whether networks are apart, side by side or one in the other, and in whatever order; IPv4 and IPv6 are two worlds."""
+    """Networks may be apart, side by side or nested, in any order. IPv4 and IPv6 addresses are never equal."""
     there = ranges(*networks)
     assert [address for address in inside if address not in there] == []
     assert [address for address in outside if address in there] == []
@@ -82,14 +89,14 @@ def test_an_address_is_in_a_network_or_not(networks: tuple[str, ...], inside: li
 def test_a_network_is_covered_if_each_of_its_addresses_is_there(
     networks: tuple[str, ...], covered: list[str], not_covered: list[str]
 ) -> None:
-    """Also if it takes several networks to do so."""
+    """Several networks together may cover it."""
     there = ranges(*networks)
     assert [network for network in covered if not there.covers(ip_network(network))] == []
     assert [network for network in not_covered if there.covers(ip_network(network))] == []
 
 
-def test_all_networks_are_covered_or_not() -> None:
-    """Everyone is IPv4 and IPv6."""
+def test_several_networks_are_covered_if_each_of_them_is() -> None:
+    """To cover everyone takes all of IPv4 and all of IPv6."""
     assert ranges("0.0.0.0/1", "128.0.0.0/1", "::/0").covers_all(EVERYONE)
     assert not ranges("0.0.0.0/0").covers_all(EVERYONE)
     assert not ranges("::/0").covers_all(EVERYONE)
@@ -97,7 +104,7 @@ def test_all_networks_are_covered_or_not() -> None:
 
 
 def test_rules_are_what_the_settings_say() -> None:
-    """Made ready for look-ups."""
+    """The networks are made ready for look-ups."""
     rules = Rules.of(
         Settings.model_validate({"allow": ["10.0.0.0/8"], "deny": "::1", "per_source": 3, "accept_rate": "2/s"})
     )
@@ -108,101 +115,111 @@ def test_rules_are_what_the_settings_say() -> None:
     assert (rules.per_source, rules.accept_rate) == (3, 2.0)
 
 
-def test_without_rules_everyone_may_come_in() -> None:
-    """Nothing is set by default; an empty list of networks allows all of them, and denies none."""
+def test_without_rules_every_client_may_come_in(rig: Rig) -> None:
+    """No rule is set by default. An empty list of networks allows all of them, and denies none."""
     assert Rules.of(Settings()) == (None, None, 0, None)
-    house = House(*Rules.of(Settings()))
-    house.sources[INSIDE] = 1_000_000
-    assert [house.refusal(address) for address in (INSIDE, OUTSIDE, "2001:db8::1")] == [None, None, None]
+    assert refusals(rig, INSIDE, OUTSIDE, "2001:db8::1") == [None, None, None]
+    rig.access.replace(Rules.of(Settings()))
+    rig.pool.sources[INSIDE] = 1_000_000
+    assert refusals(rig, INSIDE, OUTSIDE, "2001:db8::1") == [None, None, None]
 
 
-def test_who_is_denied_or_not_allowed_stays_out() -> None:
-    """If both lists name an address, it is denied."""
-    assert [House(allow=TEN).refusal(address) for address in (INSIDE, OUTSIDE, "::1")] == [None, "denied", "denied"]
-    assert [House(deny=TEN).refusal(address) for address in (INSIDE, OUTSIDE, "::1")] == ["denied", None, None]
-    both = House(allow=TEN, deny=ranges("10.0.0.0/16"))
-    assert [both.refusal(address) for address in (INSIDE, "10.1.0.1", OUTSIDE)] == ["denied", None, "denied"]
+def test_a_client_that_is_denied_or_not_allowed_stays_out(rig: Rig) -> None:
+    """An address on both lists is denied."""
+    rule(rig, allow=TEN)
+    assert refusals(rig, INSIDE, OUTSIDE, "::1") == [None, "denied", "denied"]
+    rule(rig, deny=TEN)
+    assert refusals(rig, INSIDE, OUTSIDE, "::1") == ["denied", None, None]
+    rule(rig, allow=TEN, deny=ranges("10.0.0.0/16"))
+    assert refusals(rig, INSIDE, "10.1.0.1", OUTSIDE) == ["denied", None, "denied"]
 
 
-def test_a_source_has_so_many_connections() -> None:
-    """And may open another one as soon as one of them has ended; other sources don't count."""
-    house = House(per_source=2)
-    house.sources |= {INSIDE: 1, "2001:db8::/64": 2, "192.0.2.2": 9}
-    assert [house.refusal(address) for address in (INSIDE, OUTSIDE, "2001:db8::7")] == [None, None, "per_source"]
-    house.sources |= {INSIDE: 2, "2001:db8::/64": 1}
-    assert [house.refusal(address) for address in (INSIDE, OUTSIDE, "2001:db8::7")] == ["per_source", None, None]
-    house.sources[INSIDE] = 3  # as when a reload has taken the limit down
-    assert house.refusal(INSIDE) == "per_source"
+def test_an_ipv4_mapped_client_is_looked_up_as_ipv4(rig: Rig) -> None:
+    """Rules for IPv4 hold for clients of a dual-stack socket too."""
+    rule(rig, allow=TEN, per_source=1)
+    assert refusals(rig, "::ffff:10.0.0.1", "::ffff:192.0.2.1") == [None, "denied"]
+    rig.pool.sources[INSIDE] = 1
+    assert refusals(rig, "::ffff:10.0.0.1") == ["per_source"]
 
 
-def test_the_first_reason_is_told() -> None:
-    """From what is the client's own to what is nobody's fault."""
-    house = House(deny=TEN, per_source=1, accept_rate=1.0)
-    assert house.refusal(OUTSIDE) is None
-    house.sources |= {INSIDE: 1, OUTSIDE: 1}
-    assert house.refusal(INSIDE, full=True) == "denied"
-    assert house.refusal(OUTSIDE, full=True) == "per_source"
-    del house.sources[OUTSIDE]
-    assert house.refusal(OUTSIDE, full=True) == "pool_full"
-    assert house.refusal(OUTSIDE) == "accept_rate"
-    house.loop.advance(1)
-    assert house.refusal(OUTSIDE) is None
+def test_a_source_has_at_most_this_many_connections(rig: Rig) -> None:
+    """It may open another one as soon as one of them has ended. Other sources don't count."""
+    rule(rig, per_source=2)
+    rig.pool.sources |= {INSIDE: 1, "2001:db8::/64": 2, "192.0.2.2": 9}
+    assert refusals(rig, INSIDE, OUTSIDE, "2001:db8::7") == [None, None, "per_source"]
+    rig.pool.sources |= {INSIDE: 2, "2001:db8::/64": 1}
+    assert refusals(rig, INSIDE, OUTSIDE, "2001:db8::7") == ["per_source", None, None]
+    rig.pool.sources[INSIDE] = 3  # a reload has lowered the limit
+    assert refusal(rig, INSIDE) == "per_source"
 
 
-def test_who_is_refused_for_another_reason_takes_nothing_from_the_rate() -> None:
-    """Else those who are kept out would keep out the others."""
-    house = House(deny=ranges(OUTSIDE), per_source=1, accept_rate=3.0)
-    house.sources["10.0.0.2"] = 1
+def test_the_first_reason_is_returned(rig: Rig) -> None:
+    """The reasons that concern this client alone come before those that concern all clients."""
+    rule(rig, deny=TEN, per_source=1, accept_rate=1.0)
+    assert refusal(rig, OUTSIDE) is None
+    rig.pool.sources |= {INSIDE: 1, OUTSIDE: 1}
+    reasons = [refusal(rig, INSIDE, full=True), refusal(rig, OUTSIDE, full=True)]
+    del rig.pool.sources[OUTSIDE]
+    reasons += [refusal(rig, OUTSIDE, full=True), refusal(rig, OUTSIDE)]
+    assert tuple(reasons) == REJECT_REASONS
+    rig.loop.advance(1)
+    assert refusal(rig, OUTSIDE) is None
+
+
+def test_a_client_that_is_refused_for_another_reason_takes_no_token(rig: Rig) -> None:
+    """Otherwise clients that are kept out anyway would keep out the others."""
+    rule(rig, deny=ranges(OUTSIDE), per_source=1, accept_rate=3.0)
+    rig.pool.sources["10.0.0.2"] = 1
     for _ in range(10):
-        assert house.refusal(OUTSIDE) == "denied"
-        assert house.refusal("10.0.0.2") == "per_source"
-        assert house.refusal(full=True) == "pool_full"
-    assert house.burst() == 3
+        assert refusal(rig, OUTSIDE) == "denied"
+        assert refusal(rig, "10.0.0.2") == "per_source"
+        assert refusal(rig, full=True) == "pool_full"
+    assert burst(rig) == 3
 
 
-def test_other_rules_count_from_now_on() -> None:
-    """All of them."""
-    house = House(deny=TEN)
-    house.access.replace(Rules(None, None, 1, None))
-    assert house.refusal() is None
-    house.sources[INSIDE] = 1
-    assert house.refusal() == "per_source"
-    house.access.replace(Rules(ranges(OUTSIDE), None, 0, None))
-    assert house.refusal() == "denied"
+def test_new_rules_replace_all_old_ones(rig: Rig) -> None:
+    """They count from the next client on."""
+    rule(rig, deny=TEN)
+    rule(rig, per_source=1)
+    assert refusal(rig) is None
+    rig.pool.sources[INSIDE] = 1
+    assert refusal(rig) == "per_source"
+    rule(rig, allow=ranges(OUTSIDE))
+    assert refusal(rig) == "denied"
 
 
-def test_a_rate_that_stays_goes_on_where_it_is() -> None:
-    """Else each reload would be worth a burst."""
-    house = House(accept_rate=10.0)
-    assert house.burst() == 10
-    house.access.replace(house.rules._replace(per_source=5))
-    assert house.burst() == 0
-    house.loop.advance(0.5)
-    assert house.burst() == 5
+def test_a_rate_that_stays_keeps_its_tokens(rig: Rig) -> None:
+    """Otherwise each reload would allow another burst."""
+    rules = rule(rig, accept_rate=10.0)
+    assert burst(rig) == 10
+    rig.access.replace(rules._replace(per_source=5))
+    assert burst(rig) == 0
+    rig.loop.advance(0.5)
+    assert burst(rig) == 5
 
 
-def test_another_rate_begins_anew() -> None:
-    """With its own burst, and at its own pace."""
-    house = House(accept_rate=10.0)
-    assert house.burst() == 10
-    house.access.replace(house.rules._replace(accept_rate=4.0))
-    assert house.burst() == 4
-    house.loop.advance(0.5)
-    assert house.burst() == 2
+def test_a_new_rate_begins_with_its_own_burst(rig: Rig) -> None:
+    """Afterwards tokens come at the new rate."""
+    rule(rig, accept_rate=10.0)
+    assert burst(rig) == 10
+    rule(rig, accept_rate=4.0)
+    assert burst(rig) == 4
+    rig.loop.advance(0.5)
+    assert burst(rig) == 2
 
 
-def test_a_rate_can_be_switched_off_and_on() -> None:
-    """A rate that comes after a while without one begins full."""
-    house = House(accept_rate=1.0)
-    assert house.burst() == 1
-    house.access.replace(house.rules._replace(accept_rate=None))
-    assert [house.refusal() for _ in range(100)] == [None] * 100
-    house.access.replace(house.rules)
-    assert house.burst() == 1
+def test_a_rate_can_be_switched_off_and_on(rig: Rig) -> None:
+    """Switched on again, it begins with its burst."""
+    rule(rig, accept_rate=1.0)
+    assert burst(rig) == 1
+    rule(rig, accept_rate=None)
+    assert refusals(rig, *[INSIDE] * 100) == [None] * 100
+    rule(rig, accept_rate=1.0)
+    assert burst(rig) == 1
 
 
 def taken(bucket: Bucket, now: float) -> int:
-    """Return how many tokens there are at this moment."""
+    """Take all tokens that there are at this moment, and return their number."""
     number = 0
     while bucket.take(now):
         number += 1
@@ -210,8 +227,8 @@ def taken(bucket: Bucket, now: float) -> int:
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0.5, 1), (1.0, 1), (1.5, 1), (2.5, 2), (500.0, 500)])
-def test_a_burst_is_what_comes_in_within_a_second(rate: float, burst: int) -> None:
-    """But one at least; it takes its time to be there again, and does not grow in a long quiet."""
+def test_a_burst_is_one_second_of_tokens_but_at_least_one(rate: float, burst: int) -> None:
+    """After a burst there is no token, and a long quiet saves no more than one burst."""
     bucket = Bucket(rate, 100.0)
     assert taken(bucket, 100.0) == burst
     assert taken(bucket, 100.0) == 0
@@ -220,7 +237,7 @@ def test_a_burst_is_what_comes_in_within_a_second(rate: float, burst: int) -> No
 
 @pytest.mark.parametrize(("rate", "seconds"), [(0.5, 2.0), (1.0, 1.0), (4.0, 0.25), (0.125, 8.0)])
 def test_a_token_comes_when_it_is_due(rate: float, seconds: float) -> None:
-    """Not before, whatever is asked in between; and asking costs nothing."""
+    """It does not come earlier, and failed attempts in between don't delay it."""
     bucket = Bucket(rate, 0.0)
     taken(bucket, 0.0)
     assert not bucket.take(seconds / 2)
@@ -230,12 +247,12 @@ def test_a_token_comes_when_it_is_due(rate: float, seconds: float) -> None:
 
 
 def test_a_fraction_of_a_token_is_kept() -> None:
-    """Three in two seconds are three in two seconds."""
+    """At 1.5 tokens a second, each two seconds bring three tokens."""
     bucket = Bucket(1.5, 0.0)
     taken(bucket, 0.0)
     assert [taken(bucket, now / 2) for now in range(1, 9)] == [1, 1, 0, 1, 1, 1, 0, 1]
 
 
-def test_everyone_is_every_address() -> None:
-    """What an empty `allow` means, as networks."""
+def test_everyone_is_all_of_ipv4_and_all_of_ipv6() -> None:
+    """This is what an empty `allow` means, as networks."""
     assert list(EVERYONE) == [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]

@@ -1,236 +1,381 @@
-"""The end of a drain, on a clock that goes when told to."""
+"""The end of the connections: `linger` on a clock that goes only when told to, `run` on a real loop."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from echod.server import drain, kernel
+from echod.server.drain import Drain
 from tests.support.fakes import Once
+from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
-    from tests.support.fakes import House
+    from collections.abc import Callable, Coroutine
+
+    from tests.support.rig import Rig
 
 
-TICK = 1 / 16  # of which floats have every multiple, so that times are exact
-ENDED = drain.LINGER + TICK  # from our FIN on: it is cut, and the next look finds nobody any more
+TICK = 1 / 16  # floats hold every multiple of it exactly
+ENDED = drain.LINGER + TICK  # from our FIN on: the connection is cut, and the next check finds it gone
 
 
-class Clock:
-    """Lets `linger` sleep on the fake loop's clock; `at` is what happens when."""
+@pytest.fixture(autouse=True)
+def _kernel(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.fake_kernel(monkeypatch)
 
-    def __init__(self, house: House) -> None:
-        self.house = house
-        self.began = house.loop.now
-        self.at: list[tuple[float, Any]] = []
-        self.every: Any = lambda: None
+
+class Schedule:
+    """Lets `linger` sleep on the fake loop's clock. `at` says what happens when, `every` what happens at each check."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.began = rig.loop.now
+        self.at: list[tuple[float, Callable[[], Any]]] = []
+        self.every: Callable[[], Any] = lambda: None
 
     def time(self) -> float:
-        return self.house.loop.now - self.began
+        return self.rig.loop.now - self.began
 
     async def sleep(self, seconds: float) -> None:
-        self.house.loop.advance(seconds)
+        self.rig.loop.advance(seconds)
         while self.at and self.at[0][0] <= self.time():
             self.at.pop(0)[1]()
         self.every()
-        self.house.loop.run()
+        self.rig.loop.run()
         assert self.time() < 60, "linger does not end"
         await Once()
 
 
 @pytest.fixture
-def clock(house: House, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(house)
+def schedule(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Schedule:
+    schedule = Schedule(rig)
     monkeypatch.setattr(drain, "TICK", TICK)
-    monkeypatch.setattr(drain.asyncio, "sleep", clock.sleep)  # type: ignore[attr-defined]
-    monkeypatch.setattr(drain.asyncio, "get_running_loop", lambda: house.loop)  # type: ignore[attr-defined]
-    return clock
+    monkeypatch.setattr(drain.asyncio, "sleep", schedule.sleep)  # type: ignore[attr-defined]
+    monkeypatch.setattr(drain.asyncio, "get_running_loop", lambda: rig.loop)  # type: ignore[attr-defined]
+    return schedule
 
 
-def run_linger(house: House) -> int:
-    """Return how many had to be cut."""
-    ending = drain.Drain(house.pool)
-    coroutine = ending.linger()
-    try:
+def complete(coroutine: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(StopIteration):
         while True:
             coroutine.send(None)
-    except StopIteration:
-        return ending.aborted
 
 
-def test_a_quiet_client_gets_fin_and_may_close(house: House, clock: Clock) -> None:
-    """That is the usual end: nothing is cut."""
-    _, transport = house.connect()
-    clock.at.append((0.5, transport.receive_eof))
-    assert run_linger(house) == 0
+def linger(rig: Rig) -> int:
+    """Return how many connections were cut."""
+    ending = Drain(rig.pool)
+    complete(ending.linger())
+    return len(ending._cut)
+
+
+def test_a_quiet_client_gets_fin_and_may_close(rig: Rig, schedule: Schedule) -> None:
+    """This is the usual end, and no connection is cut."""
+    _, transport = rig.take()
+    schedule.at.append((0.5, transport.receive_eof))
+    assert linger(rig) == 0
     assert transport.fin_sent
-    assert house.reasons() == {"drained": 1}
-    assert clock.time() < 0.6
+    assert rig.reasons() == {"drained": 1}
+    assert schedule.time() < 0.6
 
 
-def test_a_client_that_stays_is_cut_after_a_moment(house: House, clock: Clock) -> None:
-    """It had its FIN, and time to close."""
-    _, transport = house.connect()
-    assert run_linger(house) == 1
+def test_a_client_that_does_not_close_after_our_fin_is_cut(rig: Rig, schedule: Schedule) -> None:
+    """It had our FIN, and time to close."""
+    _, transport = rig.take()
+    assert linger(rig) == 1
     assert transport.fin_sent
-    assert clock.time() == 2 * TICK + drain.QUIET + ENDED  # the second look is the first that knows of no move
-    assert house.resets == 0
+    assert schedule.time() == 2 * TICK + drain.QUIET + ENDED  # only the second check can tell that nothing moved
+    assert rig.resets == 0
 
 
-def test_what_is_under_way_at_the_deadline_is_still_echoed(house: House, clock: Clock) -> None:
-    """FIN comes only when it has been quiet for a moment."""
-    _, transport = house.connect()
-    clock.at += [(0.2, lambda: transport.receive(b"last ")), (0.4, lambda: transport.receive(b"words"))]
-    run_linger(house)
+def test_bytes_under_way_at_the_deadline_are_still_echoed(rig: Rig, schedule: Schedule) -> None:
+    """FIN comes only after a moment of quiet."""
+    _, transport = rig.take()
+    schedule.at += [(0.2, lambda: transport.receive(b"last ")), (0.4, lambda: transport.receive(b"words"))]
+    linger(rig)
     assert transport.taken == b"last words"
-    assert house.lines.events("connection.closed")[0]["bytes_sent"] == 10
+    assert rig.lines.events("connection.closed")[0]["bytes_sent"] == 10
 
 
-def test_what_came_while_the_process_was_stopped_is_still_echoed(house: House, clock: Clock) -> None:
-    """The loop runs its timers before it reads, and then a client may look quiet that is not."""
-    _, transport = house.connect()
+def test_bytes_that_came_while_the_process_was_stopped_are_still_echoed(rig: Rig, schedule: Schedule) -> None:
+    """The loop runs its timers before it reads, so a client may look quiet although its bytes are here."""
+    _, transport = rig.take()
 
     def stop() -> None:
-        house.loop.now += 1
-        clock.at.append((clock.time() + drain.TICK / 2, lambda: transport.receive(b"meanwhile")))
+        rig.loop.now += 1
+        schedule.at.append((schedule.time() + drain.TICK / 2, lambda: transport.receive(b"meanwhile")))
 
-    clock.at.append((0.2, stop))
-    run_linger(house)
+    schedule.at.append((0.2, stop))
+    linger(rig)
     assert transport.taken == b"meanwhile"
-    assert house.lines.events("connection.closed")[0]["bytes_sent"] == 9
+    assert rig.lines.events("connection.closed")[0]["bytes_sent"] == 9
 
 
-def test_a_long_quiet_before_the_deadline_is_none_after_it(house: House, clock: Clock) -> None:
-    """The janitor has seen nothing move for a minute; what comes just now may be under way all the same."""
-    worker, transport = house.connect()
+def test_a_long_quiet_before_the_deadline_does_not_count_after_it(rig: Rig, schedule: Schedule) -> None:
+    """After a minute of quiet, bytes may be under way all the same."""
+    worker, transport = rig.take()
     for seconds in (62, 61, 60):
-        worker.quiet_for(house.loop.now - seconds)
-    clock.at.append((0.2, lambda: transport.receive(b"last words")))
-    run_linger(house)
+        worker.quiet_for(rig.loop.now - seconds)
+    schedule.at.append((0.2, lambda: transport.receive(b"last words")))
+    linger(rig)
     assert transport.taken == b"last words"
 
 
-def test_a_client_that_never_stops_is_ended(house: House, clock: Clock) -> None:
-    """It gets FIN, then is read and dropped, then cut."""
-    _, transport = house.connect()
-    clock.every = lambda: transport.receive(b"more") if transport.reading else None
-    assert run_linger(house) == 1
+def test_a_client_that_never_stops_sending_is_ended(rig: Rig, schedule: Schedule) -> None:
+    """It gets FIN, then its bytes are read and dropped, then it is cut."""
+    _, transport = rig.take()
+    schedule.every = lambda: transport.receive(b"more") if transport.reading else None
+    assert linger(rig) == 1
     assert transport.fin_sent
-    assert clock.time() == drain.LAST_ECHO + ENDED
-    closed = house.lines.events("connection.closed")[0]
+    assert schedule.time() == drain.LAST_ECHO + ENDED
+    closed = rig.lines.events("connection.closed")[0]
     assert closed["bytes_sent"] < closed["bytes_received"]
 
 
 @pytest.mark.parametrize(("finished", "patience"), [(False, drain.LAST_ECHO), (True, drain.LAST_READ)])
-def test_a_client_that_reads_slowly_has_longer_if_it_has_sent_everything(
-    house: House, clock: Clock, *, finished: bool, patience: float
+def test_a_client_that_reads_slowly_has_more_time_if_it_has_sent_everything(
+    rig: Rig, schedule: Schedule, *, finished: bool, patience: float
 ) -> None:
-    """Whoever has sent FIN can't keep us for ever."""
-    house.peer_finished = finished
-    _, transport = house.connect()
+    """It has sent its FIN, so the daemon waits only for it to read; but not for ever."""
+    rig.info = kernel.Info(peer_finished=finished, rtt=0.0, retrans=0, written=1 << 40)
+    _, transport = rig.take()
     transport.window = 0
     transport.receive(bytes(1 << 20))
-    clock.every = lambda: transport.take(1)
-    assert run_linger(house) == 1
-    assert clock.time() == patience + ENDED
-    assert clock.time() < 5.7  # of the 6 s promised, the rest is for the end of the process
-    assert house.resets == 1
+    schedule.every = lambda: transport.take(1)
+    assert linger(rig) == 1
+    assert schedule.time() == patience + ENDED
+    assert schedule.time() < 5.7  # of the 6 s promised, the rest is for the end of the process
+    assert rig.resets == 1
 
 
-def test_a_client_that_gets_through_is_not_cut(house: House, clock: Clock) -> None:
-    """All of its echo, then the ordinary end."""
-    house.peer_finished = True
-    _, transport = house.connect()
+def test_a_client_that_reads_everything_in_time_is_not_cut(rig: Rig, schedule: Schedule) -> None:
+    """It gets all of its echo, and the usual end."""
+    rig.info = kernel.Info(peer_finished=True, rtt=0.0, retrans=0, written=1 << 40)
+    _, transport = rig.take()
     transport.window = 0
     transport.receive(bytes(1000))
-    clock.every = lambda: transport.take(20) if len(transport.taken) < 1000 else transport.receive_eof()
-    assert run_linger(house) == 0
+    schedule.every = lambda: transport.take(20) if len(transport.taken) < 1000 else transport.receive_eof()
+    assert linger(rig) == 0
     assert len(transport.taken) == 1000
-    assert house.reasons() == {"eof": 1}
+    assert rig.reasons() == {"eof": 1}
 
 
-def test_a_client_that_takes_a_break_from_reading_is_not_cut_off(house: House, clock: Clock) -> None:
-    """Quiet is not the same as done while output is pending."""
-    _, transport = house.connect()
+def test_a_client_that_pauses_reading_gets_no_fin(rig: Rig, schedule: Schedule) -> None:
+    """While output is pending, a quiet connection is not over."""
+    _, transport = rig.take()
     transport.window = 0
     transport.receive(bytes(1000))
-    clock.at += [(1.0, lambda: transport.take(2000)), (1.1, lambda: transport.receive(b"and more"))]
-    run_linger(house)
+    schedule.at += [(1.0, lambda: transport.take(2000)), (1.1, lambda: transport.receive(b"and more"))]
+    linger(rig)
     assert len(transport.taken) == 1008
 
 
-def test_without_connections_there_is_nothing_to_wait_for(house: House, clock: Clock) -> None:
-    """It returns at once."""
-    assert run_linger(house) == 0
-    assert clock.time() == 0
+def test_without_connections_there_is_nothing_to_wait_for(rig: Rig, schedule: Schedule) -> None:
+    """`linger` returns at once."""
+    assert linger(rig) == 0
+    assert schedule.time() == 0
 
 
-def test_a_long_way_to_the_client_is_waited_for(house: House, clock: Clock) -> None:
-    """What it sent before the deadline may take longer than the usual quiet: four round trips."""
-    house.rtt_us = 125_000
-    _, transport = house.connect()
-    clock.at.append((0.5, lambda: transport.receive(b"from afar")))
-    run_linger(house)
+def test_bytes_of_a_distant_client_are_waited_for(rig: Rig, schedule: Schedule) -> None:
+    """What it sent before the deadline may take longer than the usual quiet, so four round trips must be quiet too."""
+    rig.info = kernel.Info(peer_finished=False, rtt=0.125, retrans=0, written=1 << 40)
+    _, transport = rig.take()
+    schedule.at.append((0.5, lambda: transport.receive(b"from afar")))
+    linger(rig)
     assert transport.taken == b"from afar"
-    assert clock.time() == 0.5 + TICK + 4 * 0.125 + ENDED
+    assert schedule.time() == 0.5 + TICK + 4 * 0.125 + ENDED
 
 
-def test_what_the_kernel_still_sends_is_not_quiet(house: House, clock: Clock) -> None:
-    """A client that reads slowly what the kernel holds is not done while bytes move."""
-    house.unacknowledged = 1000
-    _, transport = house.connect()
+def test_a_connection_on_which_the_kernel_still_sends_is_not_quiet(rig: Rig, schedule: Schedule) -> None:
+    """A client that slowly reads what the kernel holds gets no FIN as long as bytes move."""
+    left = rig.unacknowledged = 1000
+    _, transport = rig.take()
     transport.receive(b"x" * 1000)
 
     def read() -> None:
-        house.unacknowledged -= 10
+        nonlocal left
+        left -= 10
+        rig.unacknowledged = left
 
-    clock.every = read
-    clock.at.append((1.5, lambda: transport.receive(b"more")))
-    run_linger(house)
+    schedule.every = read
+    schedule.at.append((1.5, lambda: transport.receive(b"more")))
+    linger(rig)
     assert transport.taken.endswith(b"more")
 
 
+def test_a_quiet_client_gets_fin_also_where_the_kernel_says_nothing(rig: Rig, schedule: Schedule) -> None:
+    """It is as patient then as with a peer nearby."""
+    rig.info = rig.unacknowledged = None
+    _, transport = rig.take()
+    schedule.at.append((0.2, lambda: transport.receive(b"last words")))
+    assert linger(rig) == 1
+    assert transport.fin_sent
+    assert transport.taken == b"last words"
+    assert schedule.time() < drain.LAST_ECHO
+
+
+def test_a_slow_reader_is_ended_where_the_kernel_says_nothing(rig: Rig, schedule: Schedule) -> None:
+    """It counts as one that has not sent its FIN."""
+    rig.info = rig.unacknowledged = None
+    _, transport = rig.take()
+    transport.window = 0
+    transport.receive(bytes(1 << 20))
+    schedule.every = lambda: transport.take(1)
+    assert linger(rig) == 1
+    assert schedule.time() == drain.LAST_ECHO + ENDED
+
+
 @pytest.mark.parametrize("made", [True, False])
-def test_all_can_be_cut_at_once(house: House, clock: Clock, *, made: bool) -> None:
-    """Each counts once, also one that is accepted and not yet made."""
+def test_all_connections_can_be_cut_at_once(rig: Rig, schedule: Schedule, *, made: bool) -> None:
+    """Each counts once, also one that is accepted and has no transport yet."""
     for _ in range(2):
-        house.connect(made=made)
-    ending = drain.Drain(house.pool)
-    coroutine = ending.cut_all()
-    with contextlib.suppress(StopIteration):
-        while True:
-            coroutine.send(None)
-    assert ending.aborted == 2
-    assert house.reasons() == {"drained": 2}
-    assert clock.time() == 0
+        rig.take(made=made)
+    ending = Drain(rig.pool)
+    complete(ending.cut_all())
+    assert len(ending._cut) == 2
+    assert rig.reasons() == {"drained": 2}
+    assert schedule.time() == 0
 
 
-def test_those_cut_before_the_second_signal_count_too(house: House, clock: Clock) -> None:
-    """`aborted` is the number of connections, whenever they were cut."""
-    ending = drain.Drain(house.pool)
-    house.connect()
-    _, busy = house.connect()
-    clock.every = lambda: busy.receive(b"more") if busy.reading else None
-    lingering = ending.linger()
-    while not ending.aborted:
-        lingering.send(None)
-    lingering.close()
-    cutting = ending.cut_all()
-    with contextlib.suppress(StopIteration):
-        while True:
-            cutting.send(None)
-    assert ending.aborted == 2
-    assert clock.time() > 0
+# From the beginning to the end
+
+
+QUICK = 0.001
+
+
+class Run:
+    """A drain on a real loop, which runs the rig's loop too."""
+
+    def __init__(self, rig: Rig, patience: float | None) -> None:
+        self._rig = rig
+        self.at_once: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(Drain(rig.pool).run(patience, self.at_once))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not condition():
+                await asyncio.sleep(QUICK)
+                self._rig.loop.run()
+
+    async def cut(self) -> int:
+        """Return how many connections were cut, when it has ended. Nothing else is left on the loop then."""
+        await self.until(self.task.done)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return self.task.result()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it give FIN and cut soon."""
+    monkeypatch.setattr(drain, "TICK", QUICK)
+    monkeypatch.setattr(drain, "QUIET", QUICK)
+    monkeypatch.setattr(drain, "LINGER", QUICK)
+
+
+@pytest.mark.parametrize("patience", [None, 0.0, 60.0])
+def test_a_drain_without_connections_ends_at_once(rig: Rig, patience: float | None) -> None:
+    """There is nothing to wait for."""
+
+    async def test() -> None:
+        assert await Run(rig, patience).cut() == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("patience", [None, 60.0])
+def test_a_drain_ends_with_the_last_connection(rig: Rig, patience: float | None) -> None:
+    """Connections may finish by themselves; then none of them is cut."""
+    transports = [rig.take()[1] for _ in range(2)]
+
+    async def test() -> None:
+        run = Run(rig, patience)
+        for transport in transports:
+            await asyncio.sleep(QUICK)
+            assert not run.task.done()
+            transport.receive(b"still served")
+            rig.end(transport)
+        assert await run.cut() == 0
+
+    asyncio.run(test())
+    assert rig.reasons() == {"eof": 2}
+    assert not any(transport.fin_sent for transport in transports)
+
+
+@pytest.mark.usefixtures("quick")
+def test_after_the_deadline_connections_get_fin_and_are_cut(rig: Rig) -> None:
+    """The drain returns how many were cut."""
+    _, finishing = rig.take()
+    transports = [rig.take()[1] for _ in range(2)]
+
+    async def test() -> None:
+        run = Run(rig, QUICK)
+        rig.end(finishing)
+        assert await run.cut() == 2
+
+    asyncio.run(test())
+    assert rig.reasons() == {"eof": 1, "drained": 2}
+    assert all(transport.fin_sent for transport in transports)
+
+
+@pytest.mark.parametrize("patience", [None, 60.0])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_second_signal_cuts_all_connections(rig: Rig, patience: float | None, *, before: bool) -> None:
+    """It may come while they finish, or before the drain has begun."""
+    transports = [rig.take()[1] for _ in range(2)]
+
+    async def test() -> None:
+        run = Run(rig, patience)
+        if not before:
+            await asyncio.sleep(QUICK)
+        run.at_once.set_result(None)
+        assert await run.cut() == 2
+
+    asyncio.run(test())
+    assert rig.reasons() == {"drained": 2}
+    assert not any(transport.fin_sent for transport in transports)
+
+
+@pytest.mark.usefixtures("quick")
+def test_connections_that_were_cut_before_the_second_signal_count_too(rig: Rig) -> None:
+    """The result is the number of connections that were cut, at whatever time."""
+    _, quiet = rig.take()
+    _, busy = rig.take()
+    busy.window = 0
+    busy.receive(b"pending, and so not over")
+
+    async def test() -> None:
+        run = Run(rig, 0.0)
+        await run.until(lambda: len(rig.pool.in_use) == 1)
+        assert (quiet.fin_sent, busy.fin_sent) == (True, False)
+        run.at_once.set_result(None)
+        assert await run.cut() == 2
+
+    asyncio.run(test())
+    assert rig.reasons() == {"drained": 2}
+
+
+def test_a_second_signal_after_the_end_changes_nothing(rig: Rig) -> None:
+    """The drain has ended by then."""
+
+    async def test() -> None:
+        run = Run(rig, None)
+        assert await run.cut() == 0
+        run.at_once.set_result(None)
+        await asyncio.sleep(QUICK)
+        assert run.task.result() == 0
+
+    asyncio.run(test())
 
 
 # The FIN
 
 
-def test_finish_sends_fin_and_drops_what_still_comes(house: House) -> None:
-    """After FIN nothing may be written, and nothing that comes in may end in a reset."""
-    worker, transport = house.connect()
+def test_finish_sends_fin_and_drops_what_is_received_after_it(rig: Rig) -> None:
+    """After FIN nothing may be written, and received bytes must not end in a reset."""
+    worker, transport = rig.take()
     transport.receive(b"echoed")
     drain.finish(worker)
     assert transport.fin_sent
@@ -238,14 +383,13 @@ def test_finish_sends_fin_and_drops_what_still_comes(house: House) -> None:
     transport.receive(b" late")
     assert transport.taken == b"echoed"
     assert (worker.received, worker.dropped) == (14, 8)
-    transport.receive_eof()
-    house.loop.run()
-    assert house.reasons() == {"drained": 1}
+    rig.end(transport)
+    assert rig.reasons() == {"drained": 1}
 
 
-def test_finish_sends_what_is_pending_before_fin(house: House) -> None:
-    """A stalled connection reads again, to drop, and its FIN waits for its echo."""
-    worker, transport = house.connect()
+def test_finish_sends_what_is_pending_before_fin(rig: Rig) -> None:
+    """A stalled connection is read again, and the bytes dropped; its FIN waits for its echo."""
+    worker, transport = rig.take()
     transport.window = 2
     transport.receive(b"1234")
     drain.finish(worker)
@@ -256,9 +400,9 @@ def test_finish_sends_what_is_pending_before_fin(house: House) -> None:
     assert transport.fin_sent
 
 
-def test_a_connection_that_has_got_rid_of_its_output_is_not_stalled_any_more(house: House) -> None:
-    """Then it is closed with FIN and not with a reset, which would take the last echo away."""
-    worker, transport = house.connect()
+def test_a_connection_without_pending_output_is_not_stalled_any_more(rig: Rig) -> None:
+    """It is then closed with FIN, as a reset would take the last echo away."""
+    worker, transport = rig.take()
     transport.window = 0
     transport.receive(b"1234")
     drain.finish(worker)
@@ -267,29 +411,20 @@ def test_a_connection_that_has_got_rid_of_its_output_is_not_stalled_any_more(hou
     assert not worker.paused
 
 
-def test_finish_leaves_a_closing_connection_alone(house: House) -> None:
-    """It is on its way out already."""
-    worker, transport = house.connect()
+def test_finish_leaves_a_closing_connection_alone(rig: Rig) -> None:
+    """It ends by itself, and keeps its reason."""
+    worker, transport = rig.take()
     transport.receive_eof()
     drain.finish(worker)
-    house.loop.run()
-    assert house.reasons() == {"eof": 1}
+    rig.loop.run()
+    assert rig.reasons() == {"eof": 1}
     assert not transport.fin_sent
 
 
-@pytest.mark.parametrize(
-    ("ask", "error"), [("info", OSError("no")), ("unacknowledged", ValueError("a closed socket has no descriptor"))]
-)
-def test_a_connection_the_kernel_says_nothing_of_is_ended_like_the_others(
-    house: House, clock: Clock, monkeypatch: pytest.MonkeyPatch, ask: str, error: Exception
-) -> None:
-    """It must not end the drain."""
-    _, transport = house.connect()
-
-    def fail(_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(kernel, ask, fail)
-    assert run_linger(house) == 1
-    assert transport.fin_sent
-    assert clock.time() < 10
+def test_finish_leaves_a_connection_without_a_transport_alone(rig: Rig) -> None:
+    """Between accept and `connection_made` there is nothing to finish."""
+    worker, transport = rig.take(made=False)
+    drain.finish(worker)
+    rig.loop.run()
+    assert worker.reason is None
+    assert transport.reading

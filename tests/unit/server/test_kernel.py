@@ -1,10 +1,11 @@
-"""What the kernel says of real TCP connections."""
+"""What the kernel says of real TCP sockets, and what is left when it says nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -12,12 +13,12 @@ from echod.server import kernel
 from tests.support.harness import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a connection over loopback."""
+    """Both ends of a connection over loopback: the server's and the client's."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -26,65 +27,117 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield server, client
 
 
-def test_the_kernel_counts_what_was_written(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Whether it was sent, or waits because the peer does not read."""
-    server, client = pair
-    assert kernel.info(server).written == 0
-    server.sendall(b"12345")
-    assert client.recv(5) == b"12345"
-    assert kernel.info(server).written == 5
-    server.setblocking(False)
-    written = 5
+class Refusing(socket.socket):
+    """A socket of a kernel that refuses all options."""
+
+    def getsockopt(self, *_: object) -> NoReturn:
+        raise OSError(errno.ENOPROTOOPT, "no such option")
+
+    def setsockopt(self, *_: object) -> NoReturn:
+        raise OSError(errno.ENOPROTOOPT, "no such option")
+
+
+class Old(socket.socket):
+    """A socket of a kernel before Linux 4.19, whose struct tcp_info ends earlier."""
+
+    def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
+        return bytes(16)
+
+
+def info(sock: socket.socket) -> kernel.Info:
+    """Return what the kernel says, which is something."""
+    told = kernel.info(sock)
+    assert told is not None
+    return told
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until the kernel takes no more; return how many bytes it took."""
+    sock.setblocking(False)
+    sent = 0
     with contextlib.suppress(BlockingIOError):
         while True:
-            written += server.send(bytes(65536))
-    assert kernel.info(server).written == written
+            sent += sock.send(bytes(65536))
+    return sent
 
 
-def test_it_measures_the_round_trip(pair: tuple[socket.socket, socket.socket]) -> None:
-    """On loopback, some microseconds and nothing sent twice."""
+def test_the_kernel_counts_what_was_written(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Bytes count whether they were sent or wait because the peer does not read."""
+    server, client = pair
+    assert info(server).written == 0
+    server.sendall(b"12345")
+    assert client.recv(5) == b"12345"
+    assert info(server).written == 5
+    written = fill(server)
+    assert info(server).written == 5 + written
+
+
+def test_the_kernel_measures_the_round_trip(pair: tuple[socket.socket, socket.socket]) -> None:
+    """It is in seconds; on loopback it takes microseconds, and no segment is sent again."""
     server, client = pair
     server.sendall(b"x")
     client.recv(1)
     until(lambda: kernel.unacknowledged(server) == 0)
-    info = kernel.info(server)
-    assert 0 < info.rtt_us < 1_000_000
-    assert info.retransmits == 0
+    told = info(server)
+    assert 0 < told.rtt < 1
+    assert told.fields() == {"rtt": told.rtt, "retrans": 0}
 
 
-def test_it_knows_that_the_peer_has_finished(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Before anybody has read that far."""
+def test_the_kernel_knows_that_the_peer_has_finished(pair: tuple[socket.socket, socket.socket]) -> None:
+    """It knows before the program has read that far."""
     server, client = pair
     client.sendall(b"unread")
-    assert not kernel.info(server).peer_finished
+    assert not info(server).peer_finished
     client.shutdown(socket.SHUT_WR)
-    until(lambda: kernel.info(server).peer_finished)
+    until(lambda: info(server).peer_finished)
 
 
-def test_what_is_not_acknowledged_is_in_the_queue(pair: tuple[socket.socket, socket.socket]) -> None:
-    """All that a peer with a full buffer has not taken."""
+def test_bytes_that_are_not_acknowledged_are_in_the_queue(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The queue shrinks when the peer reads."""
     server, client = pair
-    server.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            server.send(bytes(65536))
+    assert kernel.unacknowledged(server) == 0
+    fill(server)
     full = kernel.unacknowledged(server)
-    assert full > 0
-    until(lambda: bool(client.recv(65536)) and kernel.unacknowledged(server) < full)
+    assert full
+
+    def shrinks() -> bool:
+        left = kernel.unacknowledged(server)
+        return bool(client.recv(65536)) and left is not None and left < full
+
+    until(shrinks)
 
 
-def test_it_knows_who_waits_to_be_accepted() -> None:
-    """On a listening socket, without accepting."""
+def test_the_kernel_counts_the_connections_that_wait_to_be_accepted() -> None:
+    """They are counted, and stay where they are."""
     with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
         for waiting in range(3):
             assert kernel.queued(listener) == waiting
+            assert kernel.has_waiting(listener) == bool(waiting)
             stack.enter_context(socket.create_connection(listener.getsockname()))
         listener.accept()[0].close()
         assert kernel.queued(listener) == 2
 
 
-def test_a_reset_can_be_asked_for(pair: tuple[socket.socket, socket.socket]) -> None:
-    """The peer reads an error and not the end of the stream."""
+def test_a_waiting_connection_is_found_without_tcp_info() -> None:
+    """Whether a listener may be closed must not depend on a question that the kernel may refuse."""
+    with Refusing() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert not kernel.has_waiting(listener)
+        with socket.create_connection(listener.getsockname()):
+            assert kernel.has_waiting(listener)
+
+
+def test_the_backlog_is_what_listen_was_asked_for() -> None:
+    """The kernel is the only one to ask when another program has called listen(2)."""
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as listener:
+        assert kernel.backlog(listener) == 7
+        listener.listen(9)
+        assert kernel.backlog(listener) == 9
+
+
+def test_a_connection_can_be_closed_by_a_reset(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The peer reads an error instead of the end of the stream."""
     server, client = pair
     kernel.reset_on_close(server)
     server.close()
@@ -92,28 +145,44 @@ def test_a_reset_can_be_asked_for(pair: tuple[socket.socket, socket.socket]) -> 
         client.recv(1)
 
 
-def test_a_closed_socket_has_no_books(pair: tuple[socket.socket, socket.socket]) -> None:
-    """The caller has to expect it."""
+def test_where_a_reset_is_refused_the_connection_is_closed_by_fin(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Asking for it raises nothing."""
+    with Refusing(fileno=pair[0].detach()) as server:
+        kernel.reset_on_close(server)
+    assert pair[1].recv(1) == b""
+
+
+def test_a_closed_socket_needs_no_reset(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Asking for it raises nothing."""
     server, _ = pair
     server.close()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        kernel.info(server)
+    kernel.reset_on_close(server)
 
 
-def test_an_old_kernel_has_no_books_either(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Before Linux 4.19 the structure ended earlier; then a line goes without, and is not lost."""
-
-    class Old(socket.socket):
-        def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
-            return bytes(192)
-
-    with Old(fileno=pair[0].detach()) as old, pytest.raises(OSError, match="too short"):
-        kernel.info(old)
+QUESTIONS = [kernel.info, kernel.queued, kernel.backlog]
 
 
-def test_the_backlog_is_what_listen_was_asked_for() -> None:
-    """Of a socket that somebody else has set up, nothing else tells."""
-    with socket.create_server(("127.0.0.1", 0), backlog=7) as listener:
-        assert kernel.backlog(listener) == 7
-        listener.listen(9)
-        assert kernel.backlog(listener) == 9
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("kind", [Refusing, Old])
+def test_a_question_that_is_refused_or_answered_in_part_has_no_answer(
+    pair: tuple[socket.socket, socket.socket], kind: type[socket.socket], question: Callable[[socket.socket], object]
+) -> None:
+    """The answer is `None`, and nothing is raised."""
+    with kind(fileno=pair[0].detach()) as sock:
+        assert question(sock) is None
+
+
+@pytest.mark.parametrize("question", [*QUESTIONS, kernel.unacknowledged])
+def test_of_a_closed_socket_the_kernel_says_nothing(
+    pair: tuple[socket.socket, socket.socket], question: Callable[[socket.socket], object]
+) -> None:
+    """The answer is `None`, and nothing is raised."""
+    server, _ = pair
+    server.close()
+    assert question(server) is None
+
+
+def test_a_socket_without_a_send_queue_has_no_unacknowledged_bytes() -> None:
+    """Linux refuses SIOCOUTQ for a listening socket; the answer is `None`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert kernel.unacknowledged(listener) is None

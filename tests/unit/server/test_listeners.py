@@ -1,9 +1,8 @@
-"""All listeners together: real listening sockets that come and go, a loop that does what it is told."""
+"""All listeners together: real listening sockets that come and go, and a loop that does what it is told."""
 
 from __future__ import annotations
 
 import os
-import select
 import socket
 from contextlib import closing
 from pathlib import Path
@@ -11,121 +10,60 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from echod.config.settings import Listen
 from echod.errors import Refusal
-from echod.server.access import Access, Rules
-from echod.server.listeners import Frontend
-from echod.server.pool import Pool
-from echod.server.rejections import Rejections
-from tests.support.fakes import FakeLoop, Lines, has_ipv6
-from tests.support.harness import free_port
+from echod.server import kernel, listeners, tcp
+from echod.server.endpoint import Endpoint, Listener
+from echod.server.listeners import Listeners, adopt
+from tests.support.fakes import has_ipv6
+from tests.support.rig import Rig, listening, resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from echod.config.settings import WhenFull
-    from echod.server.acceptor import Acceptor
+    from echod.config.settings import Settings
+    from echod.server.acceptor import Acceptor, Parts
 
 ONE, OTHER, THIRD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
 
-class House:
-    """A frontend, a pool of two, and clients."""
-
-    def __init__(self) -> None:
-        self.loop = FakeLoop()
-        self.lines = Lines()
-        self.pool = Pool(self.lines.log, size=2, lifecycle="all")
-        access = Access(self.loop.asyncio, self.pool.sources, Rules(None, None, 0, None))
-        self.rejections = Rejections(self.loop.asyncio, self.lines.log)
-        self.frontend = Frontend(self.loop.asyncio, self.lines.log, self.pool, access, self.rejections)
-        self.sockets: list[socket.socket] = []
-
-    def serve(self, host: str | Sequence[str] = ONE, port: int = 0, when_full: WhenFull = "reject") -> int:
-        """Bind and serve, as a start and a reload do it; return the port of the first that is not retired."""
-        listen = settings(host, port)
-        bound = self.frontend.bind(listen)
-        self.frontend.serve(listen, bound, when_full)
-        return next(acceptor.listener.port for acceptor in self.acceptors if not acceptor.is_retired)
-
-    @property
-    def acceptors(self) -> list[Acceptor]:
-        return list(self.frontend._acceptors)
-
-    @property
-    def urls(self) -> set[str]:
-        """The names of all listeners, also of those that are retired."""
-        return {acceptor.listener.url for acceptor in self.acceptors}
-
-    @property
-    def listening(self) -> set[Any]:
-        return {acceptor.listener.sock for acceptor in self.acceptors}
-
-    @property
-    def reading(self) -> set[Any]:
-        return set(self.loop.readers)
-
-    def said(self) -> list[tuple[str, str]]:
-        """Return what has been said of listeners since the last time."""
-        said = [(line["event"], line["listener"]) for line in self.lines.lines if line["event"].startswith("listener.")]
-        self.lines.lines.clear()
-        return said
-
-    def connect(self, port: int, host: str = ONE) -> socket.socket:
-        """Return a client whose handshake is done."""
-        client = socket.create_connection((host, port), timeout=5)
-        self.sockets.append(client)
-        return client
-
-    def fill(self, port: int, host: str = ONE) -> None:
-        for _ in range(self.pool.free):
-            self.connect(port, host)
-        self.readable()
-
-    def readable(self) -> None:
-        """Let the loop find listeners readable until none is, and do what follows."""
-        while ready := [sock for sock in self.loop.readers if select.select([sock], [], [], 0)[0]]:
-            self.loop.readers[ready[0]]()
-            self.loop.run()
-
-    def finish(self) -> None:
-        """Let the oldest connection end."""
-        self.loop.transports.pop(0).receive_eof()
-        self.loop.run()
-
-    def served(self) -> list[str]:
-        """Return the listeners of the connections in use, oldest first."""
-        return [worker.listener.url for worker in self.pool.in_use.values()]
-
-    def reserve(self, hosts: Sequence[str] = (ONE,)) -> int:
-        """Return a port that is free on these hosts, and that nobody else gets: bound, not listening."""
-        port = free_port()
-        for host in hosts:
-            sock = socket.socket()
-            self.sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-        return port
-
-    def close(self) -> None:
-        self.frontend.close()
-        for transport in self.loop.transports:
-            transport.abort()
-        self.loop.run()
-        for sock in self.sockets:
-            sock.close()
-
-
 @pytest.fixture
-def house() -> Iterator[House]:
-    with closing(House()) as house:
-        yield house
+def rig(rig: Rig) -> Rig:
+    """A server of two workers."""
+    resize(rig.pool, 2)
+    return rig
 
 
-def settings(host: str | Sequence[str], port: int) -> Listen:
-    return Listen.model_validate({"host": host, "port": port, "backlog": 16})
+def acceptors(rig: Rig) -> list[Acceptor]:
+    return list(rig.listeners.acceptors)
+
+
+def urls(rig: Rig) -> set[str]:
+    """Return the URLs of all listeners, also of those that are retired."""
+    return {each.listener.url for each in acceptors(rig)}
+
+
+def socks(rig: Rig) -> set[Any]:
+    """Return the sockets of all listeners."""
+    return {each.listener.sock for each in acceptors(rig)}
+
+
+def reading(rig: Rig) -> set[Any]:
+    """Return the sockets on which the loop waits for clients."""
+    return set(rig.loop.readers)
+
+
+def logged(rig: Rig) -> list[tuple[str, str]]:
+    """Return what has been logged of listeners since the last time."""
+    logged = [(line["event"], line["listener"]) for line in rig.lines.lines if line["event"].startswith("listener.")]
+    rig.lines.lines.clear()
+    return logged
+
+
+def served(rig: Rig) -> list[str]:
+    """Return the listeners of the connections in use, oldest first."""
+    return [worker.listener for worker in rig.pool.in_use.values()]
 
 
 def url(host: str, port: int) -> str:
@@ -133,7 +71,7 @@ def url(host: str, port: int) -> str:
 
 
 def answers(port: int, host: str = ONE) -> bool:
-    """Say whether somebody listens there; whoever does finds one more in its backlog."""
+    """Connect, and return whether that succeeds; the listener has one more connection in its backlog then."""
     try:
         socket.create_connection((host, port), timeout=5).close()
     except ConnectionRefusedError:
@@ -149,150 +87,175 @@ def shared(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
-def test_at_start_all_hosts_are_listened_on(house: House) -> None:
-    """And their connections go to one pool."""
-    port = house.serve([ONE, OTHER])
-    assert house.lines.lines == [
+# A start, and reloads
+
+
+def test_at_start_all_hosts_are_listened_on(rig: Rig) -> None:
+    """Their connections go to one pool."""
+    port = rig.serve([ONE, OTHER])
+    assert rig.lines.lines == [
         {"level": "info", "event": "listener.started", "listener": url(host, port), "backlog": 16}
         for host in (ONE, OTHER)
     ]
-    house.connect(port, ONE)
-    house.connect(port, OTHER)
-    house.readable()
-    assert sorted(house.served()) == [url(ONE, port), url(OTHER, port)]
-    assert house.reading == house.listening
+    rig.connect(port, ONE)
+    rig.connect(port, OTHER)
+    rig.readable()
+    assert sorted(served(rig)) == [url(ONE, port), url(OTHER, port)]
+    assert reading(rig) == socks(rig)
 
 
-def test_nothing_is_accepted_or_said_before_it_serves(house: House) -> None:
-    """Between the two, the rest of a reload takes place."""
-    bound = house.frontend.bind(settings(ONE, 0))
-    assert (house.reading, house.lines.lines) == (set(), [])
-    assert answers(bound[0].port)
-    house.frontend.serve(settings(ONE, 0), bound, "reject")
-    house.readable()
-    assert house.pool.accepted == 1
-
-
-@pytest.mark.parametrize("named", [False, True])
-def test_what_stays_is_left_alone(house: House, *, named: bool) -> None:
-    """Whether its port is chosen by the kernel or named."""
-    port = house.serve([ONE, OTHER])
-    before = house.listening
-    house.said()
-    house.serve([OTHER, ONE], port if named else 0)
-    assert house.listening == house.reading == before
-    assert house.said() == []
+def test_nothing_is_accepted_or_logged_between_bind_and_serve(rig: Rig) -> None:
+    """Clients that connect in between are accepted afterwards."""
+    bound = rig.listeners.bind(listening(ONE))
+    assert (reading(rig), rig.lines.lines) == (set(), [])
+    assert answers(bound[0].endpoint.port)
+    rig.listeners.serve(listening(ONE), bound)
+    rig.readable()
+    assert rig.pool.accepted == 1
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_host_that_is_added_gets_the_same_port(house: House, *, named: bool) -> None:
-    """And the sockets of the others stay."""
-    port = house.serve(ONE)
-    before = house.listening
-    house.said()
-    assert house.serve([OTHER, ONE], port if named else 0) == port
-    assert house.said() == [("listener.started", url(OTHER, port))]
-    assert before < house.listening == house.reading
-    house.connect(port, OTHER)
-    house.readable()
-    assert house.served() == [url(OTHER, port)]
+def test_a_listener_that_stays_is_left_alone(rig: Rig, *, named: bool) -> None:
+    """It does not matter whether its port is named or was chosen by the kernel."""
+    port = rig.serve([ONE, OTHER])
+    before = socks(rig)
+    logged(rig)
+    rig.serve([OTHER, ONE], port if named else 0)
+    assert socks(rig) == reading(rig) == before
+    assert logged(rig) == []
 
 
-def test_a_host_that_is_taken_out_is_closed(house: House) -> None:
-    """The other one serves on."""
-    port = house.serve([ONE, OTHER])
-    house.said()
-    house.serve(OTHER)
-    assert house.said() == [("listener.stopped", url(ONE, port))]
+@pytest.mark.parametrize("named", [False, True])
+def test_a_host_that_is_added_gets_the_same_port(rig: Rig, *, named: bool) -> None:
+    """The sockets of the others stay."""
+    port = rig.serve(ONE)
+    before = socks(rig)
+    logged(rig)
+    assert rig.serve([OTHER, ONE], port if named else 0) == port
+    assert logged(rig) == [("listener.started", url(OTHER, port))]
+    assert before < socks(rig) == reading(rig)
+    rig.connect(port, OTHER)
+    rig.readable()
+    assert served(rig) == [url(OTHER, port)]
+
+
+def test_a_host_that_is_removed_is_closed(rig: Rig) -> None:
+    """The other one goes on."""
+    port = rig.serve([ONE, OTHER])
+    logged(rig)
+    rig.serve(OTHER)
+    assert logged(rig) == [("listener.stopped", url(ONE, port))]
     assert not answers(port, ONE)
     assert answers(port, OTHER)
 
 
-def test_a_port_is_moved_without_a_moment_without_one(house: House) -> None:
+def test_a_port_changes_without_a_moment_without_a_listener(rig: Rig) -> None:
     """The new one is bound before the old one is closed."""
-    old = house.serve(ONE)
-    new = house.reserve()
-    house.said()
-    bound = house.frontend.bind(settings(ONE, new))
+    old = rig.serve(ONE)
+    new = rig.reserve()
+    logged(rig)
+    bound = rig.listeners.bind(listening(ONE, new))
     assert answers(old)
     assert answers(new)
-    house.readable()
-    house.frontend.serve(settings(ONE, new), bound, "reject")
-    assert house.said() == [("listener.started", url(ONE, new)), ("listener.stopped", url(ONE, old))]
+    rig.readable()
+    rig.listeners.serve(listening(ONE, new), bound)
+    assert logged(rig) == [("listener.started", url(ONE, new)), ("listener.stopped", url(ONE, old))]
     assert not answers(old)
-    assert house.reading == house.listening == {bound[0].sock}
+    assert reading(rig) == socks(rig) == {bound[0].sock}
 
 
-def test_open_connections_survive_a_move(house: House) -> None:
-    """They have come in; where, does not matter any more."""
-    old = house.serve(ONE)
-    client = house.connect(old)
-    house.readable()
-    house.serve(ONE, house.reserve())
-    house.loop.transports[0].receive(b"still here")
-    assert house.loop.transports[0].taken == b"still here"
+def test_open_connections_survive_a_change_of_the_port(rig: Rig) -> None:
+    """They keep the URL of the listener by which they came in."""
+    old = rig.serve(ONE)
+    client = rig.connect(old)
+    rig.readable()
+    rig.serve(ONE, rig.reserve())
+    rig.loop.transports[0].receive(b"still here")
+    assert rig.loop.transports[0].taken == b"still here"
     assert client.fileno() >= 0
-    assert house.served() == [url(ONE, old)]
+    assert served(rig) == [url(ONE, old)]
 
 
-def test_who_is_in_the_backlog_of_a_port_that_moves_is_served(house: House) -> None:
-    """It is connected, and would get a reset."""
-    old = house.serve(ONE)
-    house.connect(old)
-    new = house.serve(ONE, house.reserve())
-    assert house.urls == {url(ONE, old), url(ONE, new)}
-    house.said()
-    house.readable()
-    assert house.said() == [("listener.stopped", url(ONE, old))]
-    assert house.served() == [url(ONE, old)]
-    assert house.urls == {url(ONE, new)}
+def test_clients_in_the_backlog_of_the_old_port_are_served(rig: Rig) -> None:
+    """They are connected, and would get a reset."""
+    old = rig.serve(ONE)
+    rig.connect(old)
+    new = rig.serve(ONE, rig.reserve())
+    assert urls(rig) == {url(ONE, old), url(ONE, new)}
+    assert rig.listeners.urls == [url(ONE, new)]
+    logged(rig)
+    rig.readable()
+    assert logged(rig) == [("listener.stopped", url(ONE, old))]
+    assert served(rig) == [url(ONE, old)]
+    assert urls(rig) == {url(ONE, new)}
 
 
-def test_a_port_that_the_kernel_chose_stays_when_every_host_changes(house: House) -> None:
-    """It is the daemon's port, and not that of an address."""
-    port = house.serve()
+def test_a_port_that_the_kernel_chose_stays_when_every_host_changes(rig: Rig) -> None:
+    """It is the port of the daemon, not of an address."""
+    port = rig.serve()
     for hosts in (OTHER, (ONE, THIRD), OTHER):
-        assert house.serve(hosts) == port
+        assert rig.serve(hosts) == port
 
 
-def test_from_a_named_port_to_any_the_kernel_chooses(house: House) -> None:
-    """A named port is not one that it chose."""
-    port = house.reserve()
-    house.serve(ONE, port)
-    chosen = house.serve(ONE, 0)
+def test_from_a_named_port_to_any_port_the_kernel_chooses_one(rig: Rig) -> None:
+    """It chooses once; the named port is not its choice."""
+    port = rig.reserve()
+    rig.serve(ONE, port)
+    chosen = rig.serve(ONE, 0)
     assert chosen != port
-    assert house.urls == {url(ONE, chosen)}
-    assert house.serve(ONE, 0) == chosen
+    assert urls(rig) == {url(ONE, chosen)}
+    assert rig.serve(ONE, 0) == chosen
 
 
-def test_a_refusal_changes_nothing(house: House) -> None:
-    """Neither what is listened on nor what is open, and nothing is said."""
-    port = house.serve([ONE, OTHER])
-    house.connect(port)
-    taken = house.reserve([ONE, OTHER])
-    house.sockets[-1].listen()
-    house.said()
-    before = house.listening, house.reading, descriptors()
+def test_a_named_port_replaces_the_one_that_the_kernel_chose(rig: Rig) -> None:
+    """With port 0 again, the kernel chooses anew."""
+    chosen = rig.serve(ONE, 0)
+    named = rig.serve(ONE, rig.reserve())
+    with socket.create_server((ONE, chosen)):  # free for other programs
+        assert rig.serve(ONE, 0) not in (chosen, named)
+
+
+# Refused
+
+
+def test_a_refusal_changes_nothing(rig: Rig) -> None:
+    """The same sockets listen, no descriptor is left open, and nothing is logged."""
+    port = rig.serve([ONE, OTHER])
+    rig.connect(port)
+    taken = rig.reserve(ONE, OTHER)
+    rig.sockets[-1].listen()
+    logged(rig)
+    before = socks(rig), reading(rig), descriptors()
     with pytest.raises(Refusal) as caught:
-        house.frontend.bind(settings([ONE, OTHER], taken))
+        rig.listeners.bind(listening([ONE, OTHER], taken))
     assert caught.value.lines == (f"echod: {url(OTHER, taken)}: address in use",)
     assert caught.value.exit_code == os.EX_UNAVAILABLE
-    assert (house.listening, house.reading, descriptors()) == before
-    assert house.said() == []
-    assert not any(map(shared, house.listening))
-    house.readable()
-    assert house.served() == [url(ONE, port)]
+    assert (socks(rig), reading(rig), descriptors()) == before
+    assert logged(rig) == []
+    assert not any(map(shared, socks(rig)))
+    rig.readable()
+    assert served(rig) == [url(ONE, port)]
 
 
-def test_a_refused_overlap_changes_nothing(house: House) -> None:
-    """Nobody else may bind what is there, neither then nor later."""
-    port = house.serve(ONE, house.reserve([ONE, OTHER]))
-    house.sockets[-1].listen()
-    before = house.listening, house.reading, descriptors()
+def test_a_refusal_does_not_change_the_port_that_the_kernel_chose(rig: Rig) -> None:
+    """The next reload with port 0 keeps it."""
+    port = rig.serve(ONE)
+    taken = rig.reserve()
+    rig.sockets[-1].listen()
     with pytest.raises(Refusal):
-        house.frontend.bind(settings("0.0.0.0", port))  # noqa: S104 - for a moment
-    assert (house.listening, house.reading, descriptors()) == before
-    assert not any(map(shared, house.listening))
+        rig.serve(ONE, taken)
+    assert rig.serve(OTHER) == port
+
+
+def test_a_refused_overlap_changes_nothing(rig: Rig) -> None:
+    """No other program may bind the listener's address, neither at that time nor later."""
+    port = rig.serve(ONE, rig.reserve(ONE, OTHER))
+    rig.sockets[-1].listen()
+    before = socks(rig), reading(rig), descriptors()
+    with pytest.raises(Refusal):
+        rig.listeners.bind(listening("0.0.0.0", port))  # noqa: S104 - for a moment
+    assert (socks(rig), reading(rig), descriptors()) == before
+    assert not any(map(shared, socks(rig)))
     assert answers(port)
 
 
@@ -306,243 +269,486 @@ def test_a_refused_overlap_changes_nothing(house: House) -> None:
         pytest.param([ONE, "::1"], "*", "tcp://[::]:{}", marks=needs_ipv6),
     ],
 )
-def test_a_host_may_be_changed_for_one_that_overlaps(
-    house: House, before: str | list[str], after: str, url_after: str
+def test_a_host_may_be_replaced_by_one_that_overlaps(
+    rig: Rig, before: str | list[str], after: str, url_after: str
 ) -> None:
-    """On the same port, without a moment without one; and after that, nobody else may share it."""
-    port = house.serve(before, house.reserve([ONE]))
-    bound = house.frontend.bind(settings(after, port))
+    """The port has a listener at each moment, and afterwards no other program may bind it."""
+    port = rig.serve(before, rig.reserve(ONE))
+    bound = rig.listeners.bind(listening(after, port))
     assert answers(port)
-    house.readable()
-    house.frontend.serve(settings(after, port), bound, "reject")
-    house.readable()
-    assert house.urls == {url_after.format(port)}
-    assert not any(map(shared, house.listening))
-    served = house.pool.accepted
-    house.connect(port)
-    house.readable()
-    assert house.pool.accepted == served + 1
+    rig.readable()
+    rig.listeners.serve(listening(after, port), bound)
+    rig.readable()
+    assert urls(rig) == {url_after.format(port)}
+    assert not any(map(shared, socks(rig)))
+    accepted = rig.pool.accepted
+    rig.connect(port)
+    rig.readable()
+    assert rig.pool.accepted == accepted + 1
 
 
-def test_a_move_back_revives_who_has_not_gone_yet(house: House) -> None:
-    """Its socket and those who wait there stay; the port between is closed."""
-    first = house.serve(ONE, house.reserve(), "wait")
-    sock = house.acceptors[0].listener.sock
-    house.fill(first)
-    house.connect(first)
-    second = house.serve(ONE, house.reserve(), "wait")
-    assert [acceptor.listener.port for acceptor in house.acceptors if acceptor.is_retired] == [first]
-    house.said()
-    house.serve(ONE, first, "wait")
-    assert house.said() == [("listener.stopped", url(ONE, second))]
-    assert house.listening == {sock}
-    assert not house.acceptors[0].is_retired
-    house.finish()
-    house.readable()
-    assert sorted(house.pool.in_use) == [2, 3]
-    house.finish()
-    assert house.listening == {sock}
-    house.connect(first)
-    house.readable()
-    assert sorted(house.pool.in_use) == [3, 4]
+# Retired, and revived
 
 
-def test_a_host_that_comes_back_serves_who_waits_there(house: House) -> None:
-    """Also if the kernel has chosen the port."""
-    port = house.serve([ONE, OTHER], 0, "wait")
-    house.fill(port, ONE)
-    house.connect(port, OTHER)
-    house.serve(ONE, 0, "wait")
-    assert house.serve([ONE, OTHER], 0, "wait") == port
-    house.connect(port, OTHER)
+def test_a_change_back_revives_a_listener_that_still_has_waiting_clients(rig: Rig) -> None:
+    """Its socket stays, with the clients in its backlog. The port used in between is closed."""
+    first = rig.serve(ONE, rig.reserve(), "wait")
+    sock = acceptors(rig)[0].listener.sock
+    rig.fill(first)
+    rig.connect(first)
+    second = rig.serve(ONE, rig.reserve(), "wait")
+    assert [each.listener.endpoint.port for each in acceptors(rig) if each.is_retired] == [first]
+    logged(rig)
+    rig.serve(ONE, first, "wait")
+    assert logged(rig) == [("listener.stopped", url(ONE, second))]
+    assert socks(rig) == {sock}
+    assert not acceptors(rig)[0].is_retired
+    rig.finish()
+    rig.readable()
+    assert sorted(rig.pool.in_use) == [2, 3]
+    rig.finish()
+    assert socks(rig) == {sock}
+    rig.connect(first)
+    rig.readable()
+    assert sorted(rig.pool.in_use) == [3, 4]
+
+
+@pytest.mark.parametrize("refused", ["listen", "getsockopt"])
+def test_a_kernel_that_refuses_a_call_does_not_break_a_reload(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Once all is bound, nothing fails: a listener is retired, revived and closed without listen(2) and TCP_INFO."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("not here")
+
+    first = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(first)
+    rig.connect(first)
+    second = rig.reserve()
+    bound = rig.listeners.bind(listening(ONE, second, "wait"))
+    monkeypatch.setattr(socket.socket, refused, refuse)
+    rig.listeners.serve(listening(ONE, second, "wait"), bound)
+    assert rig.listeners.urls == [url(ONE, second)]
+    rig.listeners.serve(listening(ONE, first, "wait"), [])
+    assert rig.listeners.urls == [url(ONE, first)]
+    rig.finish()
+    rig.readable()
+    assert sorted(rig.pool.in_use) == [2, 3]
+    rig.listeners.close()
+    assert urls(rig) == set()
+
+
+def test_a_host_that_comes_back_serves_the_clients_that_wait_there(rig: Rig) -> None:
+    """This holds also if the kernel has chosen the port."""
+    port = rig.serve([ONE, OTHER], 0, "wait")
+    rig.fill(port, ONE)
+    rig.connect(port, OTHER)
+    rig.serve(ONE, 0, "wait")
+    assert rig.serve([ONE, OTHER], 0, "wait") == port
+    rig.connect(port, OTHER)
     for _ in range(2):
-        house.finish()
-        house.readable()
-    assert house.served() == [url(OTHER, port)] * 2
+        rig.finish()
+        rig.readable()
+    assert served(rig) == [url(OTHER, port)] * 2
 
 
-def test_a_port_that_the_kernel_chose_is_not_left_for_a_retired_one(house: House) -> None:
-    """Whichever of the two has had its turn last."""
-    named = house.serve(ONE, house.reserve(), "wait")
-    house.fill(named)
+def test_a_port_that_the_kernel_chose_is_kept_beside_a_retired_listener(rig: Rig) -> None:
+    """It does not matter which of the two has accepted last."""
+    named = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(named)
     for _ in range(4):
-        house.connect(named)
-    chosen = house.serve(ONE, 0, "wait")
+        rig.connect(named)
+    chosen = rig.serve(ONE, 0, "wait")
     for _ in range(3):
-        assert house.serve(ONE, 0, "wait") == chosen
-        assert house.urls == {url(ONE, named), url(ONE, chosen)}
-        house.finish()
-        house.readable()
+        assert rig.serve(ONE, 0, "wait") == chosen
+        assert urls(rig) == {url(ONE, named), url(ONE, chosen)}
+        rig.finish()
+        rig.readable()
 
 
-def test_a_retired_one_ends_when_all_who_waited_are_served(house: House) -> None:
-    """Until then it has its turns, beside those that stay."""
-    old = house.serve(ONE, house.reserve(), "wait")
-    house.fill(old)
+def test_a_retired_listener_ends_when_all_its_waiting_clients_are_served(rig: Rig) -> None:
+    """Until then it takes turns with the others."""
+    old = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(old)
     for _ in range(2):
-        house.connect(old)
-    new = house.serve(ONE, house.reserve(), "wait")
-    house.said()
+        rig.connect(old)
+    new = rig.serve(ONE, rig.reserve(), "wait")
+    logged(rig)
     for _ in range(2):
-        assert house.urls == {url(ONE, old), url(ONE, new)}
-        house.finish()
-        house.readable()
-    assert house.said() == [("listener.stopped", url(ONE, old))]
-    assert house.served() == [url(ONE, old)] * 2
-    assert house.urls == {url(ONE, new)}
+        assert urls(rig) == {url(ONE, old), url(ONE, new)}
+        rig.finish()
+        rig.readable()
+    assert logged(rig) == [("listener.stopped", url(ONE, old))]
+    assert served(rig) == [url(ONE, old)] * 2
+    assert urls(rig) == {url(ONE, new)}
 
 
-def test_a_retired_one_that_nobody_wants_stays_retired(house: House) -> None:
-    """Through as many reloads as it takes, and it is stopped once."""
-    old = house.serve(ONE, house.reserve(), "wait")
-    house.fill(old)
-    house.connect(old)
-    new = house.serve(ONE, house.reserve(), "wait")
-    house.said()
+def test_a_retired_listener_stays_retired_through_further_reloads(rig: Rig) -> None:
+    """It is logged as stopped once, when it has ended."""
+    old = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(old)
+    rig.connect(old)
+    new = rig.serve(ONE, rig.reserve(), "wait")
+    logged(rig)
     for _ in range(3):
-        assert house.serve(ONE, new, "wait") == new
-        assert house.urls == {url(ONE, old), url(ONE, new)}
-    assert house.said() == []
-    house.finish()
-    house.readable()
-    assert house.said() == [("listener.stopped", url(ONE, old))]
+        assert rig.serve(ONE, new, "wait") == new
+        assert urls(rig) == {url(ONE, old), url(ONE, new)}
+    assert logged(rig) == []
+    rig.finish()
+    rig.readable()
+    assert logged(rig) == [("listener.stopped", url(ONE, old))]
 
 
-def test_from_wait_to_reject_who_waits_is_refused(house: House) -> None:
-    """The pool tells nobody any more when a worker is free."""
-    port = house.serve(ONE, 0, "wait")
-    house.fill(port)
-    client = house.connect(port)
-    house.readable()
-    assert house.reading == set()
-    assert house.pool.when_free
-    house.serve(ONE, 0, "reject")
-    assert house.pool.when_free is None
-    house.readable()
+def test_acceptors_include_those_that_are_retired(rig: Rig) -> None:
+    """They are gone when they have ended."""
+    old = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(old)
+    rig.connect(old)
+    new = rig.serve(ONE, rig.reserve(), "wait")
+    states = {each.listener.endpoint.port: each.state for each in acceptors(rig)}
+    assert states == {old: "retired", new: "waiting"}
+
+
+# A full pool
+
+
+def test_from_wait_to_reject_waiting_clients_are_refused(rig: Rig) -> None:
+    """The pool does not resume the acceptors any more."""
+    port = rig.serve(ONE, 0, "wait")
+    rig.fill(port)
+    client = rig.connect(port)
+    rig.readable()
+    assert reading(rig) == set()
+    assert rig.pool.when_free
+    rig.serve(ONE, 0, "reject")
+    assert rig.pool.when_free is None
+    rig.readable()
     assert client.recv(1) == b""
-    assert house.rejections.count == {"pool_full": 1}
-    assert house.reading == house.listening
+    assert rig.rejections.count == {"pool_full": 1}
+    assert reading(rig) == socks(rig)
 
 
-def test_from_reject_to_wait_who_comes_waits(house: House) -> None:
-    """And is served as soon as a worker is free."""
-    port = house.serve([ONE, OTHER])
-    house.fill(port)
-    assert house.pool.when_free is None
-    house.serve([ONE, OTHER], 0, "wait")
-    house.connect(port)
-    house.connect(port, OTHER)
-    house.readable()
-    assert house.reading == set()
-    assert house.rejections.count == {}
+def test_from_reject_to_wait_clients_wait(rig: Rig) -> None:
+    """They are served as soon as a worker is free."""
+    port = rig.serve([ONE, OTHER])
+    rig.fill(port)
+    assert rig.pool.when_free is None
+    rig.serve([ONE, OTHER], 0, "wait")
+    rig.connect(port)
+    rig.connect(port, OTHER)
+    rig.readable()
+    assert reading(rig) == set()
+    assert rig.rejections.count == {}
     for _ in range(2):
-        house.finish()
-        house.readable()
-    assert sorted(house.pool.in_use) == [3, 4]
-    assert sorted(house.served()) == [url(ONE, port), url(OTHER, port)]
+        rig.finish()
+        rig.readable()
+    assert sorted(rig.pool.in_use) == [3, 4]
+    assert sorted(served(rig)) == [url(ONE, port), url(OTHER, port)]
 
 
-def test_a_retired_one_of_wait_refuses_with_reject(house: House) -> None:
-    """Nobody waits any more, also not there."""
-    old = house.serve(ONE, house.reserve(), "wait")
-    house.fill(old)
-    client = house.connect(old)
-    new = house.reserve()
-    house.serve(ONE, new, "reject")
-    house.readable()
+def test_from_wait_to_reject_a_retired_listener_refuses_too(rig: Rig) -> None:
+    """No client waits any more."""
+    old = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(old)
+    client = rig.connect(old)
+    new = rig.reserve()
+    rig.serve(ONE, new, "reject")
+    rig.readable()
     assert client.recv(1) == b""
-    assert house.urls == {url(ONE, new)}
+    assert urls(rig) == {url(ONE, new)}
 
 
-def test_a_pool_that_has_grown_is_used_at_once(house: House) -> None:
-    """Those who wait need no connection to end first."""
-    port = house.serve(ONE, 0, "wait")
-    house.fill(port)
-    house.connect(port)
-    house.readable()
-    house.pool.resize(3, house.pool.make(1))
-    house.serve(ONE, 0, "wait")
-    house.readable()
-    assert sorted(house.pool.in_use) == [1, 2, 3]
+def test_a_pool_that_has_grown_serves_waiting_clients_at_once(rig: Rig) -> None:
+    """No connection has to end first."""
+    port = rig.serve(ONE, 0, "wait")
+    rig.fill(port)
+    rig.connect(port)
+    rig.readable()
+    resize(rig.pool, 3)
+    rig.serve(ONE, 0, "wait")
+    rig.readable()
+    assert sorted(rig.pool.in_use) == [1, 2, 3]
 
 
-def test_waiting_clients_are_served_by_turns(house: House) -> None:
-    """Were it always the same listener that is told first, it would starve the rest."""
+def test_listeners_with_waiting_clients_take_turns(rig: Rig) -> None:
+    """If the same listener always resumed first, the others would starve."""
     hosts = [ONE, OTHER, THIRD]
-    port = house.serve(hosts, 0, "wait")
-    house.fill(port)
+    port = rig.serve(hosts, 0, "wait")
+    rig.fill(port)
     for host in hosts:
         for _ in range(3):
-            house.connect(port, host)
-    house.readable()
-    assert house.reading == set()
+            rig.connect(port, host)
+    rig.readable()
+    assert reading(rig) == set()
     order = []
     for _ in range(9):
-        house.finish()
-        house.readable()
-        order.append(house.served()[-1])
+        rig.finish()
+        rig.readable()
+        order.append(served(rig)[-1])
     turns = [set(order[begin : begin + 3]) for begin in (0, 3, 6)]
     assert turns == [{url(host, port) for host in hosts}] * 3
 
 
-def test_close_stops_all(house: House) -> None:
-    """Who is in a backlog is served as far as there are workers; nobody is told of free ones any more."""
-    port = house.serve([ONE, OTHER], 0, "wait")
-    house.connect(port, OTHER)
-    house.said()
-    before = list(house.listening)
-    house.frontend.close()
-    house.loop.run()
-    assert house.lines.events("listener.stopped") == [
+# The end
+
+
+def test_close_stops_all_listeners(rig: Rig) -> None:
+    """Clients in a backlog are served as far as there are workers. Closing again does nothing."""
+    port = rig.serve([ONE, OTHER], 0, "wait")
+    rig.connect(port, OTHER)
+    logged(rig)
+    before = list(socks(rig))
+    rig.listeners.close()
+    rig.loop.run()
+    assert rig.lines.events("listener.stopped") == [
         {"level": "info", "event": "listener.stopped", "listener": url(host, port), "backlog": 16}
         for host in (ONE, OTHER)
     ]
-    assert house.served() == [url(OTHER, port)]
+    assert served(rig) == [url(OTHER, port)]
     assert [sock.fileno() for sock in before] == [-1, -1]
-    assert (house.listening, house.reading, house.pool.when_free) == (set(), set(), None)
-    house.said()
-    house.frontend.close()
-    assert house.said() == []
+    assert (socks(rig), reading(rig), rig.pool.when_free) == (set(), set(), None)
+    logged(rig)
+    rig.listeners.close()
+    assert logged(rig) == []
 
 
-def test_close_stops_those_that_are_retired_too(house: House) -> None:
-    """Each is said to have stopped, once."""
-    old = house.serve(ONE, house.reserve(), "wait")
-    house.fill(old)
-    house.connect(old)
-    new = house.serve(ONE, house.reserve(), "wait")
-    house.said()
-    house.frontend.close()
-    assert sorted(house.said()) == sorted(("listener.stopped", url(ONE, port)) for port in (old, new))
-    assert (house.acceptors, house.reading, house.loop.timers) == ([], set(), 0)
+def test_close_stops_retired_listeners_too(rig: Rig) -> None:
+    """Each is logged as stopped once."""
+    old = rig.serve(ONE, rig.reserve(), "wait")
+    rig.fill(old)
+    rig.connect(old)
+    new = rig.serve(ONE, rig.reserve(), "wait")
+    logged(rig)
+    rig.listeners.close()
+    assert sorted(logged(rig)) == sorted(("listener.stopped", url(ONE, port)) for port in (old, new))
+    assert (acceptors(rig), reading(rig), rig.loop.timers) == ([], set(), 0)
     assert not answers(old)
 
 
-def test_close_before_it_has_served_does_nothing(house: House) -> None:
-    """As when the start is refused."""
-    house.frontend.close()
-    assert house.lines.lines == []
+def test_close_before_a_start_does_nothing(rig: Rig) -> None:
+    """A start may be refused."""
+    rig.listeners.close()
+    assert rig.lines.lines == []
 
 
-def test_pauses_of_all_add_up_also_when_they_are_gone(house: House) -> None:
+def test_pauses_of_closed_listeners_still_count(rig: Rig) -> None:
     """A counter never goes back."""
-    house.serve([ONE, OTHER])
-    for number, each in enumerate(house.frontend.acceptors, 1):
+    rig.serve([ONE, OTHER])
+    for number, each in enumerate(acceptors(rig), 1):
         each.paused_seconds = float(number)
-    assert house.frontend.paused_seconds == 3.0
-    house.serve(OTHER)
-    assert house.frontend.paused_seconds == 3.0
-    house.acceptors[0].paused_seconds += 0.5
-    assert house.frontend.paused_seconds == 3.5
-    house.frontend.close()
-    assert house.frontend.paused_seconds == 3.5
+    assert rig.listeners.paused_seconds == 3.0
+    rig.serve(OTHER)
+    assert rig.listeners.paused_seconds == 3.0
+    acceptors(rig)[0].paused_seconds += 0.5
+    assert rig.listeners.paused_seconds == 3.5
+    rig.listeners.close()
+    assert rig.listeners.paused_seconds == 3.5
 
 
-def test_acceptors_are_all_there_are(house: House) -> None:
-    """Also those that are retired and have not gone yet."""
-    old = house.serve(ONE, house.reserve(), "wait")
-    house.fill(old)
-    house.connect(old)
-    new = house.serve(ONE, house.reserve(), "wait")
-    states = {acceptor.listener.port: acceptor.state for acceptor in house.frontend.acceptors}
-    assert states == {old: "retired", new: "waiting"}
+# A further kind of listener
+
+
+class Fake:
+    """A kind that listens on one port of its own, and adopts Unix sockets."""
+
+    def __init__(self) -> None:
+        self.wanted: list[Endpoint] = [Endpoint("fake", THIRD, 0)]
+        self.refused = False
+        self.asked = 0
+
+    def endpoints(self, _: Settings) -> list[Endpoint]:
+        return self.wanted
+
+    def bind(
+        self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener]
+    ) -> list[Listener]:
+        self.asked += 1
+        if self.refused:
+            raise Refusal("echod: fake://here: address in use", exit_code=os.EX_UNAVAILABLE)
+        return tcp.bind(endpoints, backlog=backlog, reuse_port=reuse_port, beside=beside)
+
+    def adopt(self, sock: socket.socket) -> Listener | None:
+        if sock.family != socket.AF_UNIX:
+            return None
+        return Listener(Endpoint("fake", "unix", 0), sock, "fake://unix", None, inherited=True)
+
+    def acceptor(self, parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
+        return tcp.acceptor(parts, listener, waits=waits)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A second kind, after TCP."""
+    fake = Fake()
+    monkeypatch.setitem(listeners.KINDS, "fake", fake)
+    return fake
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_further_kind_of_listener_is_one_object_in_the_list_of_kinds(rig: Rig) -> None:
+    """It is bound, logged and accepted on like TCP, and its connections go to the same pool."""
+    port = rig.serve(ONE)
+    other = rig.port("fake")
+    assert logged(rig) == [("listener.started", url(ONE, port)), ("listener.started", f"fake://{THIRD}:{other}")]
+    assert rig.listeners.urls == [f"fake://{THIRD}:{other}", url(ONE, port)]
+    rig.connect(port)
+    rig.connect(other, THIRD)
+    rig.readable()
+    assert sorted(served(rig)) == [f"fake://{THIRD}:{other}", url(ONE, port)]
+    rig.listeners.close()
+    assert sorted(logged(rig)) == sorted(
+        [("listener.stopped", url(ONE, port)), ("listener.stopped", f"fake://{THIRD}:{other}")]
+    )
+
+
+@pytest.mark.usefixtures("fake")
+def test_each_kind_keeps_the_port_that_the_kernel_chose_for_it(rig: Rig) -> None:
+    """A reload that names the port of one kind leaves the other's as it is."""
+    port = rig.serve(ONE)
+    other = rig.port("fake")
+    assert (rig.serve(OTHER), rig.port("fake")) == (port, other)
+    named = rig.reserve()
+    assert (rig.serve(ONE, named), rig.port("fake")) == (named, other)
+
+
+def test_the_same_host_and_port_of_another_kind_is_another_endpoint(rig: Rig, fake: Fake) -> None:
+    """A reload that moves an address from one kind to the other closes the one and opens the other."""
+    fake.wanted = []
+    port = rig.serve([ONE, OTHER], rig.reserve(ONE, OTHER))
+    fake.wanted = [Endpoint("fake", OTHER, port)]
+    logged(rig)
+    rig.serve(ONE, port)
+    assert logged(rig) == [("listener.started", f"fake://{OTHER}:{port}"), ("listener.stopped", url(OTHER, port))]
+    assert rig.listeners.urls == [f"fake://{OTHER}:{port}", url(ONE, port)]
+
+
+def test_a_kind_that_is_not_wanted_any_more_is_retired(rig: Rig, fake: Fake) -> None:
+    """The others go on."""
+    port = rig.serve(ONE)
+    other = rig.port("fake")
+    logged(rig)
+    fake.wanted = []
+    rig.serve(ONE)
+    assert logged(rig) == [("listener.stopped", f"fake://{THIRD}:{other}")]
+    assert rig.listeners.urls == [url(ONE, port)]
+
+
+def test_if_a_later_kind_is_refused_those_before_it_are_closed_again(rig: Rig, fake: Fake) -> None:
+    """All kinds are bound or none, and a later reload finds everything as it was."""
+    port = rig.serve(ONE)
+    other = rig.port("fake")
+    new = rig.reserve(ONE, OTHER)
+    logged(rig)
+    before = socks(rig), reading(rig), descriptors()
+    fake.refused = True
+    with pytest.raises(Refusal, match="fake://here"):
+        rig.listeners.bind(listening([ONE, OTHER], new))
+    assert (socks(rig), reading(rig), descriptors()) == before
+    assert (logged(rig), rig.listeners.urls) == ([], [f"fake://{THIRD}:{other}", url(ONE, port)])
+    assert not answers(new)
+    fake.refused = False
+    assert (rig.serve(ONE), rig.port("fake")) == (port, other)
+
+
+def test_if_an_earlier_kind_is_refused_later_ones_are_not_bound(rig: Rig, fake: Fake) -> None:
+    """The first refusal is enough."""
+    taken = rig.reserve()
+    rig.sockets[-1].listen()
+    with pytest.raises(Refusal, match="address in use"):
+        rig.listeners.bind(listening(ONE, taken))
+    assert fake.asked == 0
+
+
+# Sockets that systemd hands over
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "problem"),
+    [
+        (socket.AF_INET, socket.SOCK_STREAM, "does not listen: the socket unit needs Accept=no"),
+        (socket.AF_INET, socket.SOCK_DGRAM, "no TCP socket: the socket unit needs ListenStream= with a port"),
+        (socket.AF_UNIX, socket.SOCK_STREAM, "no TCP socket: the socket unit needs ListenStream= with a port"),
+        (None, None, "no TCP socket: the socket unit needs ListenStream= with a port"),
+    ],
+)
+def test_a_descriptor_that_no_kind_can_serve_on_is_refused(family: int | None, kind: int | None, problem: str) -> None:
+    """The line names the descriptor, and says what the socket unit needs. A socket is closed."""
+    fd = os.open(os.devnull, os.O_RDONLY) if family is None else socket.socket(family, kind or 0).detach()
+    with pytest.raises(Refusal) as caught:
+        adopt(fd, "echod.socket")
+    if family is None:
+        os.close(fd)
+    else:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    assert caught.value.lines == (f"echod: echod.socket (descriptor {fd}): {problem}",)
+    assert caught.value.exit_code == os.EX_CONFIG
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_descriptor_is_adopted_by_the_first_kind_that_knows_it() -> None:
+    """A socket that TCP leaves alone is offered to the next kind."""
+    listener = adopt(socket.socket(socket.AF_UNIX).detach(), "echod.socket")
+    with listener.sock:
+        assert (listener.url, listener.inherited) == ("fake://unix", True)
+    with socket.create_server((ONE, 0)) as sock:
+        listener = adopt(os.dup(sock.fileno()), "echod.socket")
+        with listener.sock:
+            assert listener.url == url(*sock.getsockname())
+
+
+@pytest.fixture
+def theirs() -> Iterator[socket.socket]:
+    """A listening socket as systemd holds it."""
+    with socket.create_server((ONE, 0)) as sock:
+        yield sock
+
+
+def inherit(rig: Rig, *theirs: socket.socket) -> None:
+    """Hand these over, as systemd does at start."""
+    rig.listeners = Listeners(rig.parts, inherited=[adopt(os.dup(sock.fileno()), "echod.socket") for sock in theirs])
+
+
+def test_inherited_listeners_replace_those_of_the_settings(rig: Rig, theirs: socket.socket) -> None:
+    """At start and at each reload, nothing is bound and nothing closed, whatever the settings want."""
+    port = theirs.getsockname()[1]
+    inherit(rig, theirs)
+    for number, (hosts, wanted) in enumerate([(OTHER, 0), ([ONE, OTHER], 1), (ONE, port)], 1):
+        rig.serve(hosts, wanted)
+        assert rig.listeners.urls == [url(ONE, port)]
+        rig.connect(port)
+        rig.readable()
+        assert rig.pool.accepted == number
+        rig.finish()
+    assert logged(rig) == [("listener.started", url(ONE, port))]
+
+
+def test_clients_of_an_inherited_listener_wait_for_the_next_process(rig: Rig, theirs: socket.socket) -> None:
+    """A daemon that stops accepts none that it might have to cut, and refuses none: systemd holds the socket too."""
+    port = theirs.getsockname()[1]
+    inherit(rig, theirs)
+    rig.serve()
+    rig.connect(port)
+    rig.listeners.close()
+    rig.connect(port)
+    assert rig.pool.accepted == 0
+    with closing(Rig()) as following:
+        inherit(following, theirs)
+        following.serve()
+        following.readable()
+        assert following.pool.accepted == 2
+
+
+def test_an_inherited_listener_is_served_where_the_kernel_does_not_tell_its_backlog(
+    rig: Rig, theirs: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has no backlog then."""
+    monkeypatch.setattr(kernel, "_tcp_info", lambda *_: None)
+    inherit(rig, theirs)
+    for _ in range(2):
+        rig.serve()
+    rig.connect(theirs.getsockname()[1])
+    rig.readable()
+    assert rig.pool.accepted == 1
+    assert [line["backlog"] for line in rig.lines.events("listener.started")] == [None]

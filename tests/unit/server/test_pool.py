@@ -1,76 +1,39 @@
-"""The pool: seats taken and given back, and the books."""
+"""The pool: workers taken and given back, and the books."""
 
 from __future__ import annotations
 
 import errno
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from echod.server import addresses, kernel
-from echod.server import pool as pool_module
-from echod.server.pool import REASONS, Pool, _reason, peer
-from tests.support.fakes import FakeListener, FakeLoop, FakeTransport, Lines, sockets
+from echod.server import kernel
+from echod.server.endpoint import Peer
+from echod.server.pool import CLOSE_REASONS, Pool, _reason
+from tests.support.fakes import Clock, sockets
+from tests.support.rig import LISTENER, resize
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Iterator
-
     from echod.config.settings import Lifecycle
     from echod.server.worker import Worker
+    from tests.support.rig import Rig
+
+CLIENT = Peer("192.0.2.9", 4711)
 
 
-class House:
-    """A pool, its log, and connections to it."""
-
-    def __init__(self) -> None:
-        self.loop = FakeLoop()
-        self.lines = Lines()
-        self.pool = self.make()
-        self.open: list[socket.socket] = []
-
-    def make(self, size: int = 2, lifecycle: Lifecycle = "all") -> Pool:
-        return Pool(self.lines.log, size=size, lifecycle=lifecycle)
-
-    def resize(self, size: int, pool: Pool | None = None) -> None:
-        pool = pool or self.pool
-        pool.resize(size, pool.make(size - pool.size))
-
-    def connect(self, pool: Pool | None = None, address: str = "192.0.2.9") -> tuple[Worker, FakeTransport]:
-        ours, theirs = sockets()
-        self.open += [ours, theirs]
-        worker = (pool or self.pool).take(ours, (address, 4711), FakeListener())
-        transport = FakeTransport(self.loop, worker, ours)
-        transport.made()
-        return worker, transport
-
-    def end(self, transport: FakeTransport) -> None:
-        transport.receive_eof()
-        self.loop.run()
-
-
-@pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    yield house
-    for sock in house.open:
-        sock.close()
-
-
-def test_a_worker_is_free_or_in_use(house: House) -> None:
-    """Seats are taken up to the size and come back with the end of their connection."""
-    assert (house.pool.free, len(house.pool.in_use)) == (2, 0)
-    _, first = house.connect()
-    house.connect()
-    assert (house.pool.free, len(house.pool.in_use)) == (0, 2)
+def test_a_worker_is_free_or_in_use(rig: Rig) -> None:
+    """Workers are taken up to the size of the pool, and come back when their connection ends."""
+    assert (rig.pool.free, len(rig.pool.in_use)) == (3, 0)
+    _, first = rig.take()
+    rig.take()
+    rig.take()
+    assert (rig.pool.free, len(rig.pool.in_use)) == (0, 3)
     ours, theirs = sockets()
     with ours, theirs, pytest.raises(IndexError):
-        house.pool.take(ours, ("192.0.2.9", 1), FakeListener())
-    assert house.pool.accepted == 2
-    first.receive_eof()
-    house.loop.run()
-    assert (house.pool.free, list(house.pool.in_use)) == (1, [2])
+        rig.pool.take(ours, CLIENT, LISTENER)
+    assert rig.pool.accepted == 3
+    rig.end(first)
+    assert (rig.pool.free, list(rig.pool.in_use)) == (1, [2, 3])
 
 
 class Full(dict[int, "Worker"]):
@@ -80,62 +43,59 @@ class Full(dict[int, "Worker"]):
         raise MemoryError
 
 
-def test_a_connection_for_which_there_is_no_memory_changes_nothing(house: House) -> None:
-    """It has no worker then, no number and no source."""
-    house.pool.in_use = Full()
+def test_a_connection_for_which_there_is_no_memory_changes_nothing(rig: Rig) -> None:
+    """It gets no worker and no number, and does not count for its source."""
+    rig.pool.in_use = Full()
     with pytest.raises(MemoryError):
-        house.connect()
-    assert (house.pool.free, house.pool.accepted, house.pool.sources) == (2, 0, {})
+        rig.take()
+    assert (rig.pool.free, rig.pool.accepted, rig.pool.sources) == (3, 0, {})
 
 
-def test_a_connection_that_cannot_be_told_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its worker comes back, and it is booked."""
-    tell = house.lines.log.info
+def test_a_connection_that_cannot_be_logged_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker comes back, and the connection is booked."""
+    info = rig.log.info
 
     def fail(event: str, **fields: object) -> None:
         if event == "connection.opened":
             raise MemoryError
-        tell(event, **fields)
+        info(event, **fields)
 
-    monkeypatch.setattr(house.lines.log, "info", fail)
+    monkeypatch.setattr(rig.log, "info", fail)
     with pytest.raises(MemoryError):
-        house.connect()
-    assert (house.pool.free, house.pool.in_use, house.pool.sources) == (2, {}, {})
-    assert house.lines.names() == ["connection.closed"]
-    assert house.pool.closed == {"error": 1}
+        rig.take()
+    assert (rig.pool.free, rig.pool.in_use, rig.pool.sources) == (3, {}, {})
+    assert rig.lines.names() == ["connection.closed"]
+    assert rig.reasons() == {"error": 1}
 
 
-def test_no_worker_is_made_after_the_start(house: House) -> None:
+def test_no_worker_is_made_after_the_start(rig: Rig) -> None:
     """The same objects serve all connections."""
-    pool = house.make(size=1)
+    resize(rig.pool, 1)
     seen = set()
     for _ in range(3):
-        worker, transport = house.connect(pool)
+        worker, transport = rig.take()
         seen.add(id(worker))
-        transport.receive_eof()
-        house.loop.run()
+        rig.end(transport)
     assert len(seen) == 1
 
 
-def test_who_waits_is_told_of_each_worker_that_comes_back(house: House) -> None:
-    """The acceptors resume by this, and the drain ends by it."""
-    told: list[int] = []
-    house.pool.when_free = lambda: told.append(house.pool.free)
+def test_when_free_is_called_for_each_worker_that_comes_back(rig: Rig) -> None:
+    """The worker is free by then. The acceptors resume by this call, and the drain ends by it."""
+    free: list[int] = []
+    rig.pool.when_free = lambda: free.append(rig.pool.free)
     for _ in range(2):
-        _, transport = house.connect()
-        transport.receive_eof()
-        house.loop.run()
-    assert told == [2, 2]
+        _, transport = rig.take()
+        rig.end(transport)
+    assert free == [3, 3]
 
 
-def test_a_connection_is_two_lines(house: House) -> None:
-    """Opened and closed, with the fields of the contract."""
-    _, transport = house.connect()
+def test_a_connection_is_two_lines(rig: Rig) -> None:
+    """One line when it is opened and one when it is closed, with these fields."""
+    _, transport = rig.take()
     transport.receive(b"12345")
-    transport.receive_eof()
-    house.loop.run()
-    opened, closed = house.lines.lines
-    common = {"connection": 1, "client": {"address": "192.0.2.9", "port": 4711}, "listener": FakeListener.url}
+    rig.end(transport)
+    opened, closed = rig.lines.lines
+    common = {"connection": 1, "client": {"address": "192.0.2.9", "port": 4711}, "listener": LISTENER}
     assert opened == {"level": "info", "event": "connection.opened", "in_use": 1, **common}
     assert closed.pop("duration") >= 0
     assert closed == {
@@ -154,14 +114,19 @@ def test_a_connection_is_two_lines(house: House) -> None:
     ("lifecycle", "names"),
     [("all", ["connection.opened", "connection.closed"]), ("closed", ["connection.closed"]), ("none", [])],
 )
-def test_lifecycle_lines_can_be_left_out(house: House, lifecycle: Lifecycle, names: list[str]) -> None:
-    """log.connections says which there are; the books are kept in any case."""
-    pool = house.make(lifecycle=lifecycle)
-    _, transport = house.connect(pool)
-    transport.receive_eof()
-    house.loop.run()
-    assert house.lines.names() == names
-    assert pool.closed == {"eof": 1}
+def test_lifecycle_lines_can_be_left_out(rig: Rig, lifecycle: Lifecycle, names: list[str]) -> None:
+    """log.connections says which lines there are. The books are kept in any case."""
+    rig.pool.lifecycle = lifecycle
+    _, transport = rig.take()
+    rig.end(transport)
+    assert rig.lines.names() == names
+    assert rig.reasons() == {"eof": 1}
+
+
+def test_a_new_pool_logs_no_connections_until_it_is_told_to(rig: Rig) -> None:
+    """It has no workers either: both come with the settings."""
+    pool = Pool(rig.log)
+    assert (pool.lifecycle, pool.size, pool.free) == ("none", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -174,313 +139,304 @@ def test_lifecycle_lines_can_be_left_out(house: House, lifecycle: Lifecycle, nam
         (ValueError("a bug"), "error", {"error": "ValueError"}),
     ],
 )
-def test_the_reason_is_what_ended_it(house: House, exc: Exception | None, reason: str, fields: dict[str, str]) -> None:
-    """A client that finished, one that broke off, and everything else."""
-    worker, _ = house.connect()
+def test_the_reason_is_what_ended_the_connection(
+    rig: Rig, exc: Exception | None, reason: str, fields: dict[str, str]
+) -> None:
+    """The client finished, or broke off, or something else happened, which the line names."""
+    worker, _ = rig.take()
     worker.connection_lost(exc)
-    closed = house.lines.events("connection.closed")[0]
+    closed = rig.lines.events("connection.closed")[0]
     assert closed["reason"] == reason
     assert {key: closed[key] for key in closed if key == "error"} == fields
 
 
-def test_the_reason_is_ours_if_we_ended_it(house: House) -> None:
-    """Whatever the transport says then."""
-    worker, _ = house.connect()
+def test_the_reason_is_the_daemons_if_the_daemon_ended_the_connection(rig: Rig) -> None:
+    """What the transport says then does not matter."""
+    worker, _ = rig.take()
     worker.abort("idle_timeout")
-    house.loop.run()
-    assert house.pool.closed == {"idle_timeout": 1}
+    rig.loop.run()
+    assert rig.reasons() == {"idle_timeout": 1}
 
 
-def test_what_was_not_sent_is_not_counted_as_sent(house: House) -> None:
-    """Neither what was still pending nor what was dropped."""
-    worker, transport = house.connect()
+def test_bytes_that_were_not_sent_are_not_counted_as_sent(rig: Rig) -> None:
+    """These are the bytes still pending, and the bytes dropped."""
+    worker, transport = rig.take()
     transport.window = 2
     transport.receive(b"12345")
     worker.dropped = 1
     worker.abort("write_timeout")
-    house.loop.run()
-    assert (house.pool.bytes_received, house.pool.bytes_sent) == (5, 1)
+    rig.loop.run()
+    assert (rig.pool.bytes_received, rig.pool.bytes_sent) == (5, 1)
 
 
-def test_after_an_error_the_kernel_says_what_it_was_given(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The transport has forgotten by then what it could not write."""
-    monkeypatch.setattr(kernel, "info", lambda _: kernel.Info(peer_finished=False, rtt_us=5, retransmits=1, written=2))
-    _, transport = house.connect()
+def test_after_an_error_the_kernel_says_what_was_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then the transport has forgotten what it could not write."""
+    rig.fake_kernel(monkeypatch)
+    rig.info = kernel.Info(peer_finished=False, rtt=0.005, retrans=1, written=2)
+    _, transport = rig.take()
     transport.receive(b"12345")
     transport.fail(ConnectionResetError())
-    house.loop.run()
-    closed = house.lines.events("connection.closed")[0]
+    rig.loop.run()
+    closed = rig.lines.events("connection.closed")[0]
     assert (closed["bytes_received"], closed["bytes_sent"]) == (5, 2)
-    assert closed["tcp"] == {"rtt_us": 5, "retransmits": 1}
+    assert closed["tcp"] == {"rtt": 0.005, "retrans": 1}
 
 
 @pytest.mark.parametrize(("exc", "echoed", "resets"), [(OSError(), 2, 1), (OSError(), 5, 0), (None, 2, 0)])
-def test_whose_echo_an_error_has_cut_gets_no_good_end(
-    house: House, monkeypatch: pytest.MonkeyPatch, exc: OSError | None, echoed: int, resets: int
+def test_an_echo_that_an_error_has_cut_ends_with_a_reset(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, exc: OSError | None, echoed: int, resets: int
 ) -> None:
-    """A FIN would say that this was all."""
-    reset: list[socket.socket] = []
-    monkeypatch.setattr(kernel, "info", lambda _: kernel.Info(False, 5, 0, echoed))
-    monkeypatch.setattr(kernel, "reset_on_close", reset.append)
-    worker, transport = house.connect()
+    """FIN would say that this was all of the echo."""
+    rig.fake_kernel(monkeypatch)
+    rig.info = kernel.Info(peer_finished=False, rtt=0.005, retrans=0, written=echoed)
+    worker, transport = rig.take()
     transport.receive(b"12345")
     if exc:
         transport.fail(exc)
     else:
         worker.abort("killed")
-    house.loop.run()
-    assert len(reset) == resets
+    rig.loop.run()
+    assert rig.resets == resets
 
 
-def test_a_reset_that_can_not_be_had_spoils_no_books(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket may be closed already."""
-
-    def fail(_: socket.socket) -> None:
-        raise OSError(errno.EBADF, "closed")
-
-    monkeypatch.setattr(kernel, "info", lambda _: kernel.Info(False, 5, 0, 2))
-    monkeypatch.setattr(kernel, "reset_on_close", fail)
-    _, transport = house.connect()
+def test_a_connection_whose_socket_is_closed_already_is_booked(rig: Rig) -> None:
+    """The kernel then says nothing about it, and can't reset it."""
+    worker, transport = rig.take()
+    transport.window = 2
     transport.receive(b"12345")
-    transport.fail(OSError())
-    house.loop.run()
-    assert len(house.lines.events("connection.closed")) == 1
+    worker.sock.close()
+    worker.connection_lost(OSError())
+    (closed,) = rig.lines.events("connection.closed")
+    assert (closed["bytes_sent"], closed["tcp"]) == (2, None)
 
 
-def test_full_is_said_once_and_available_when_the_janitor_asks(house: House) -> None:
-    """A busy pool is full and not full thousands of times a second: the log is not."""
-    house.connect()
-    _, transport = house.connect()
+def test_full_is_logged_once_and_available_at_the_next_check(rig: Rig) -> None:
+    """A busy pool is full and not full thousands of times a second; the log must not repeat that."""
+    resize(rig.pool, 2)
+    rig.take()
+    _, transport = rig.take()
     for _ in range(3):
-        transport.receive_eof()
-        house.loop.run()
-        _, transport = house.connect()
-    house.pool.tell_available()
-    assert house.lines.events("pool.full") == [{"level": "warning", "event": "pool.full", "size": 2}]
-    assert house.lines.events("pool.available") == []
-    transport.receive_eof()
-    house.loop.run()
+        rig.end(transport)
+        _, transport = rig.take()
+    rig.pool.log_available()
+    assert rig.lines.events("pool.full") == [{"level": "warning", "event": "pool.full", "size": 2}]
+    assert rig.lines.events("pool.available") == []
+    rig.end(transport)
     for _ in range(2):
-        house.pool.tell_available()
-    assert house.lines.events("pool.available") == [{"level": "info", "event": "pool.available", "size": 2}]
-    house.connect()
-    assert len(house.lines.events("pool.full")) == 2
+        rig.pool.log_available()
+    assert rig.lines.events("pool.available") == [{"level": "info", "event": "pool.available", "size": 2}]
+    rig.take()
+    assert len(rig.lines.events("pool.full")) == 2
 
 
-def test_a_failure_in_the_books_costs_no_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seat comes back whatever happens, who waits for it is told, and what can be counted is."""
-    told: list[int] = []
-    house.pool.when_free = lambda: told.append(house.pool.free)
+def test_a_failure_in_the_books_costs_no_worker(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker comes back, `when_free` is called, and everything up to the failure is counted."""
+    free: list[int] = []
+    rig.pool.when_free = lambda: free.append(rig.pool.free)
 
     def fail(_: object) -> None:
         raise MemoryError
 
-    worker, _ = house.connect()
+    worker, _ = rig.take()
     monkeypatch.setattr(kernel, "info", fail)
-    monkeypatch.setattr(addresses, "source", fail)
     with pytest.raises(MemoryError):
         worker.connection_lost(None)
-    assert (house.pool.free, house.pool.in_use, house.pool.sources) == (2, {}, {})
-    assert told == [2]
-    assert house.pool.accepted == house.pool.closed["eof"] == house.pool.durations.cumulative()[-1] == 1
+    assert (rig.pool.free, rig.pool.in_use, rig.pool.sources) == (3, {}, {})
+    assert free == [3]
+    assert rig.pool.accepted == rig.pool.closed["eof"] == rig.pool.durations.cumulative()[-1] == 1
 
 
-def test_a_free_worker_holds_on_to_nothing(house: House) -> None:
-    """A pool of idle workers keeps no sockets and transports alive."""
-    worker, transport = house.connect()
-    transport.receive_eof()
-    house.loop.run()
+def test_a_free_worker_refers_to_no_connection(rig: Rig) -> None:
+    """A pool of free workers keeps no sockets, transports and peers alive."""
+    worker, transport = rig.take()
+    rig.end(transport)
     assert worker.transport is None
     assert not hasattr(worker, "sock")
+    assert not hasattr(worker, "client")
 
 
-def test_a_worker_can_be_given_back_only_once(house: House) -> None:
+def test_a_worker_can_be_given_back_only_once(rig: Rig) -> None:
     """Twice in the free list, it would serve two connections at one time."""
-    worker, _ = house.connect()
+    worker, _ = rig.take()
     worker.connection_lost(None)
-    with pytest.raises(KeyError):
+    with pytest.raises(AttributeError):
         worker.connection_lost(None)
-    assert house.pool.free == 2
+    assert rig.pool.free == 3
+    assert rig.reasons() == {"eof": 1}
 
 
-def test_a_connection_that_never_was_is_booked_as_an_error(house: House) -> None:
-    """Opened and closed stay equal."""
+def test_a_connection_that_got_no_transport_is_booked_as_an_error(rig: Rig) -> None:
+    """So the numbers of opened and of closed connections stay equal."""
     ours, theirs = sockets()
     with ours, theirs:
-        worker = house.pool.take(ours, ("192.0.2.9", 1), FakeListener())
-        house.pool.release(worker, OSError(errno.ENOMEM, "no memory"))
-    assert house.pool.free == 2
-    closed = house.lines.events("connection.closed")[0]
+        worker = rig.pool.take(ours, CLIENT, LISTENER)
+        rig.pool.release(worker, OSError(errno.ENOMEM, "no memory"))
+    assert rig.pool.free == 3
+    closed = rig.lines.events("connection.closed")[0]
     assert (closed["reason"], closed["error"]) == ("error", "ENOMEM")
 
 
-def test_an_address_in_the_log_is_two_fields() -> None:
-    """Whichever family it is of."""
-    assert peer(("2001:db8::1", 7)) == {"address": "2001:db8::1", "port": 7}
+def test_lifecycle_lines_can_be_changed_while_connections_are_open(rig: Rig) -> None:
+    """Whether an end is logged depends on the setting at the end, not at the beginning."""
+    _, first = rig.take()
+    rig.pool.lifecycle = "none"
+    rig.end(first)
+    _, second = rig.take()
+    rig.pool.lifecycle = "closed"
+    rig.end(second)
+    assert rig.lines.names() == ["connection.opened", "connection.closed"]
+    assert [line["connection"] for line in rig.lines.lines] == [1, 2]
 
 
-def test_lifecycle_lines_can_be_changed_while_connections_are_open(house: House) -> None:
-    """What is logged of an end depends on when it ends, not on when it began."""
-    _, first = house.connect()
-    house.pool.lifecycle = "none"
-    house.end(first)
-    _, second = house.connect()
-    house.pool.lifecycle = "closed"
-    house.end(second)
-    assert house.lines.names() == ["connection.opened", "connection.closed"]
-    assert [line["connection"] for line in house.lines.lines] == [1, 2]
-
-
-def test_connections_are_counted_by_their_source(house: House) -> None:
-    """An IPv4 address, or an IPv6 network; who has none is not there."""
-    pool = house.make(size=5)
+def test_connections_are_counted_by_their_source(rig: Rig) -> None:
+    """A source is an IPv4 address or an IPv6 network. A source without connections is not listed."""
+    resize(rig.pool, 5)
     hosts = ["192.0.2.1", "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::ffff:2"]
-    transports = [house.connect(pool, host)[1] for host in hosts]
-    assert pool.sources == {"192.0.2.1": 2, "192.0.2.2": 1, "2001:db8::/64": 2}
+    transports = [rig.take(host)[1] for host in hosts]
+    assert rig.pool.sources == {"192.0.2.1": 2, "192.0.2.2": 1, "2001:db8::/64": 2}
     for transport in transports[1:4]:
-        house.end(transport)
-    assert pool.sources == {"192.0.2.1": 1, "2001:db8::/64": 1}
+        rig.end(transport)
+    assert rig.pool.sources == {"192.0.2.1": 1, "2001:db8::/64": 1}
     for transport in (transports[0], transports[4]):
-        house.end(transport)
-    assert pool.sources == {}
+        rig.end(transport)
+    assert rig.pool.sources == {}
 
 
-def test_a_pool_that_grows_has_room_for_more(house: House) -> None:
-    """At once, whoever is in use."""
-    house.connect()
-    house.resize(4)
-    assert (house.pool.size, house.pool.free) == (4, 3)
-    for _ in range(3):
-        house.connect()
-    assert len(house.pool.in_use) == 4
+def test_a_pool_that_grows_has_more_free_workers_at_once(rig: Rig) -> None:
+    """Workers in use stay in use."""
+    rig.take()
+    resize(rig.pool, 5)
+    assert (rig.pool.size, rig.pool.free) == (5, 4)
+    for _ in range(4):
+        rig.take()
+    assert len(rig.pool.in_use) == 5
 
 
-def test_a_pool_that_shrinks_lets_go_of_free_workers(house: House) -> None:
-    """And is as it would be had it been made so."""
-    pool = house.make(size=5)
-    _, transport = house.connect(pool)
-    pool.resize(2, pool.make(2 - 5))
+def test_a_pool_that_shrinks_drops_free_workers(rig: Rig) -> None:
+    """Afterwards it is like a pool that was made with this size."""
+    pool = rig.make_pool(5)
+    _, transport = rig.take(pool=pool)
+    resize(pool, 2)
     assert (pool.size, pool.free) == (2, 1)
-    house.end(transport)
+    rig.end(transport)
     assert pool.free == 2
 
 
-def test_a_pool_that_shrinks_under_use_cuts_nobody(house: House) -> None:
-    """Its size is reached as connections end; only then a worker is free, and those who wait are told."""
-    pool = house.make(size=4)
-    told: list[int] = []
-    pool.when_free = lambda: told.append(pool.free)
-    transports = [house.connect(pool)[1] for _ in range(4)]
-    house.resize(2, pool)
-    for transport, free in zip(transports, (0, 0, 1, 2), strict=True):
+def test_a_pool_that_shrinks_cuts_no_connection(rig: Rig) -> None:
+    """It reaches its size as connections end; only after that are workers free, and is `when_free` called."""
+    pool = rig.make_pool(4)
+    free: list[int] = []
+    pool.when_free = lambda: free.append(pool.free)
+    transports = [rig.take(pool=pool)[1] for _ in range(4)]
+    resize(pool, 2)
+    for transport, expected in zip(transports, (0, 0, 1, 2), strict=True):
         assert not transport.is_closing()
-        house.end(transport)
-        assert pool.free == free
-    assert told == [1, 2]
+        rig.end(transport)
+        assert pool.free == expected
+    assert free == [1, 2]
     assert pool.closed == {"eof": 4}
 
 
-def test_a_pool_can_grow_again_while_more_than_its_size_are_in_use(house: House) -> None:
-    """Those in use count: it never has more workers than seats and connections."""
-    pool = house.make(size=4)
-    transports = [house.connect(pool)[1] for _ in range(4)]
-    house.resize(1, pool)
-    house.resize(3, pool)
+def test_a_pool_can_grow_again_while_more_workers_than_its_size_are_in_use(rig: Rig) -> None:
+    """Workers in use count towards the size."""
+    pool = rig.make_pool(4)
+    transports = [rig.take(pool=pool)[1] for _ in range(4)]
+    resize(pool, 1)
+    resize(pool, 3)
     assert pool.free == 0
-    house.end(transports.pop())
+    rig.end(transports.pop())
     assert pool.free == 0
-    house.end(transports.pop())
+    rig.end(transports.pop())
     assert pool.free == 1
-    house.resize(5, pool)
+    resize(pool, 5)
     assert pool.free == 3
     while transports:
-        house.end(transports.pop())
+        rig.end(transports.pop())
     assert pool.free == 5
 
 
-def test_a_pool_that_becomes_full_by_shrinking_says_so(house: House) -> None:
-    """Once, and with its new size; and it says with which size it is available again."""
-    _, transport = house.connect()
-    house.resize(1)
-    assert house.lines.events("pool.full") == [{"level": "warning", "event": "pool.full", "size": 1}]
-    house.end(transport)
-    house.pool.tell_available()
-    assert house.lines.events("pool.available") == [{"level": "info", "event": "pool.available", "size": 1}]
-    house.connect()
-    house.resize(3)
-    house.pool.tell_available()
-    assert house.lines.events("pool.available")[1:] == [{"level": "info", "event": "pool.available", "size": 3}]
-    assert len(house.lines.events("pool.full")) == 2
+def test_a_pool_that_becomes_full_by_shrinking_logs_that(rig: Rig) -> None:
+    """It logs it once, with its new size; `pool.available` has the size at that time."""
+    _, transport = rig.take()
+    resize(rig.pool, 1)
+    assert rig.lines.events("pool.full") == [{"level": "warning", "event": "pool.full", "size": 1}]
+    rig.end(transport)
+    rig.pool.log_available()
+    assert rig.lines.events("pool.available") == [{"level": "info", "event": "pool.available", "size": 1}]
+    rig.take()
+    resize(rig.pool, 3)
+    rig.pool.log_available()
+    assert rig.lines.events("pool.available")[1:] == [{"level": "info", "event": "pool.available", "size": 3}]
+    assert len(rig.lines.events("pool.full")) == 2
 
 
-def test_a_resize_that_leaves_room_says_nothing(house: House) -> None:
-    """Neither a larger one nor a smaller one."""
-    house.resize(5)
-    house.resize(1)
-    assert house.lines.lines == []
+def test_a_resize_that_leaves_workers_free_logs_nothing(rig: Rig) -> None:
+    """Neither a growth nor a shrink is an event of its own."""
+    resize(rig.pool, 5)
+    resize(rig.pool, 1)
+    assert rig.lines.lines == []
 
 
-def test_what_moves_counts_while_it_moves(house: House) -> None:
-    """Of open connections and of those that have ended; what the peer has not taken is not sent."""
-    assert house.pool.moved() == (0, 0)
-    _, first = house.connect()
-    _, second = house.connect()
+def test_bytes_count_as_they_move(rig: Rig) -> None:
+    """`moved` counts open connections and closed ones. What the peer has not taken is not sent."""
+    assert rig.pool.moved() == (0, 0)
+    _, first = rig.take()
+    _, second = rig.take()
     first.receive(b"12345")
     second.window = 2
     second.receive(b"1234567")
-    assert house.pool.moved() == (12, 7)
+    assert rig.pool.moved() == (12, 7)
     second.take(1)
-    assert house.pool.moved() == (12, 8)
-    house.end(first)
-    assert house.pool.moved() == (12, 8)
+    assert rig.pool.moved() == (12, 8)
+    rig.end(first)
+    assert rig.pool.moved() == (12, 8)
     second.take(4)
-    house.end(second)
-    assert house.pool.moved() == (12, 12) == (house.pool.bytes_received, house.pool.bytes_sent)
+    rig.end(second)
+    assert rig.pool.moved() == (12, 12) == (rig.pool.bytes_received, rig.pool.bytes_sent)
 
 
-def test_what_came_after_our_end_is_not_sent(house: House) -> None:
-    """It was dropped, also if nothing is pending."""
-    worker, transport = house.connect()
+def test_bytes_that_came_after_our_fin_are_not_sent(rig: Rig) -> None:
+    """They were dropped, also if nothing is pending."""
+    worker, transport = rig.take()
     transport.receive(b"12345")
     worker.dropped = 2
-    assert house.pool.moved() == (5, 3)
+    assert rig.pool.moved() == (5, 3)
 
 
 @pytest.mark.parametrize("read_meanwhile", [False, True])
-def test_what_was_told_as_sent_is_never_taken_back(
-    house: House, monkeypatch: pytest.MonkeyPatch, *, read_meanwhile: bool
-) -> None:
-    """A counter that goes back looks like a restart. A transport forgets at its end what it could not write."""
-    monkeypatch.setattr(kernel, "info", lambda _: kernel.Info(peer_finished=False, rtt_us=5, retransmits=1, written=2))
-    _, transport = house.connect()
+def test_the_bytes_sent_never_go_back(rig: Rig, monkeypatch: pytest.MonkeyPatch, *, read_meanwhile: bool) -> None:
+    """A counter that goes back looks like a restart. When a transport ends, it forgets what it could not write."""
+    rig.fake_kernel(monkeypatch)
+    rig.info = kernel.Info(peer_finished=False, rtt=0.005, retrans=1, written=2)
+    _, transport = rig.take()
     transport.window = 2
     transport.receive(b"12345")
-    assert house.pool.moved() == (5, 2)
+    assert rig.pool.moved() == (5, 2)
     transport.fail(ConnectionResetError())
-    told = house.pool.moved()[1] if read_meanwhile else 2
-    house.loop.run()
-    assert house.pool.bytes_sent == 2
-    assert house.pool.moved() == (5, told)
-    _, transport = house.connect()
+    sent = rig.pool.moved()[1] if read_meanwhile else 2
+    rig.loop.run()
+    assert rig.pool.bytes_sent == 2
+    assert rig.pool.moved() == (5, sent)
+    _, transport = rig.take()
     transport.receive(b"1234567890")
-    assert house.pool.moved() == (15, max(told, 12))
+    assert rig.pool.moved() == (15, max(sent, 12))
 
 
-def test_durations_are_those_of_connections_that_have_ended(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each once, whether or not it has a line; the same as there, in whole microseconds."""
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    for lifecycle, seconds in (("all", 2.5000004), ("none", 400.0)):
-        house.pool.lifecycle = lifecycle  # type: ignore[assignment]
-        _, transport = house.connect()
-        assert house.pool.durations.cumulative()[-1] == (lifecycle == "none")
+def test_durations_are_those_of_closed_connections(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counts once, with or without a line. The line has the same duration in whole microseconds."""
+    clock = Clock(monkeypatch)
+    durations: list[tuple[Lifecycle, float]] = [("all", 2.5000004), ("none", 400.0)]
+    for lifecycle, seconds in durations:
+        rig.pool.lifecycle = lifecycle
+        _, transport = rig.take()
+        assert rig.pool.durations.cumulative()[-1] == (lifecycle == "none")
         clock.now += seconds
-        house.end(transport)
-    assert (house.pool.durations.sum, house.pool.durations.most) == pytest.approx((402.5000004, 400.0), rel=1e-12)
-    assert house.lines.events("connection.closed")[0]["duration"] == 2.5
+        rig.end(transport)
+    assert (rig.pool.durations.sum, rig.pool.durations.most) == pytest.approx((402.5000004, 400.0), rel=1e-12)
+    assert rig.lines.events("connection.closed")[0]["duration"] == 2.5
 
 
-def test_every_reason_that_there_is_has_its_name() -> None:
-    """The metrics have a series for each from the start, and for no other."""
-    assert {_reason(exc) for exc in (None, ConnectionError(), ValueError())} < set(REASONS)
-    assert len(set(REASONS)) == len(REASONS)
+def test_every_reason_is_listed() -> None:
+    """The metrics have a series for each listed reason from the start, and for no other."""
+    assert {_reason(exc) for exc in (None, ConnectionError(), ValueError())} < set(CLOSE_REASONS)
+    assert len(set(CLOSE_REASONS)) == len(CLOSE_REASONS)

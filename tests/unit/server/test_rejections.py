@@ -1,130 +1,151 @@
-"""The lines about refused connections, on a clock that goes when told to."""
+"""The lines about refused connections, on a clock that goes only when told to."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from echod.server import rejections
+from echod.server.endpoint import Peer
 from echod.server.rejections import Rejections
-from tests.support.fakes import FakeLoop, Lines
+from tests.support.rig import LISTENER
+
+if TYPE_CHECKING:
+    from tests.support.rig import Rig
+
+CLIENT = Peer("192.0.2.9", 1)
 
 
-class Refused:
-    """Rejections with a log and a clock."""
-
-    def __init__(self) -> None:
-        self.loop, self.lines = FakeLoop(), Lines()
-        self.rejections = Rejections(self.loop.asyncio, self.lines.log)
-
-    def refuse(self, number: int, reason: str = "pool_full") -> None:
-        for _ in range(number):
-            self.rejections.log(("192.0.2.1", 1), "tcp://192.0.2.2:7", reason)
-
-    @property
-    def suppressed(self) -> list[int]:
-        """What each line says of those before it that had none."""
-        return [line.get("suppressed", 0) for line in self.lines.events("connection.rejected")]
+def refuse(rig: Rig, number: int, reason: str = "pool_full") -> None:
+    for _ in range(number):
+        rig.rejections.log(CLIENT, LISTENER, reason)
 
 
-def test_rejections_are_limited_to_ten_a_second() -> None:
-    """In any second; lines and suppressed ones add up, also when nobody is refused after that."""
-    refused = Refused()
-    refused.refuse(9)
-    refused.loop.advance(0.5)
-    refused.refuse(16)
-    refused.loop.advance(0.5)
-    assert refused.suppressed == [0] * 10
-    refused.loop.advance(0.1)
-    assert refused.suppressed == [0] * 10 + [14]
-    refused.refuse(10)
-    assert len(refused.suppressed) == 19
-    refused.loop.advance(10)
-    assert refused.suppressed == [0] * 10 + [14] + [0] * 8 + [1]
+def suppressed(rig: Rig) -> list[dict[str, int]]:
+    """Return what each line says of those before it that have no line."""
+    return [line.get("suppressed", {}) for line in rig.lines.events("connection.rejected")]
 
 
-def test_the_next_line_says_how_many_had_none() -> None:
-    """Also if it comes before the timer, and then the timer says nothing."""
-    refused = Refused()
-    refused.refuse(12)
-    refused.loop.now += 1.1  # as a busy loop sees it: the time is over, the timer not yet run
-    refused.refuse(1)
-    refused.loop.advance(10)
-    assert refused.suppressed == [0] * 10 + [2]
+NONE: list[dict[str, int]] = [{}]
 
 
-def test_when_the_time_is_over_there_is_a_line_at_once() -> None:
-    """From the very moment on."""
-    refused = Refused()
-    refused.refuse(Rejections.LINES)
-    refused.loop.now += Rejections.SECOND
-    refused.refuse(1)
-    assert refused.suppressed == [0] * (Rejections.LINES + 1)
+def test_at_most_ten_refusals_a_second_are_logged(rig: Rig) -> None:
+    """This holds for any second. Each refusal has a line or is counted in one, also if no further one comes."""
+    refuse(rig, 9)
+    rig.loop.advance(0.5)
+    refuse(rig, 16)
+    rig.loop.advance(0.5)
+    assert suppressed(rig) == NONE * 10
+    rig.loop.advance(0.1)
+    assert suppressed(rig) == [*NONE * 10, {"pool_full": 14}]
+    refuse(rig, 10)
+    assert len(suppressed(rig)) == 19
+    rig.loop.advance(10)
+    assert suppressed(rig) == [*NONE * 10, {"pool_full": 14}, *NONE * 8, {"pool_full": 1}]
 
 
-def test_a_flood_in_one_round_of_the_loop_is_limited_too() -> None:
-    """The timer of the second before does not let one more through."""
-    refused = Refused()
-    refused.refuse(12)
-    refused.loop.now += 1.1
-    refused.refuse(12)
-    assert refused.suppressed == [0] * 10 + [2] + [0] * 9
-    refused.loop.advance(0)
-    assert len(refused.suppressed) == 20
+def test_the_next_line_says_how_many_have_none(rig: Rig) -> None:
+    """If it comes before the timer runs, the timer logs nothing."""
+    refuse(rig, 12)
+    rig.loop.now += 1.1  # as in a busy loop: the time is over, and the timer has not run yet
+    refuse(rig, 1)
+    rig.loop.advance(10)
+    assert suppressed(rig) == [*NONE * 10, {"pool_full": 2}]
 
 
-def test_a_flush_says_what_is_left_to_say() -> None:
-    """At the end of the daemon's life, or for nothing."""
-    refused = Refused()
-    refused.rejections.flush()
-    assert refused.suppressed == []
-    refused.refuse(13)
-    refused.rejections.flush()
-    assert refused.suppressed == [0] * 10 + [2]
-    assert refused.loop.timers == 0
+def test_refusals_without_a_line_are_counted_by_reason(rig: Rig) -> None:
+    """A flood of one reason does not hide that there was another one."""
+    refuse(rig, 10)
+    refuse(rig, 3, "denied")
+    refuse(rig, 2, "per_source")
+    rig.loop.now += 1.1
+    refuse(rig, 1, "denied")
+    assert suppressed(rig) == [*NONE * 10, {"denied": 3, "per_source": 2}]
 
 
-def test_a_line_says_who_was_refused_where_and_why() -> None:
-    """And says nothing of others when there were none."""
-    refused = Refused()
-    refused.refuse(1, "denied")
-    assert refused.lines.lines == [
+def test_a_refusal_that_gets_its_line_late_does_not_count_as_one_without(rig: Rig) -> None:
+    """The other ones of its reason do, and a reason with none of them is left out."""
+    refuse(rig, 12)
+    refuse(rig, 1, "denied")
+    rig.loop.advance(2)
+    assert suppressed(rig) == [*NONE * 10, {"pool_full": 2}]
+    refuse(rig, 9)
+    refuse(rig, 2, "denied")
+    rig.loop.advance(2)
+    assert suppressed(rig)[-1] == {"denied": 1}
+    refuse(rig, 10)
+    rig.loop.advance(2)
+    assert suppressed(rig)[-1] == {}
+
+
+def test_after_a_second_there_is_a_line_at_once(rig: Rig) -> None:
+    """The very moment at which the second ends counts as after it."""
+    refuse(rig, Rejections.LINES)
+    rig.loop.now += Rejections.SECOND
+    refuse(rig, 1)
+    assert suppressed(rig) == NONE * (Rejections.LINES + 1)
+
+
+def test_a_flood_in_one_turn_of_the_loop_is_limited_too(rig: Rig) -> None:
+    """The timer of the second before does not let one more line through."""
+    refuse(rig, 12)
+    rig.loop.now += 1.1
+    refuse(rig, 12)
+    assert suppressed(rig) == [*NONE * 10, {"pool_full": 2}, *NONE * 9]
+    rig.loop.advance(0)
+    assert len(suppressed(rig)) == 20
+
+
+def test_a_flush_logs_what_has_no_line_yet(rig: Rig) -> None:
+    """If every refusal has its line, it logs nothing."""
+    rig.rejections.flush()
+    assert suppressed(rig) == []
+    refuse(rig, 13)
+    rig.rejections.flush()
+    assert suppressed(rig) == [*NONE * 10, {"pool_full": 2}]
+    assert rig.loop.timers == 0
+    rig.rejections.flush()
+    assert len(suppressed(rig)) == 11
+
+
+def test_a_line_names_client_listener_and_reason(rig: Rig) -> None:
+    """It has no `suppressed` if every refusal before it has a line."""
+    refuse(rig, 1, "denied")
+    assert rig.lines.lines == [
         {
             "level": "warning",
             "event": "connection.rejected",
-            "client": {"address": "192.0.2.1", "port": 1},
-            "listener": "tcp://192.0.2.2:7",
+            "client": {"address": "192.0.2.9", "port": 1},
+            "listener": LISTENER,
             "reason": "denied",
         }
     ]
 
 
-def test_the_late_line_is_about_the_last_one() -> None:
-    """Of those suppressed, it is the one that is still of interest."""
-    refused = Refused()
-    refused.refuse(11, "pool_full")
-    refused.refuse(1, "denied")
-    refused.loop.advance(2)
-    assert [line["reason"] for line in refused.lines.lines] == ["pool_full"] * 10 + ["denied"]
+def test_the_late_line_is_about_the_last_refusal(rig: Rig) -> None:
+    """Of those without a line, the last one is the most useful."""
+    refuse(rig, 11, "pool_full")
+    refuse(rig, 1, "denied")
+    rig.loop.advance(2)
+    assert [line["reason"] for line in rig.lines.lines] == ["pool_full"] * 10 + ["denied"]
 
 
-def test_every_refusal_is_counted_by_its_reason() -> None:
-    """Also those that have no line."""
-    refused = Refused()
-    refused.refuse(12, "pool_full")
-    refused.refuse(3, "denied")
-    assert refused.rejections.count == {"pool_full": 12, "denied": 3}
-    refused.loop.advance(10)
-    assert refused.rejections.count == {"pool_full": 12, "denied": 3}
+def test_every_refusal_is_counted_by_its_reason(rig: Rig) -> None:
+    """The count has those without a line too, and a late line does not count again."""
+    refuse(rig, 12, "pool_full")
+    refuse(rig, 3, "denied")
+    assert rig.rejections.count == {"pool_full": 12, "denied": 3}
+    rig.loop.advance(10)
+    assert rig.rejections.count == {"pool_full": 12, "denied": 3}
 
 
-def test_the_last_refusals_are_kept() -> None:
-    """With when each was; also those that have no line, and not more than are looked at."""
-    refused = Refused()
+def test_the_last_refusals_are_kept_with_their_time(rig: Rig) -> None:
+    """Those without a line are kept too, and the oldest ones are dropped."""
     before = time.time()
-    refused.refuse(rejections.RECENT, "pool_full")
-    refused.refuse(2, "denied")
-    recent = refused.rejections.recent
-    assert [reason for *_, reason in recent] == ["pool_full"] * (rejections.RECENT - 2) + ["denied"] * 2
-    at, *what = recent[-1]
+    refuse(rig, rejections.RECENT, "pool_full")
+    refuse(rig, 2, "denied")
+    recent = rig.rejections.recent
+    assert [rejection.reason for _, rejection in recent] == ["pool_full"] * (rejections.RECENT - 2) + ["denied"] * 2
+    at, last = recent[-1]
     assert before <= recent[0][0] <= at <= time.time()
-    assert what == [("192.0.2.1", 1), "tcp://192.0.2.2:7", "denied"]
+    assert last == (CLIENT, LISTENER, "denied")

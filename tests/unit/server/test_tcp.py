@@ -1,3 +1,5 @@
+"""TCP listeners: real sockets, with socket calls that fail where this machine would not."""
+
 from __future__ import annotations
 
 import errno
@@ -11,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from echod.errors import Refusal
-from echod.server.tcp import Listener, bind, url
+from echod.server import tcp
+from echod.server.endpoint import Endpoint
 from tests.support.fakes import has_ipv6
 from tests.support.harness import free_port
+from tests.support.rig import endpoints, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from echod.server.endpoint import Listener
 
 UNASSIGNED = "192.0.2.1"
 """An address for documentation (RFC 5737): no machine has it."""
@@ -35,7 +41,8 @@ def listening(
     beside: Sequence[Listener] = (),
 ) -> Iterator[list[Listener]]:
     with ExitStack() as stack:
-        listeners = bind(hosts, port, backlog=backlog, reuse_port=reuse_port, beside=beside)
+        wanted = endpoints(*hosts, port=port)
+        listeners = tcp.bind(wanted, backlog=backlog, reuse_port=reuse_port, beside=beside)
         for listener in listeners:
             stack.enter_context(closing(listener.sock))
         yield listeners
@@ -46,15 +53,15 @@ def port_of(listener: Listener) -> int:
 
 
 def shared(listener: Listener) -> bool:
-    """Say whether other sockets may bind what it has."""
+    """Return whether other sockets may bind its address and port."""
     return bool(listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
 def refusal(hosts: Sequence[str], port: int = 0, *, beside: Sequence[Listener] = ()) -> Refusal:
-    """Return what binding is refused with: one line, and no descriptor left behind."""
+    """Return the refusal of these, which is one line and leaves no descriptor open."""
     before = descriptors()
     with pytest.raises(Refusal) as caught:
-        bind(hosts, port, backlog=16, reuse_port=False, beside=beside)
+        tcp.bind(endpoints(*hosts, port=port), backlog=16, reuse_port=False, beside=beside)
     assert descriptors() == before
     assert len(caught.value.lines) == 1
     return caught.value
@@ -74,7 +81,7 @@ def answers(host: str, port: int) -> bool:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let socket calls go another way on this machine: `kernel(bind=…)`, each given the socket and the arguments."""
+    """Return what replaces socket calls: `kernel(bind=…)`, each a function of the socket and the arguments."""
 
     def go(**calls: Callable[..., Any]) -> None:
         methods = {("__init__" if name == "create" else name): call for name, call in calls.items()}
@@ -83,20 +90,33 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return go
 
 
+# What is wanted
+
+
+def test_the_settings_want_an_endpoint_for_each_host() -> None:
+    """All of them have one port."""
+    wanted = settings(listen__host=["127.0.0.1", "::1"], listen__port=7)
+    assert tcp.endpoints(wanted) == [Endpoint("tcp", "127.0.0.1", 7), Endpoint("tcp", "::1", 7)]
+
+
+# Binding
+
+
 def test_a_listener_accepts_on_its_address() -> None:
-    """And on no other."""
+    """It does not accept on other addresses of this machine."""
     with listening(["127.0.0.1"]) as (listener,):
         port = port_of(listener)
         assert listener.sock.getsockname() == ("127.0.0.1", port)
-        assert (listener.host, listener.port) == ("127.0.0.1", port)
+        assert listener.endpoint == Endpoint("tcp", "127.0.0.1", port)
         assert listener.url == f"tcp://127.0.0.1:{port}"
+        assert (listener.backlog, listener.inherited) == (16, False)
         assert answers("127.0.0.1", port)
         assert not answers("127.0.0.2", port)
 
 
 @needs_ipv6
 def test_all_hosts_share_a_port() -> None:
-    """With port 0 the kernel chooses one for all."""
+    """With port 0 the kernel chooses one port for all of them."""
     with listening(["127.0.0.1", "::1", "127.0.0.2"]) as listeners:
         (port,) = {port_of(listener) for listener in listeners}
         assert [listener.url for listener in listeners] == [
@@ -109,17 +129,17 @@ def test_all_hosts_share_a_port() -> None:
 
 @needs_ipv6
 def test_a_star_is_one_socket_for_ipv4_and_ipv6() -> None:
-    """Whatever net.ipv6.bindv6only says."""
+    """This does not depend on the sysctl net.ipv6.bindv6only."""
     with listening(["*"]) as (listener,):
         port = port_of(listener)
-        assert (listener.host, listener.port, listener.url) == ("*", port, f"tcp://[::]:{port}")
+        assert (listener.endpoint, listener.url) == (Endpoint("tcp", "*", port), f"tcp://[::]:{port}")
         assert answers("127.0.0.1", port)
         assert answers("::1", port)
 
 
 @needs_ipv6
 def test_the_ipv6_wildcard_leaves_ipv4_to_others() -> None:
-    """Whoever writes "::" means IPv6, and may name "0.0.0.0" beside it."""
+    """The host "::" is IPv6 alone, so "0.0.0.0" may be listed beside it."""
     with listening(["::"], free_port()) as (listener,):
         assert not answers("127.0.0.1", port_of(listener))
         assert answers("::1", port_of(listener))
@@ -129,7 +149,7 @@ def test_the_ipv6_wildcard_leaves_ipv4_to_others() -> None:
 
 @pytest.mark.parametrize("missing", [errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT], ids=errno.errorcode.get)
 def test_without_ipv6_in_the_kernel_a_star_is_ipv4(kernel: Callable[..., None], missing: int) -> None:
-    """As on a kernel that was started with ipv6.disable=1."""
+    """A kernel that was started with ipv6.disable=1 makes no IPv6 socket."""
 
     def create(self: Any, family: int = -1, *arguments: Any, **named: Any) -> None:
         if family == socket.AF_INET6:
@@ -143,7 +163,7 @@ def test_without_ipv6_in_the_kernel_a_star_is_ipv4(kernel: Callable[..., None], 
 
 @needs_ipv6
 def test_without_an_ipv6_address_a_star_is_ipv4(kernel: Callable[..., None]) -> None:
-    """As with the sysctl net.ipv6.conf.all.disable_ipv6: the socket is made, then bind fails."""
+    """With the sysctl net.ipv6.conf.all.disable_ipv6, the socket is made, and then bind fails."""
 
     def no_address(self: Any, address: Any) -> None:
         if self.family == socket.AF_INET6:
@@ -158,13 +178,13 @@ def test_without_an_ipv6_address_a_star_is_ipv4(kernel: Callable[..., None]) -> 
 
 
 def test_a_listener_never_blocks() -> None:
-    """A client may be gone before it is accepted."""
+    """A client may have gone before it is accepted, and then accept would wait for the next one."""
     with listening(["127.0.0.1"]) as (listener,):
         assert not os.get_blocking(listener.sock.fileno())
 
 
 def test_accepted_connections_keep_alive() -> None:
-    """They inherit it, and so a peer that vanished is found."""
+    """They inherit SO_KEEPALIVE, so a peer that has vanished is found."""
     with listening(["127.0.0.1"]) as (listener,), socket.create_connection(listener.sock.getsockname()):
         accepted, _ = listener.sock.accept()
         with accepted:
@@ -180,19 +200,19 @@ def test_the_backlog_is_what_was_asked_for(backlog: int) -> None:
 
 
 def test_a_port_is_free_again_at_once() -> None:
-    """Connections of the last run may be in TIME_WAIT: a restart does not wait for them."""
+    """A restart does not wait for connections of the last run that are in TIME_WAIT."""
     with listening(["127.0.0.1"]) as (listener,):
         port = port_of(listener)
         with socket.create_connection(("127.0.0.1", port)) as client:
             accepted, _ = listener.sock.accept()
-            accepted.close()  # first, and so it is this end that waits
+            accepted.close()  # before the client, so this end is in TIME_WAIT
             assert client.recv(1) == b""
     with listening(["127.0.0.1"], port) as (listener,):
         assert port_of(listener) == port
 
 
-def test_several_processes_share_a_port_if_all_of_them_say_so() -> None:
-    """One without `reuse_port` is refused."""
+def test_several_processes_share_a_port_if_all_of_them_have_reuse_port() -> None:
+    """A process without it is refused."""
     with listening(["127.0.0.1"], reuse_port=True) as (listener,):
         port = port_of(listener)
         with listening(["127.0.0.1"], port, reuse_port=True) as (other,):
@@ -201,7 +221,7 @@ def test_several_processes_share_a_port_if_all_of_them_say_so() -> None:
 
 
 def test_an_address_in_use_is_refused() -> None:
-    """The message names it; the exit code is 69."""
+    """The message names the address, and the exit code is 69."""
     with listening(["127.0.0.1"]) as (listener,):
         refused = refusal(["127.0.0.1"], port_of(listener))
         assert refused.lines == (f"echod: {listener.url}: address in use",)
@@ -210,14 +230,14 @@ def test_an_address_in_use_is_refused() -> None:
 
 @needs_ipv6
 def test_a_star_is_refused_if_only_ipv6_is_in_use() -> None:
-    """To fall back to IPv4 would be half of what was asked for."""
+    """IPv4 alone would be only half of what the settings want."""
     with listening(["::1"]) as (listener,):
         port = port_of(listener)
         assert refusal(["*"], port).lines == (f"echod: tcp://*:{port}: address in use",)
 
 
 def test_an_address_taken_between_bind_and_listen_is_refused(kernel: Callable[..., None]) -> None:
-    """Two sockets with SO_REUSEADDR can be bound to it; the first that listens has it."""
+    """Two sockets with SO_REUSEADDR can both be bound to it; the first one that listens has it."""
     with socket.socket() as rival:
         rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         rival.bind(("127.0.0.1", 0))
@@ -236,14 +256,14 @@ def test_an_address_taken_between_bind_and_listen_is_refused(kernel: Callable[..
     [(UNASSIGNED, "Cannot assign requested address"), ("fe80::1%nowhere", "Name or service not known")],
 )
 def test_an_address_that_is_not_of_this_machine_is_refused(host: str, reason: str) -> None:
-    """With what the system says of it."""
+    """The line has the system's own reason."""
     refused = refusal([host], 7007)
-    assert refused.lines == (f"echod: {url(host, 7007)}: can't listen: {reason}",)
+    assert refused.lines == (f"echod: {Endpoint('tcp', host, 7007)}: can't listen: {reason}",)
     assert refused.exit_code == os.EX_UNAVAILABLE
 
 
 def test_a_name_is_not_looked_up() -> None:
-    """Who asks a name server at start waits for it; settings let no name through in the first place."""
+    """A start must not wait for a name server. The settings accept no names in the first place."""
     (line,) = refusal(["localhost"], 7007).lines
     assert line.startswith("echod: tcp://localhost:7007: can't listen: ")
 
@@ -260,7 +280,7 @@ def test_a_name_is_not_looked_up() -> None:
 def test_a_port_without_permission_is_refused_with_the_way_to_get_it(
     kernel: Callable[..., None], denied: int, host: str, port: int, hint: str
 ) -> None:
-    """Root, or an ordinary user in a container, would be let through here. The exit code is 77."""
+    """The exit code is 77. The error is made up, as root or a user in a container may bind any port."""
 
     def deny(_self: Any, _address: Any) -> None:
         raise PermissionError(denied, os.strerror(denied))
@@ -272,7 +292,7 @@ def test_a_port_without_permission_is_refused_with_the_way_to_get_it(
 
 
 def test_all_hosts_are_bound_or_none() -> None:
-    """If the last one fails, the first is free again for others."""
+    """If the last one can't be bound, the first one is free again for others."""
     with listening(["127.0.0.2"]) as (taken,):
         port = port_of(taken)
         assert refusal(["127.0.0.1", "127.0.0.2"], port).lines == (f"echod: {taken.url}: address in use",)
@@ -282,7 +302,7 @@ def test_all_hosts_are_bound_or_none() -> None:
 
 
 def test_with_port_0_another_port_is_tried_if_a_later_host_has_it_in_use(kernel: Callable[..., None]) -> None:
-    """The kernel chooses by the first host alone."""
+    """The kernel chooses a port that is free on the first host."""
     with ExitStack() as stack:
         tried: list[int] = []
         rivals = [stack.enter_context(socket.socket()) for _ in range(2)]
@@ -302,8 +322,8 @@ def test_with_port_0_another_port_is_tried_if_a_later_host_has_it_in_use(kernel:
             assert port not in tried
 
 
-def test_with_port_0_trying_ends(kernel: Callable[..., None]) -> None:
-    """What no port helps against is refused in the end."""
+def test_with_port_0_eight_ports_are_tried(kernel: Callable[..., None]) -> None:
+    """An error that does not depend on the port is then refused."""
     tried = []
 
     def count(self: Any, address: tuple[str, int]) -> None:
@@ -316,7 +336,7 @@ def test_with_port_0_trying_ends(kernel: Callable[..., None]) -> None:
 
 
 def test_nothing_is_tried_again_unless_another_port_could_help(kernel: Callable[..., None]) -> None:
-    """One host alone can't be in the way of another; a port that was named is the one."""
+    """It can't help with a single host, or with a port that the settings name."""
     tried = []
 
     def count(self: Any, address: tuple[str, int]) -> None:
@@ -330,9 +350,11 @@ def test_nothing_is_tried_again_unless_another_port_could_help(kernel: Callable[
     assert tried == [UNASSIGNED, "127.0.0.1", "127.0.0.2"]
 
 
-def test_without_hosts_nothing_is_bound() -> None:
-    """As when a reload adds none."""
-    assert bind([], 7, backlog=16, reuse_port=False) == []
+def test_without_endpoints_nothing_is_bound() -> None:
+    """A reload that adds none binds none, and changes nothing on the listeners beside."""
+    with listening(["127.0.0.1"], reuse_port=True) as beside:
+        assert tcp.bind([], backlog=16, reuse_port=False, beside=beside) == []
+        assert shared(beside[0])
 
 
 @pytest.mark.parametrize(
@@ -345,18 +367,18 @@ def test_without_hosts_nothing_is_bound() -> None:
         pytest.param("::", "*", marks=needs_ipv6),
     ],
 )
-def test_an_address_may_overlap_with_those_beside_it(before: str, after: str) -> None:
-    """These are about to go: nobody is refused on the way from one to the other."""
+def test_an_address_may_overlap_with_those_of_the_listeners_beside_it(before: str, after: str) -> None:
+    """They are closed afterwards, so the address can change without a moment in which clients are refused."""
     with listening([before], free_port()) as (old,):
-        assert refusal([after], old.port).exit_code == os.EX_UNAVAILABLE
-        with listening([after], old.port, beside=[old]) as (new,):
-            assert new.port == old.port
+        assert refusal([after], old.endpoint.port).exit_code == os.EX_UNAVAILABLE
+        with listening([after], old.endpoint.port, beside=[old]) as (new,):
+            assert new.endpoint.port == old.endpoint.port
             old.sock.close()
-            assert answers("::1" if after == "::1" else "127.0.0.1", new.port)
+            assert answers("::1" if after == "::1" else "127.0.0.1", new.endpoint.port)
 
 
-def test_after_that_nobody_else_may_share(kernel: Callable[..., None]) -> None:
-    """The option is for the moment of the bind alone, and is there then."""
+def test_addresses_overlap_only_while_binding(kernel: Callable[..., None]) -> None:
+    """Afterwards no other program may bind them."""
     seen = []
 
     def look(self: Any, address: Any) -> None:
@@ -365,40 +387,91 @@ def test_after_that_nobody_else_may_share(kernel: Callable[..., None]) -> None:
 
     with listening(["127.0.0.1"], free_port()) as (old,):
         kernel(bind=look)
-        with listening(["0.0.0.0"], old.port, beside=[old]) as (new,):  # noqa: S104 - for a moment
+        with listening(["0.0.0.0"], old.endpoint.port, beside=[old]) as (new,):  # noqa: S104 - for a moment
             assert seen == [(True, True)]
             assert (shared(old), shared(new)) == (False, False)
 
 
 def test_with_reuse_port_all_of_them_go_on_sharing() -> None:
-    """Other processes are to share with them."""
+    """Other processes of the same user may bind them, which is what the setting is for."""
     with (
         listening(["127.0.0.1"], free_port(), reuse_port=True) as (old,),
-        listening(["0.0.0.0"], old.port, reuse_port=True, beside=[old]) as (new,),  # noqa: S104 - for a moment
+        listening(["0.0.0.0"], old.endpoint.port, reuse_port=True, beside=[old]) as (new,),  # noqa: S104 - for a moment
     ):
         assert (shared(old), shared(new)) == (True, True)
 
 
-def test_a_refusal_leaves_those_beside_it_as_they_were() -> None:
-    """They serve on, and share with nobody."""
-    with listening(["127.0.0.1"], free_port()) as (old,), listening(["127.0.0.2"], old.port) as (taken,):
-        assert refusal(["127.0.0.3", "127.0.0.2"], old.port, beside=[old]).lines == (
+def test_a_refusal_leaves_the_listeners_beside_as_they_were() -> None:
+    """They go on, and no other program may bind their addresses."""
+    with listening(["127.0.0.1"], free_port()) as (old,), listening(["127.0.0.2"], old.endpoint.port) as (taken,):
+        assert refusal(["127.0.0.3", "127.0.0.2"], old.endpoint.port, beside=[old]).lines == (
             f"echod: {taken.url}: address in use",
         )
         assert not shared(old)
-        assert answers("127.0.0.1", old.port)
-        assert not answers("127.0.0.3", old.port)
+        assert answers("127.0.0.1", old.endpoint.port)
+        assert not answers("127.0.0.3", old.endpoint.port)
 
 
-def test_a_listener_on_another_port_is_no_reason_to_share() -> None:
-    """Else the port of another daemon with `reuse_port` would be shared with it."""
+def test_only_listeners_on_the_same_port_may_overlap() -> None:
+    """Otherwise a daemon without `reuse_port` could share the port of another daemon that has it."""
     with listening(["127.0.0.1"]) as (old,), listening(["127.0.0.1"], reuse_port=True) as (other,):
-        assert refusal(["127.0.0.1"], other.port, beside=[old]).lines == (f"echod: {other.url}: address in use",)
+        assert refusal(["127.0.0.1"], other.endpoint.port, beside=[old]).lines == (
+            f"echod: {other.url}: address in use",
+        )
+
+
+# Adopting a socket that systemd hands over
+
+
+def handed_over(sock: socket.socket) -> socket.socket:
+    """Return this socket as it is made of a descriptor."""
+    return socket.socket(fileno=os.dup(sock.fileno()))
 
 
 @pytest.mark.parametrize(
-    ("host", "text"), [("127.0.0.1", "tcp://127.0.0.1:7"), ("::1", "tcp://[::1]:7"), ("::", "tcp://[::]:7")]
+    ("family", "address", "url"),
+    [
+        (socket.AF_INET, "127.0.0.1", "tcp://127.0.0.1:{}"),
+        pytest.param(socket.AF_INET6, "::1", "tcp://[::1]:{}", marks=needs_ipv6),
+    ],
 )
-def test_an_ipv6_address_stands_in_brackets(host: str, text: str) -> None:
-    """As in any URL (RFC 3986, 3.2.2)."""
-    assert url(host, 7) == text
+def test_a_listening_socket_is_adopted(family: int, address: str, url: str) -> None:
+    """It keeps its address and backlog. It does not block, and finds peers that have vanished."""
+    with socket.socket(family) as theirs, handed_over(theirs) as sock:
+        theirs.bind((address, 0))
+        theirs.listen(7)
+        port = theirs.getsockname()[1]
+        assert tcp.adopt(sock) == (Endpoint("tcp", address, port), sock, url.format(port), 7, True)
+        assert not sock.getblocking()
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        with pytest.raises(BlockingIOError):
+            sock.accept()
+
+
+def test_an_adopted_socket_has_no_backlog_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket is served all the same."""
+    monkeypatch.setattr("echod.server.kernel._tcp_info", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as theirs, handed_over(theirs) as sock:
+        adopted = tcp.adopt(sock)
+        assert adopted
+        assert adopted.backlog is None
+
+
+def test_a_tcp_socket_that_does_not_listen_is_not_adopted() -> None:
+    """With Accept=yes, systemd would hand over connections."""
+    with (
+        socket.socket() as theirs,
+        handed_over(theirs) as sock,
+        pytest.raises(ValueError, match="does not listen: the socket unit needs Accept=no"),
+    ):
+        tcp.adopt(sock)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [(socket.AF_INET, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM)]
+)
+def test_a_socket_of_another_kind_is_left_alone(family: int, kind: int) -> None:
+    """It stays open, because a further kind of listener may adopt it."""
+    with socket.socket(family, kind) as theirs, handed_over(theirs) as sock:
+        assert tcp.adopt(sock) is None
+        assert sock.fileno() >= 0

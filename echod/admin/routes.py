@@ -1,0 +1,140 @@
+"""Which path is answered with what. An answer takes little of the loop at a time: a long list comes in parts."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from typing import TYPE_CHECKING
+
+import orjson
+
+from echod.admin import metrics, status
+from echod.admin.http import Response, refusal, reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from echod.admin.http import Request
+    from echod.admin.status import Meter, Running
+
+    Answer = Callable[[Request], Awaitable[Response]]
+
+BATCH = 50
+"""Connections written out before the loop goes on."""
+_LONGEST_ID = 19  # digits
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
+
+
+class Routes:
+    """What each path answers: `local` on the Unix socket, whose mode says who may ask, `remote` on the port of `admin.http`."""
+
+    def __init__(self, running: Running, meter: Meter) -> None:
+        self._running = running
+        self._server, self._reloads, _ = running
+        self._meter = meter
+
+    async def local(self, request: Request) -> Response:
+        """Answer on the Unix socket."""
+        path = request.path
+        if path == "/connections":
+            return await _to("GET", self._connections, request)
+        if path.startswith("/connections/"):
+            return await _to("DELETE", self._kill, request)
+        if path == "/reload":
+            return await _to("POST", self._reload, request)
+        return await self._read_only(request)
+
+    async def remote(self, request: Request) -> Response:
+        """Answer on `admin.http`, but not to a name that the author of a page in a browser could let point here."""
+        host = request.headers.get("host")
+        if host is not None and not is_ours(host):
+            return refusal(421, "ask by an address, by localhost, or by this machine's host name")
+        return await self._read_only(request)
+
+    async def _read_only(self, request: Request) -> Response:
+        answers: dict[str, Answer] = {
+            "/metrics": self._metrics,
+            "/status": self._status,
+            "/livez": self._live,
+            "/readyz": self._ready,
+        }
+        answer = answers.get(request.path)
+        if answer is None:
+            return refusal(404, f"there is {', '.join(answers)}; on the Unix socket also /connections and /reload")
+        return await _to("GET", answer, request)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(200, *await metrics.expose(self._running, request.headers.get("accept", "")))
+
+    async def _status(self, _: Request) -> Response:
+        return reply(200, status.status(self._running, self._meter))
+
+    async def _live(self, _: Request) -> Response:
+        return reply(200, {"status": "alive"})
+
+    async def _ready(self, _: Request) -> Response:
+        if self._server.is_accepting:
+            return reply(200, {"status": "ready"})
+        state = self._server.state
+        return reply(503, {"status": "not accepting" if state == "running" else state})
+
+    async def _connections(self, _: Request) -> Response:
+        return Response(200, self._rows())
+
+    async def _rows(self) -> AsyncIterator[bytes]:
+        in_use = self._server.pool.in_use
+        numbers = list(in_use)
+        before = b"["
+        for begin in range(0, len(numbers), BATCH):
+            workers = [in_use[number] for number in numbers[begin : begin + BATCH] if number in in_use]
+            rows = [orjson.dumps(status.connection(worker)) for worker in workers]
+            if rows:
+                yield before + b",\n".join(rows)
+                before = b",\n"
+            await asyncio.sleep(0)
+        yield b"[]\n" if before == b"[" else b"]\n"
+
+    async def _kill(self, request: Request) -> Response:
+        number = request.path.removeprefix("/connections/")
+        known = number.isascii() and number.isdecimal() and len(number) <= _LONGEST_ID
+        worker = self._server.pool.in_use.get(int(number)) if known else None
+        if worker is None:
+            return refusal(404, f"there is no connection {number}")
+        worker.abort("killed", reset=worker.paused)
+        return reply(200, {"connection": worker.connection, "client": worker.client.fields()})
+
+    async def _reload(self, _: Request) -> Response:
+        ended = await self._reloads.requested()
+        if ended is None:
+            return refusal(503, "the daemon stops")
+        if ended.change is None:
+            return reply(422, {"errors": ended.errors})
+        return reply(200, {"changed": ended.change.names, "old": ended.change.old, "new": ended.change.new})
+
+
+async def _to(method: str, answer: Answer, request: Request) -> Response:
+    """Answer if the method is this one; with GET goes HEAD."""
+    if request.method == method or (request.method, method) == ("HEAD", "GET"):
+        return await answer(request)
+    allowed = "GET, HEAD" if method == "GET" else method
+    return refusal(405, f"{request.path} takes {allowed}", ("allow", allowed))
+
+
+def is_ours(host: str) -> bool:
+    """Say whether a Host header names this machine: by an address, `localhost`, or its host name with or without a domain.
+
+    A page in a browser can then reach this port only by a name that its author points here and that begins with this
+    machine's host name, which is not well known. For "localhost", which is, no domain may follow.
+    """
+    found = _HOST.fullmatch(host)
+    name = found[1].strip("[]").rstrip(".").casefold() if found else ""
+    own = socket.gethostname().casefold()
+    if name in ("localhost", own) or name.partition(".")[0] == own.partition(".")[0] not in ("", "localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""The server: all that serves clients, made once, and the one place where settings reach it.
+
+A start is the first `apply`, a reload the next one. Each binds first and may be refused there; after that it can't fail.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from echod import limits
+from echod.histogram import Histogram
+from echod.server.acceptor import Parts
+from echod.server.access import Access, Rules
+from echod.server.drain import Drain
+from echod.server.listeners import Listeners
+from echod.server.pool import Pool
+from echod.server.rejections import Rejections
+from echod.server.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from echod.config.settings import Settings
+    from echod.log import Log
+    from echod.server.endpoint import Listener
+    from echod.server.worker import Worker
+
+State = Literal["starting", "running", "draining"]
+
+LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds by which the loop may be late; its clock tells milliseconds."""
+
+
+class Prepared(NamedTuple):
+    """What `apply` takes ready-made, because making it takes time."""
+
+    rules: Rules
+    workers: list[Worker]
+
+
+class Server:
+    """Listeners, pool, access and timeouts of one process.
+
+    `inherited` are listeners that replace those of the settings. `checked` is called after each check of the timeouts, once a
+    second or more often.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: Log,
+        *,
+        inherited: Sequence[Listener] = (),
+        checked: Callable[[], None],
+    ) -> None:
+        self._log = log
+        self._checked = checked
+        self.state: State = "starting"
+        self.began = time.monotonic()
+        self.lag = Histogram(*LAGS)
+        self.settings: Settings
+        self.pool = Pool(log)
+        self.rejections = Rejections(loop, log)
+        self._access = Access(loop, self.pool.sources)
+        self._timeouts = Timeouts(loop, log, self.pool, self._on_check)
+        parts = Parts(loop, log, self.pool, self._access, self.rejections)
+        self.listeners = Listeners(parts, inherited=inherited)
+
+    def prepare(self, settings: Settings) -> Prepared:
+        """Make what takes time. Safe in any thread."""
+        return Prepared(Rules.of(settings.access), self.pool.make(settings.pool.size - self.pool.size))
+
+    def apply(self, settings: Settings, prepared: Prepared | None = None) -> None:
+        """Serve by these settings from now on, or raise `Refusal`; then nothing but the limit of descriptors has changed."""
+        rules, workers = prepared or self.prepare(settings)
+        limits.raise_soft_limit(limits.needed(settings.pool.size))
+        bound = self.listeners.bind(settings)
+        # The commit: nothing from here on can be refused.
+        self.settings = settings
+        self.pool.lifecycle = settings.log.connections
+        self.pool.resize(settings.pool.size, workers)
+        self._access.replace(rules)
+        self._timeouts.set(idle=settings.timeouts.idle, write=settings.timeouts.write)
+        self.listeners.serve(settings, bound)
+        self._log.configure(settings.log)
+        if self.state == "starting":  # not after a stop signal: a reload may end between it and the drain
+            self.state = "running"
+
+    def _on_check(self, late: float) -> None:
+        self.lag.observe(late)
+        self._checked()
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether a client that connects now is accepted by some listener."""
+        return self.state == "running" and any(each.state == "accepting" for each in self.listeners.acceptors)
+
+    async def drain(self, patience: float | None, at_once: asyncio.Future[None]) -> int:
+        """Stop listening, and end all connections as `Drain.run` does; return the number of those that were cut."""
+        self.listeners.close()
+        self.rejections.flush()
+        return await Drain(self.pool).run(patience, at_once)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        self._timeouts.close()

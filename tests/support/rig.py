@@ -1,0 +1,186 @@
+"""The parts of the server on a fake loop, wired as `Server` wires them, with what a test says in the place of the kernel."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from typing import TYPE_CHECKING, Any
+
+from echod.config import load as config
+from echod.server import kernel
+from echod.server.acceptor import Parts
+from echod.server.access import Access
+from echod.server.endpoint import Endpoint, Peer
+from echod.server.listeners import Listeners
+from echod.server.pool import Pool
+from echod.server.rejections import Rejections
+from tests.support.fakes import FakeLoop, FakeTransport, Lines, sockets
+from tests.support.harness import LOCAL, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+    from echod.config.settings import Lifecycle, Settings, WhenFull
+    from echod.server.worker import Worker
+
+LISTENER = "tcp://192.0.2.1:7"
+"""The listener of connections that come without one."""
+
+
+class Rig:
+    """A pool with everything around it. `take` gives it a connection that no listener has accepted."""
+
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.lines = Lines()
+        self.log = self.lines.log
+        self.pool = self.make_pool(3)
+        self.access = Access(self.loop.asyncio, self.pool.sources)
+        self.rejections = Rejections(self.loop.asyncio, self.log)
+        self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.access, self.rejections)
+        self.listeners = Listeners(self.parts)
+        self.sockets: list[socket.socket] = []
+        # What the kernel says, see `fake_kernel`:
+        self.unacknowledged: int | None = 0
+        self.info: kernel.Info | None = kernel.Info(peer_finished=False, rtt=0.0, retrans=0, written=1 << 40)
+        self.asked = 0  # for the bytes that are not acknowledged
+        self.resets = 0
+
+    def make_pool(self, size: int, lifecycle: Lifecycle = "all") -> Pool:
+        """Return a further pool with the same log."""
+        pool = Pool(self.log)
+        pool.lifecycle = lifecycle
+        resize(pool, size)
+        return pool
+
+    def fake_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the rig answer for the kernel."""
+
+        def info(sock: socket.socket) -> kernel.Info | None:
+            return None if sock.fileno() < 0 else self.info
+
+        def unacknowledged(sock: socket.socket) -> int | None:
+            assert sock.fileno() >= 0
+            self.asked += 1
+            return self.unacknowledged
+
+        def reset(sock: socket.socket) -> None:
+            assert sock.fileno() >= 0
+            self.resets += 1
+
+        monkeypatch.setattr(kernel, "info", info)
+        monkeypatch.setattr(kernel, "unacknowledged", unacknowledged)
+        monkeypatch.setattr(kernel, "reset_on_close", reset)
+
+    # Connections that no listener has accepted
+
+    def take(
+        self, address: str = "192.0.2.9", *, pool: Pool | None = None, made: bool = True
+    ) -> tuple[Worker, FakeTransport]:
+        """Give a worker a connection; unless `made`, its transport is not made before the loop runs."""
+        ours, theirs = sockets()
+        self.sockets += [ours, theirs]
+        worker = (pool or self.pool).take(ours, Peer(address, 4711), LISTENER)
+        transport = FakeTransport(self.loop, worker, ours)
+        if made:
+            transport.made()
+        else:
+            self.loop.call_soon(transport.made)
+        return worker, transport
+
+    def end(self, transport: FakeTransport) -> None:
+        """Let the client of this connection finish."""
+        transport.receive_eof()
+        self.loop.run()
+
+    def reasons(self) -> dict[str, int]:
+        """Return why connections have ended."""
+        return dict(self.pool.closed)
+
+    # Connections through real listening sockets
+
+    def serve(self, hosts: str | Sequence[str] = LOCAL, port: int = 0, when_full: WhenFull = "reject") -> int:
+        """Bind and serve, as a start and a reload do; return the TCP port that is not retired."""
+        wanted = listening(hosts, port, when_full)
+        self.listeners.serve(wanted, self.listeners.bind(wanted))
+        return self.port()
+
+    def port(self, kind: str = "tcp") -> int:
+        """Return the port of the listeners of this kind that are not retired."""
+        there = [each.listener.endpoint for each in self.listeners.acceptors if not each.is_retired]
+        return next(endpoint.port for endpoint in there if endpoint.kind == kind)
+
+    def reserve(self, *hosts: str) -> int:
+        """Return a port that is free on these hosts, and that no other program gets: it is bound, and does not listen."""
+        port = free_port()
+        for host in hosts or (LOCAL,):
+            sock = socket.socket()
+            self.sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+        return port
+
+    def connect(self, port: int, host: str = LOCAL) -> socket.socket:
+        """Return a client whose handshake is done."""
+        client = socket.create_connection((host, port), timeout=5)
+        self.sockets.append(client)
+        return client
+
+    def fill(self, port: int, host: str = LOCAL) -> None:
+        """Connect a client for each free worker, and let it be accepted."""
+        for _ in range(self.pool.free):
+            self.connect(port, host)
+        self.readable()
+
+    def turn(self) -> None:
+        """Let the loop find every listener readable once, and do what follows."""
+        for callback in list(self.loop.readers.values()):
+            callback()
+        self.loop.run()
+
+    def readable(self) -> None:
+        """Let the loop find listeners readable until none is, and do what follows."""
+        while ready := [sock for sock in self.loop.readers if select.select([sock], [], [], 0)[0]]:
+            self.loop.readers[ready[0]]()
+            self.loop.run()
+
+    def finish(self) -> None:
+        """Let the client of the oldest accepted connection finish."""
+        self.end(self.loop.transports.pop(0))
+
+    def close(self) -> None:
+        self.listeners.close()
+        self.pool.when_free = None
+        for transport in self.loop.transports:
+            transport.abort()
+        self.loop.run()
+        for sock in self.sockets:
+            sock.close()
+
+
+def resize(pool: Pool, size: int) -> None:
+    """Change the size of a pool, as a start and a reload do."""
+    pool.resize(size, pool.make(size - pool.size))
+
+
+def endpoints(*hosts: str, port: int = 0) -> list[Endpoint]:
+    """Return TCP endpoints at one port."""
+    return [Endpoint("tcp", host, port) for host in hosts]
+
+
+def settings(**values: Any) -> Settings:
+    """Return the default settings but for these values, by name, with "__" for the dot."""
+    flags = {
+        name.replace("__", "."): json.dumps(value) if isinstance(value, list) else str(value)
+        for name, value in values.items()
+    }
+    return config.load(None, flags, {}).settings
+
+
+def listening(hosts: str | Sequence[str], port: int = 0, when_full: WhenFull = "reject") -> Settings:
+    """Return settings that listen on these hosts."""
+    wanted = [hosts] if isinstance(hosts, str) else list(hosts)
+    return settings(listen__host=wanted, listen__port=port, listen__backlog=16, pool__when_full=when_full)

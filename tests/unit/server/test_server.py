@@ -1,0 +1,350 @@
+"""The server as a whole: settings applied, refused and drained."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from echod import limits
+from echod.errors import Refusal
+from echod.server.access import Ranges
+from echod.server.listeners import adopt
+from echod.server.server import Server
+from tests.support.fakes import Clock
+from tests.support.harness import DEADLINE, LOCAL
+from tests.support.inside import KeptLog
+from tests.support.rig import settings
+
+if TYPE_CHECKING:
+    from echod.config.settings import Log as LogSettings
+    from echod.config.settings import Settings
+    from tests.support.fakes import Lines
+    from tests.support.rig import Rig
+
+OTHER = "127.0.0.2"
+
+
+class NotedLog(KeptLog):
+    """A log that notes by which settings it is to log."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__(lines)
+        self.configured: list[LogSettings] = []
+
+    def configure(self, settings: LogSettings) -> None:
+        self.configured.append(settings)
+
+
+class Served:
+    """A server on the loop of a rig, and what it has called."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.checks = 0
+        self.log = NotedLog(rig.lines)
+        self.configured = self.log.configured
+        self.server = Server(rig.loop.asyncio, self.log, checked=self._count)
+        rig.pool, rig.listeners = self.server.pool, self.server.listeners
+
+    def _count(self) -> None:
+        self.checks += 1
+
+
+@pytest.fixture
+def served(rig: Rig) -> Served:
+    return Served(rig)
+
+
+@pytest.fixture
+def server(served: Served) -> Server:
+    return served.server
+
+
+def wanted(**values: Any) -> Settings:
+    return settings(**{"listen__host": [LOCAL], "listen__port": 0, "pool__size": 2, **values})
+
+
+def taken_port(rig: Rig) -> int:
+    port = rig.reserve()
+    rig.sockets[-1].listen()
+    return port
+
+
+# Settings
+
+
+def test_a_server_serves_nothing_before_its_settings_are_applied(rig: Rig, server: Server) -> None:
+    """It has no workers, no listeners and no timer."""
+    assert (server.state, server.is_accepting) == ("starting", False)
+    assert (server.pool.size, server.listeners.urls, rig.loop.timers) == (0, [], 0)
+
+
+def test_a_start_applies_all_settings(rig: Rig, served: Served) -> None:
+    """They reach the pool, the rules, the timeouts, the listeners and the log."""
+    server = served.server
+    start = wanted(
+        pool__when_full="wait",
+        access__deny=["127.0.0.9/32"],
+        timeouts__idle="0.2s",
+        log__connections="closed",
+        log__level="warning",
+    )
+    server.apply(start)
+    assert server.settings is start
+    assert (server.state, server.is_accepting) == ("running", True)
+    assert (server.pool.size, server.pool.free, server.pool.lifecycle) == (2, 2, "closed")
+    assert served.configured == [start.log]
+    assert [each.waits for each in server.listeners.acceptors] == [True]
+    port = rig.port()
+    rig.sockets.append(socket.create_connection((LOCAL, port), 5, ("127.0.0.9", 0)))
+    rig.connect(port)
+    rig.readable()
+    assert (server.pool.accepted, server.rejections.count) == (1, {"denied": 1})
+    rig.loop.advance(1)
+    assert rig.reasons() == {"idle_timeout": 1}
+
+
+def test_a_reload_applies_all_settings(rig: Rig, served: Served) -> None:
+    """Open connections stay open."""
+    server = served.server
+    server.apply(wanted())
+    rig.connect(rig.port())
+    rig.readable()
+    port = rig.reserve()
+    reload = wanted(
+        pool__size=3,
+        pool__when_full="wait",
+        listen__port=port,
+        access__per_source=1,
+        timeouts__idle="0.2s",
+        log__connections="none",
+    )
+    server.apply(reload)
+    assert server.settings is reload
+    assert server.state == "running"
+    assert (server.pool.size, server.pool.free, server.pool.lifecycle) == (3, 2, "none")
+    assert served.configured[1:] == [reload.log]
+    assert server.listeners.urls == [f"tcp://{LOCAL}:{port}"]
+    rig.connect(port)
+    rig.readable()
+    assert (len(server.pool.in_use), server.rejections.count) == (1, {"per_source": 1})
+    rig.loop.advance(2)
+    assert rig.reasons() == {"idle_timeout": 1}
+
+
+def test_a_refused_reload_changes_nothing(rig: Rig, served: Served) -> None:
+    """The old settings stay in force as a whole."""
+    server, before = served.server, wanted()
+    server.apply(before)
+    urls = server.listeners.urls
+    rig.lines.lines.clear()
+    refused = wanted(
+        pool__size=1,
+        pool__when_full="wait",
+        listen__port=taken_port(rig),
+        access__deny=["127.0.0.0/8"],
+        timeouts__idle="0.2s",
+        log__connections="all",
+        log__level="error",
+    )
+    with pytest.raises(Refusal, match="address in use"):
+        server.apply(refused)
+    assert server.settings is before
+    assert (server.pool.size, server.pool.free, server.pool.lifecycle) == (2, 2, before.log.connections)
+    assert (server.state, server.listeners.urls, served.configured) == ("running", urls, [before.log])
+    assert rig.lines.lines == []
+    rig.connect(rig.port())
+    rig.readable()
+    rig.loop.advance(10)
+    assert (len(server.pool.in_use), server.rejections.count, server.pool.when_free) == (1, {}, None)
+
+
+def test_a_refused_start_leaves_nothing(rig: Rig, served: Served) -> None:
+    """It serves nothing, has no timer, and can be closed."""
+    server = served.server
+    with pytest.raises(Refusal, match="address in use"):
+        server.apply(wanted(listen__port=taken_port(rig)))
+    assert (server.state, server.pool.size, server.listeners.urls) == ("starting", 0, [])
+    assert (rig.loop.timers, served.configured, rig.lines.lines) == (0, [], [])
+    server.close()
+
+
+def test_the_limit_of_descriptors_is_raised_before_the_sockets_are_bound(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sockets of a reload are descriptors too. A refused reload leaves the limit raised."""
+    raised: list[int] = []
+    monkeypatch.setattr(limits, "raise_soft_limit", raised.append)
+    with pytest.raises(Refusal):
+        server.apply(wanted(pool__size=5, listen__port=taken_port(rig)))
+    assert raised == [limits.needed(5)]
+
+
+def test_a_reload_that_ends_after_a_stop_signal_does_not_take_it_back(server: Server) -> None:
+    """Between the signal and the drain, a reload may be applied. The server stays not ready."""
+    server.apply(wanted())
+    server.state = "draining"
+    server.apply(wanted(pool__size=3))
+    assert (server.state, server.is_accepting) == ("draining", False)
+
+
+# Prepared in a thread
+
+
+def test_preparing_changes_nothing(rig: Rig, server: Server) -> None:
+    """It makes the rules, and the workers by which the pool grows, in any thread."""
+    server.apply(wanted())
+    prepared = []
+    grown = wanted(pool__size=5, access__allow=["10.0.0.0/8"])
+    thread = threading.Thread(target=lambda: prepared.append(server.prepare(grown)))
+    thread.start()
+    thread.join(DEADLINE)
+    ((rules, workers),) = prepared
+    assert rules.allow is not None
+    assert "10.0.0.1" in rules.allow
+    assert len(workers) == 3
+    rig.connect(rig.port())
+    rig.readable()
+    assert (server.pool.size, server.pool.free, server.rejections.count) == (2, 1, {})
+
+
+def test_for_a_smaller_pool_no_workers_are_prepared(server: Server) -> None:
+    """Applying the settings drops workers."""
+    server.apply(wanted())
+    smaller = wanted(pool__size=1)
+    prepared = server.prepare(smaller)
+    assert prepared.workers == []
+    server.apply(smaller, prepared)
+    assert server.pool.free == 1
+
+
+def test_what_was_prepared_is_what_is_applied(rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made a second time on the loop."""
+    server.apply(wanted())
+    grown = wanted(pool__size=3, access__deny=["127.0.0.0/8"])
+    prepared = server.prepare(grown)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("made on the loop")
+
+    monkeypatch.setattr(Ranges, "__init__", fail)
+    monkeypatch.setattr(server.pool, "make", fail)
+    server.apply(grown, prepared)
+    assert prepared.workers[0] in server.pool._free
+    rig.connect(rig.port())
+    rig.readable()
+    assert server.rejections.count == {"denied": 1}
+
+
+# Accepting
+
+
+def test_a_server_accepts_while_one_of_its_listeners_does(rig: Rig, server: Server) -> None:
+    """One that is paused after an error does not matter then."""
+    server.apply(wanted(listen__host=[LOCAL, OTHER]))
+    first, second = server.listeners.acceptors
+    first._pause_after(OSError())
+    assert server.is_accepting
+    second._pause_after(OSError())
+    assert not server.is_accepting
+    rig.loop.advance(1)
+    assert server.is_accepting
+
+
+@pytest.mark.parametrize("when_full", ["reject", "wait"])
+def test_a_full_pool_accepts_only_with_reject(rig: Rig, server: Server, when_full: str) -> None:
+    """With "wait", a client has to wait in the backlog."""
+    server.apply(wanted(pool__when_full=when_full))
+    rig.fill(rig.port())
+    assert server.is_accepting == (when_full == "reject")
+    rig.finish()
+    assert server.is_accepting
+
+
+def test_a_server_that_is_to_drain_does_not_accept(server: Server) -> None:
+    """A load balancer learns it before the listeners are closed."""
+    server.apply(wanted())
+    server.state = "draining"
+    assert not server.is_accepting
+
+
+def test_inherited_listeners_are_served_instead_of_those_of_the_settings(rig: Rig, served: Served) -> None:
+    """Nothing is bound then."""
+    with socket.create_server((LOCAL, 0)) as theirs:
+        inherited = [adopt(os.dup(theirs.fileno()), "echod.socket")]
+        server = Server(rig.loop.asyncio, served.log, inherited=inherited, checked=lambda: None)
+        rig.listeners = server.listeners
+        server.apply(wanted(listen__port=taken_port(rig)))
+        assert server.listeners.urls == [f"tcp://{LOCAL}:{theirs.getsockname()[1]}"]
+        assert server.is_accepting
+
+
+# Checks
+
+
+def test_each_check_is_reported_and_its_lag_observed(rig: Rig, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing the server ends the checks."""
+    clock = Clock(monkeypatch)
+    served.server.apply(wanted())
+    clock.now = rig.loop.now + 1.25
+    rig.loop.advance(1)
+    assert served.checks == 1
+    assert served.server.lag.last == pytest.approx(0.25)
+    served.server.close()
+    rig.loop.advance(10)
+    assert (served.checks, rig.loop.timers) == (1, 0)
+
+
+# The end
+
+
+def test_a_drain_stops_listening_and_waits_for_the_connections(rig: Rig, server: Server) -> None:
+    """Clients in the backlog are served too, and refusals without a line get theirs."""
+    server.apply(wanted(pool__when_full="wait"))
+    port = rig.port()
+    rig.connect(port)
+    rig.readable()
+    rig.connect(port)
+    for _ in range(12):
+        server.rejections.log(server.pool.in_use[1].client, "tcp://here:7", "denied")
+
+    async def test() -> None:
+        draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        rig.loop.run()
+        assert (server.listeners.urls, len(server.pool.in_use)) == ([], 2)
+        assert rig.lines.events("connection.rejected")[-1]["suppressed"] == {"denied": 1}
+        with pytest.raises(ConnectionRefusedError):
+            rig.connect(port)
+        for _ in range(2):
+            assert not draining.done()
+            rig.finish()
+        async with asyncio.timeout(DEADLINE):
+            assert await draining == 0
+
+    asyncio.run(test())
+    assert rig.reasons() == {"eof": 2}
+
+
+def test_a_drain_returns_how_many_connections_were_cut(rig: Rig, server: Server) -> None:
+    """A second signal cuts them at once."""
+    server.apply(wanted())
+    rig.fill(rig.port())
+
+    async def test() -> None:
+        at_once = asyncio.get_running_loop().create_future()
+        draining = asyncio.create_task(server.drain(60.0, at_once))
+        await asyncio.sleep(0)
+        at_once.set_result(None)
+        async with asyncio.timeout(DEADLINE):
+            while not draining.done():
+                await asyncio.sleep(0)
+                rig.loop.run()
+        assert draining.result() == 2
+
+    asyncio.run(test())
+    assert rig.reasons() == {"drained": 2}
