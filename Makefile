@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PREFIX ?= /usr/local
 WHEEL := build/wheel
+PINS := packaging/requirements
 # Written when the environment has what the file beside it pins; made anew when that changes.
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
@@ -60,14 +61,14 @@ reference: $(RUN) ## write what is generated: config/, man/, completions/, the R
 	@PYTHONPATH=packaging $(BIN)/python -m generate.reference
 	@PYTHONPATH=packaging $(BIN)/python -m generate.manual
 
-lock: ## pin the newest dependencies, with hashes (needs uv)
-	uv pip compile $(LOCK) --output-file requirements.txt pyproject.toml
-	uv pip compile $(LOCK) --constraint requirements.txt --group pyproject.toml:run --output-file requirements-build.txt
-	uv pip compile $(LOCK) --constraint requirements.txt --constraint requirements-build.txt --group dev \
-		--output-file requirements-dev.txt pyproject.toml
-	uv pip compile $(LOCK) --constraint requirements.txt --constraint requirements-build.txt --constraint requirements-dev.txt \
-		--group pyproject.toml:mutation --output-file requirements-mutation.txt
-LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade
+lock: ## pin new dependencies, with hashes; UPGRADE=1 also moves all others to their newest version (needs uv)
+	uv pip compile $(LOCK) --output-file $(PINS)/run.txt pyproject.toml
+	uv pip compile $(LOCK) --constraint $(PINS)/run.txt --group pyproject.toml:run --output-file $(PINS)/build.txt
+	uv pip compile $(LOCK) --constraint $(PINS)/run.txt --constraint $(PINS)/build.txt --group dev \
+		--output-file $(PINS)/dev.txt pyproject.toml
+	uv pip compile $(LOCK) --constraint $(PINS)/run.txt --constraint $(PINS)/build.txt --constraint $(PINS)/dev.txt \
+		--group pyproject.toml:mutation --output-file $(PINS)/mutation.txt
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade)
 
 install: $(WHEEL) ## install below PREFIX (/usr/local) and, for the configuration, /etc; all of it in DESTDIR, if given
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" packaging/install $(BIN)/python $(WHEEL)/echod-*.whl
@@ -88,20 +89,20 @@ $(VENV)/.made:
 	|| { echo "Python's venv module is missing; on Debian: apt install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) && touch $@ || { rm -rf $(VENV); exit 1; }
 
-$(RUN): requirements.txt requirements-build.txt pyproject.toml | $(VENV)/.made
+$(RUN): $(PINS)/run.txt $(PINS)/build.txt pyproject.toml | $(VENV)/.made
 	@echo "Installing echod into $(VENV) ..."
-	@$(PIP) --require-hashes --requirement requirements.txt --requirement requirements-build.txt
+	@$(PIP) --require-hashes --requirement $(PINS)/run.txt --requirement $(PINS)/build.txt
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(DEV): requirements-dev.txt $(RUN)
+$(DEV): $(PINS)/dev.txt $(RUN)
 	@echo "Installing the tools for tests into $(VENV) ..."
-	@$(PIP) --require-hashes --requirement requirements-dev.txt
+	@$(PIP) --require-hashes --requirement $(PINS)/dev.txt
 	@touch $@
 
-$(VENV)/.mutation: requirements-mutation.txt $(DEV)
+$(VENV)/.mutation: $(PINS)/mutation.txt $(DEV)
 	@echo "Installing the tool for mutants into $(VENV) ..."
-	@$(PIP) --require-hashes --requirement requirements-mutation.txt
+	@$(PIP) --require-hashes --requirement $(PINS)/mutation.txt
 	@touch $@
 
 # A folder for each build: what it holds is the one wheel.
