@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PREFIX ?= /usr/local
 WHEEL := build/wheel
 PINS := packaging/requirements
+# Written when the manual pages, the completions and the instance unit below build/ are up to date.
+GENERATED := build/.generated
 # Written when the environment has what the file beside it pins; made anew when that changes.
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
@@ -57,9 +59,8 @@ format: $(DEV) ## put the code into its form
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-reference: $(RUN) ## write what is generated: config/, man/, completions/, the README's table
-	@PYTHONPATH=packaging $(BIN)/python -m generate.reference
-	@PYTHONPATH=packaging $(BIN)/python -m generate.manual
+reference: $(RUN) ## write the generated files that are committed: config/, the table in docs/configuration.md
+	@PYTHONPATH=packaging $(BIN)/python -m generate reference
 
 lock: ## pin new dependencies, with hashes; UPGRADE=1 also moves all others to their newest version (needs uv)
 	uv pip compile $(LOCK) --output-file $(PINS)/run.txt pyproject.toml
@@ -70,13 +71,13 @@ lock: ## pin new dependencies, with hashes; UPGRADE=1 also moves all others to t
 		--group pyproject.toml:mutation --output-file $(PINS)/mutation.txt
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade)
 
-install: $(WHEEL) ## install below PREFIX (/usr/local) and, for the configuration, /etc; all of it in DESTDIR, if given
+install: $(WHEEL) $(GENERATED) ## install below PREFIX (/usr/local) and, for the configuration, /etc; all of it in DESTDIR, if given
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" packaging/install $(BIN)/python $(WHEEL)/echod-*.whl
 
 uninstall: ## take away what install has put there, but not the configuration
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/uninstall
 
-deb: $(WHEEL) ## the Debian package in dist/, for the Debian on which this is
+deb: $(WHEEL) $(GENERATED) ## the Debian package in dist/, for the Debian on which this is
 	@packaging/deb/build $(BIN)/python $(WHEEL)/echod-*.whl $(DEB_VERSION)
 
 clean: ## remove what make has made; also the cure if the directory was moved
@@ -109,3 +110,7 @@ $(VENV)/.mutation: $(PINS)/mutation.txt $(DEV)
 $(WHEEL): $(RUN) $(wildcard echod/*.py echod/*/*.py) README.md LICENSE
 	@rm -rf $@
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ . || { rm -rf $@; exit 1; }
+
+$(GENERATED): $(RUN) $(wildcard packaging/generate/*.py echod/*.py echod/*/*.py) CHANGELOG.md
+	@PYTHONPATH=packaging $(BIN)/python -m generate build
+	@touch $@

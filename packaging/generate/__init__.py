@@ -1,1 +1,4 @@
-"""Writes what is generated from the declared settings and the command line: for the build, not for the daemon."""
+"""Tools of the build: write the files that follow from the declared settings, the command line and echod.service.
+
+`generate.files` lists the files. Nothing of this is in the wheel.
+"""

@@ -1,6 +1,6 @@
-"""Completion for bash, zsh and fish, written from the grammar of the command line.
+"""Completion scripts for bash, zsh and fish, made from the grammar of the command line.
 
-Knows nothing of what commands do. Completed are commands, flags, and values of which there are few, or that are files.
+They complete commands, flags, values that can be listed, and files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from generate.grammar import Command, Option
 
 _BASH = """\
-# Completion of echod for bash. Written by `make reference`.
+# Completion of echod for bash. Generated: do not edit.
 _echod() {{
     local word command= flag= current=${{COMP_WORDS[COMP_CWORD]#=}}
     COMPREPLY=()
@@ -29,7 +29,7 @@ _echod() {{
             {valued}) flag=$word; continue ;;
             -*) continue ;;
         esac
-        # A value with a colon is several words to bash, of which the first is taken above: what is no command is no other.
+        # Bash splits a value with a colon into several words. The first is skipped above; the others name no command.
         case ${{command:+$command }}$word in
             {commands}) command="${{command:+$command }}$word" ;;
             *) command=${{command:-$word}} ;;
@@ -57,7 +57,7 @@ _ZSH_QUOTED = '[]:"`$'
 
 
 def bash() -> str:
-    """Return the script for bash, which needs no library beside it."""
+    """Return the script for bash. It does not need the bash-completion library."""
     root = grammar.read()
     options = _distinct(option for command in root.all for option in command.options if option.value)
     values = [
@@ -87,7 +87,7 @@ def bash() -> str:
 
 def zsh() -> str:
     """Return the function for zsh."""
-    lines = ["#compdef echod", "# Completion of echod for zsh. Written by `make reference`."]
+    lines = ["#compdef echod", "# Completion of echod for zsh. Generated: do not edit."]
     for command in grammar.read().all:
         lines += ["", f"{_zsh_name(command)}() {{", *(f"    {line}" for line in _zsh_body(command)), "}"]
     return "\n".join([*lines, "", '_echod "$@"', ""])
@@ -117,13 +117,15 @@ def _zsh_body(command: Command) -> list[str]:
 
 def _zsh_option(option: Option) -> str:
     value = ""
+    flags = list(option.flags)
     if option.value:
         action = "_files" if option.is_file else f"({' '.join(option.choices)})" if option.choices else ""
         value = f":{_zsh_text(option.value)}:{action}"
+        flags = [f"{flag}=" if flag.startswith("--") else flag for flag in flags]  # `--flag value` and `--flag=value`
     spec = _quoted(f"[{_zsh_text(_brief(option.text))}]{value}")
-    if len(option.flags) == 1:
-        return f"'{option.flags[0]}'{spec}"
-    return f"'({' '.join(option.flags)})'{{{','.join(option.flags)}}}{spec}"
+    if len(flags) == 1:
+        return f"'{flags[0]}'{spec}"
+    return f"'({' '.join(option.flags)})'{{{','.join(flags)}}}{spec}"
 
 
 def _zsh_text(text: str, special: str = "[]:") -> str:
@@ -133,7 +135,7 @@ def _zsh_text(text: str, special: str = "[]:") -> str:
 def fish() -> str:
     """Return the script for fish."""
     root = grammar.read()
-    lines = ["# Completion of echod for fish. Written by `make reference`.", "complete -c echod -f"]
+    lines = ["# Completion of echod for fish. Generated: do not edit.", "complete -c echod -f"]
     for command in root.all:
         names = [below.words[-1] for below in command.commands]
         here = _fish_condition(command, names)
@@ -173,10 +175,10 @@ def _continued(lines: list[str]) -> list[str]:
 
 
 def _brief(text: str) -> str:
-    """Return the first sentence, which is what fits beside a flag."""
+    """Return the first sentence: the whole text is too long beside a flag."""
     return re.split(r"(?<!e\.g)\. | \[[A-Z_]+\]", text)[0].removesuffix(".")
 
 
 def _distinct(options: Iterable[Option]) -> list[Option]:
-    """Return each option once, however many commands have it."""
+    """Return each option once, also if several commands have it."""
     return list(dict.fromkeys(options))

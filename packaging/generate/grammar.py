@@ -1,7 +1,4 @@
-"""The grammar of the command line, as data: commands and their options, read from the parser.
-
-Knows nothing of what is made of it: `manual` writes pages, `completion` scripts for shells.
-"""
+"""The grammar of the command line, as data: commands with their options and arguments, read from the parser."""
 
 from __future__ import annotations
 
@@ -18,17 +15,17 @@ _FILES = frozenset({"FILE", "PATH"})
 
 
 class Option(NamedTuple):
-    """An option: its flags, the word for its value if it takes one, and what it does."""
+    """An option: its flags, the word for its value if it takes one, and its help text."""
 
     flags: tuple[str, ...]
     value: str | None
     text: str
     setting: bool
-    """Whether it is that of a setting, which many commands share."""
+    """Whether it is the flag of a setting, which many commands share."""
 
     @property
     def choices(self) -> list[str]:
-        """What the value may be, if there are not many."""
+        """The possible values, if they can be listed."""
         value = self.value or ""
         return value.split("|") if "|" in value else _CHOICES.get(value, [])
 
@@ -39,14 +36,14 @@ class Option(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """What stands for itself on the command line, without a flag."""
+    """A positional argument."""
 
     value: str
     text: str
 
 
 class Command(NamedTuple):
-    """A command by the words that call it, the program itself by none, with what may follow."""
+    """A command with the words that call it (none for the program itself), and what may follow them."""
 
     words: tuple[str, ...]
     text: str
@@ -56,19 +53,19 @@ class Command(NamedTuple):
 
     @property
     def all(self) -> Iterator[Command]:
-        """This one and those below it."""
+        """This command and all commands below it."""
         yield self
         for command in self.commands:
             yield from command.all
 
     @property
     def takes_settings(self) -> bool:
-        """Whether all the settings may be given, and not just one that it needs."""
+        """Whether the command takes the flags of all settings, not only of one that it needs."""
         return sum(option.setting for option in self.options) > 1
 
     @property
     def own(self) -> list[Option]:
-        """The options that are not for each setting, nor for help."""
+        """The options without those of all settings and without --help."""
         return [
             option
             for option in self.options
@@ -83,7 +80,7 @@ def read() -> Command:
 
 def _command(words: tuple[str, ...], text: str, parser: argparse.ArgumentParser) -> Command:
     command = Command(words, text, [], [], [])
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask, and has had this one for ever
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list its actions
         text = (action.help or "").replace("%%", "%")
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             texts = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001

@@ -1,106 +1,109 @@
-"""The manual pages echod(8) and echod.toml(5), written from the declared settings and the grammar of the command line.
+"""The manual pages echod(8) and echod.toml(5), in man(7).
 
-Knows nothing of how they are read. `python -m echod.manual` (`make reference`) writes them, and the shells' completion.
+Commands, flags and settings come from their declarations; the rest of the text is here.
 """
 
 from __future__ import annotations
 
+import re
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echod import __version__
 from echod.config import render
 from echod.config.settings import Settings, declared
-from generate import completion, grammar
+from generate import grammar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from generate.grammar import Command, Option
 
-_DATE = "2026-11-25"
-"""Of the last change to what is written here by hand."""
-
 _WIDTH = 70
-"""Of a line of text; the marks come on top."""
+"""The longest line of text, without the marks for bold and italic."""
 
 _DESCRIPTION = """\
-echod is a daemon for the echo service of RFC 862 over TCP: whatever a client sends comes back, every byte, in order, once.
+echod is a daemon for the echo service of RFC 862 over TCP: it returns every byte that a client sends, in order, once.
 
-A fixed number of workers is made at start; each serves one connection at a time. A peer that does not read is not read from,
-so memory is bounded by the pool. One process uses one core; for more, run several on one port (listen.reuse_port),
-each with an admin.socket of its own: with "auto", only the first one would have it."""
+echod makes a fixed number of workers when it starts. Each worker serves one connection at a time. echod does not read from
+a client that does not read its echo, so the size of the pool bounds the memory.
+
+One process uses one core. To use more, run several processes on one port (listen.reuse_port), each with its own
+admin.socket: with "auto", only the first process gets one."""
 
 _SETTINGS = """\
-Each setting of echod.toml(5) is also a flag under its dotted name, and an environment variable. A flag wins over a variable, a
-variable over the file, the file over the default."""
+Each setting of echod.toml(5) is also a flag under its dotted name, and an environment variable. A flag overrides a variable, a
+variable overrides the file, and the file overrides the default."""
 
 _ENVIRONMENT = [
-    ("ECHOD_CONFIG", "The configuration file, where no -c names one."),
-    ("ECHOD_SECTION__KEY", "A setting, e.g. ECHOD_POOL__SIZE=10; lists are separated by commas, or in JSON."),
-    ("NO_COLOR", "If set, and not empty, the log on a terminal has no colors."),
-    ("RUNTIME_DIRECTORY, XDG_RUNTIME_DIR", "Where the admin socket is, see admin.socket in echod.toml(5)."),
-    ("NOTIFY_SOCKET, WATCHDOG_USEC", "Set by systemd: whom to tell that it is ready, and that it is alive."),
+    ("ECHOD_CONFIG", "The configuration file, if no -c names one."),
+    ("ECHOD_SECTION__KEY", "A setting, e.g. ECHOD_POOL__SIZE=10. A list is separated by commas, or written as JSON."),
+    ("NO_COLOR", "If it is set and not empty, the log on a terminal has no colors."),
+    ("RUNTIME_DIRECTORY, XDG_RUNTIME_DIR", "The directory of the admin socket; see admin.socket in echod.toml(5)."),
+    ("NOTIFY_SOCKET, WATCHDOG_USEC", "Set by systemd. echod reports there that it is ready and that it is alive."),
     (
         "LISTEN_FDS",
-        "Set by systemd for a socket unit: listening sockets to serve on. Then [listen] is not bound, as the log says.",
+        "Set by systemd for a socket unit: echod serves on the sockets that it inherits. It then ignores [listen], and logs this.",
     ),
-    ("JOURNAL_STREAM", "Set by systemd: if standard output is the journal, each line has its priority there."),
+    ("JOURNAL_STREAM", "Set by systemd. If standard output is the journal, each line begins with its priority."),
 ]
 _FILES = [
-    ("/etc/echod/echod.toml", "The configuration file, if it is there and no other is named. See echod.toml(5)."),
-    ("/run/echod/", "The runtime directory of the service, with the admin socket; of echod@N, /run/echod/N/."),
+    ("/etc/echod/echod.toml", "The configuration file, if it exists and no other is named. See echod.toml(5)."),
+    ("/run/echod/", "The runtime directory of the service, with the admin socket. For echod@N it is /run/echod/N/."),
 ]
 _SIGNALS = [
     (
         "TERM, INT",
-        "Drain: accept nobody else, let connections finish for timeouts.drain, then end them. The second one cuts at once.",
+        "Drain: stop accepting, wait up to timeouts.drain for connections to finish, and exit. The second one closes all at once.",
     ),
-    ("HUP", "Reload the configuration file, as a whole or not at all. Open connections stay."),
-    ("USR1, USR2", "Nothing: they mean something to other daemons only."),
+    ("HUP", "Reload the configuration file, all or nothing. Open connections stay."),
+    ("USR1, USR2", "Ignored, because other daemons use them."),
 ]
 _EXIT = [
-    ("0", "Fine; also after a drain."),
+    ("0", "Success; also after a drain."),
     ("64", "Wrong usage."),
     ("65", "No such connection (kill)."),
     ("66", "The configuration file is missing or unreadable."),
-    ("69", "The address is in use or not of this machine, or no daemon answers."),
-    ("70", "Internal error, or standard output takes no answer."),
-    ("77", "No permission; the message says how to get it."),
-    ("78", "Invalid configuration: a line for each problem, with file and line."),
-    ("141", "Standard output was closed before all was written, as by head(1)."),
+    ("69", "The address is in use or not on this machine, or no daemon answers."),
+    ("70", "Internal error, or standard output cannot be written."),
+    ("77", "Permission denied. The message says how to get it."),
+    ("78", "Invalid configuration. There is a line for each problem, with file and line."),
+    ("141", "The reader of standard output closed it early, as head(1) does."),
 ]
 _EXAMPLES = [
-    ("echod run -p 8080 -n 10", "Serve on port 8080, 10 connections at one time."),
-    ("echod check -c echod.toml", "Say all that is wrong with a file."),
-    (
-        "systemctl reload echod",
-        "Change over to the edited file; fails, with the reasons in the journal, if it is not right.",
-    ),
-    ("journalctl -u echod -o cat -f | jq .", "Follow the log, a line of JSON for each event."),
-    ("journalctl -u echod -p warning", "What of it is a warning or worse."),
+    ("echod run -p 8080 -n 10", "Serve on port 8080, at most 10 connections at a time."),
+    ("echod check -c echod.toml", "Report all errors of a file."),
+    ("systemctl reload echod", "Apply the edited file. If it is invalid, this fails, and the journal has the errors."),
+    ("journalctl -u echod -o cat -f | jq .", "Follow the log, one JSON object for each event."),
+    ("journalctl -u echod -p warning", "Show warnings and errors only."),
 ]
 
 _SYNTAX = """\
-A TOML file of sections with keys. All of them are optional, and none other is allowed: echod check -c FILE says what is wrong,
-with file and line. The values in force, and where each comes from, are shown by echod config show --sources.
+A TOML file of sections with keys. Every key is optional, and an unknown key is an error. echod check -c FILE reports all errors,
+with file and line. echod config show --sources shows the values in force and where each comes from.
 
-Durations are written "500ms", "30s", "5m" or "1h30m", and "off" for never; rates "500/s" or "30/m"; counts 1024, 10_000 or "64Ki".
-A list of one item may be written without brackets.
+A duration is written "500ms", "30s", "5m" or "1h30m", and "off" for never; a rate "500/s" or "30/m"; a count 1024, 10_000 or
+"64Ki". A list of one item may be written without brackets.
 
-A reload (HUP, or systemctl reload echod) changes all settings but those that say that they need a restart."""
+A reload (HUP, or systemctl reload echod) changes every setting except those that say that they need a restart."""
 
 
-def echod() -> str:
-    """Return the page of the program."""
+def released(changelog: str) -> str:
+    """Return the date of the newest release, for the foot of the pages: the same source always gives the same pages."""
+    dates = re.findall(r"^## \[[^]]+\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    if not dates:
+        raise ValueError('CHANGELOG.md has no line like "## [0.1.0] - 2026-01-31"')
+    return str(dates[0])
+
+
+def echod(date: str) -> str:
+    """Return the page of the program, of section 8."""
     root = grammar.read()
     leaves = [command for command in root.all if not command.commands]
     return _page(
         "echod",
-        8,
-        "System Administration",
         "an echo daemon (RFC 862)",
+        f'8 {date} "echod {__version__}" "System Administration"',
         [
             ("SYNOPSIS", "\n.br\n".join(_synopsis(command) for command in leaves)),
             ("DESCRIPTION", _paragraphs(_DESCRIPTION)),
@@ -117,8 +120,8 @@ def echod() -> str:
     )
 
 
-def echod_toml() -> str:
-    """Return the page of the file."""
+def echod_toml(date: str) -> str:
+    """Return the page of the configuration file, of section 5."""
     sections = []
     for section, field in Settings.model_fields.items():
         items = [
@@ -133,9 +136,8 @@ def echod_toml() -> str:
         sections.append((f"[{section}]", f"{text}\n{_list(items)}"))
     return _page(
         "echod.toml",
-        5,
-        "File Formats",
         "the configuration of echod",
+        f'5 {date} "echod {__version__}" "File Formats"',
         [
             ("SYNOPSIS", _escaped("/etc/echod/echod.toml")),
             ("DESCRIPTION", _paragraphs(_SYNTAX)),
@@ -145,10 +147,11 @@ def echod_toml() -> str:
     )
 
 
-def _page(name: str, section: int, volume: str, text: str, sections: list[tuple[str, str]]) -> str:
-    head = f'.\\" Written by `make reference`.\n.TH {name.upper()} {section} {_DATE} "echod {__version__}" "{volume}"\n'
+def _page(name: str, text: str, title: str, sections: list[tuple[str, str]]) -> str:
+    """Return a page. `title` is its section of the manual, date, source and volume, as .TH of man(7) wants them."""
+    head = f'.\\" Generated: do not edit.\n.TH {name.upper()} {title}\n'
     sections = [("NAME", f"{name} \\- {_escaped(text)}"), *sections]
-    return head + "".join(f".SH {title}\n{body}\n" for title, body in sections)
+    return head + "".join(f".SH {heading}\n{body}\n" for heading, body in sections)
 
 
 def _synopsis(command: Command) -> str:
@@ -164,19 +167,19 @@ def _entry(command: Command) -> tuple[str, str]:
 
 
 def _own(command: Command) -> list[tuple[str, str]]:
-    """Return what a command has that others do not."""
+    """Return the options and arguments that only this command has."""
     options = [_option(option) for option in command.own]
     return options + [(_italic(argument.value), argument.text) for argument in command.arguments]
 
 
 def _items(head: tuple[str, str], below: list[tuple[str, str]]) -> str:
-    """Return an entry with a list of its own."""
+    """Return an entry with an indented list below it."""
     text = _list([head])
-    return f"{text}\n.RS\n{_list(below, bold=str)}\n.RE" if below else text
+    return f"{text}\n.RS\n{_list(below)}\n.RE" if below else text
 
 
 def _flags(root: Command) -> Iterator[tuple[str, str]]:
-    """Yield the settings' flags. All commands have the same."""
+    """Yield the settings' flags, each once: all commands that take them take the same ones."""
     for option in dict.fromkeys(option for command in root.all for option in command.options if option.setting):
         yield _option(option)
 
@@ -190,11 +193,11 @@ def _syntax(option: Option) -> str:
     return f"{flags} {_italic(option.value)}" if option.value else flags
 
 
-def _list(items: list[tuple[str, str]], bold: Callable[[str], str] | None = None) -> str:
-    """Return a list of terms, which are in bold unless they have marks already, and what is said of each."""
+def _list(items: list[tuple[str, str]]) -> str:
+    """Return a list of terms with a text for each. Terms are set in bold, except those that have marks already."""
     lines = []
     for term, text in items:
-        marked = term if bold or term.startswith("\\f") else _bold(term)
+        marked = term if term.startswith("\\f") else _bold(term)
         lines.append(f".TP\n{marked}\n{_sentence(text)}")
     return "\n".join(lines)
 
@@ -212,7 +215,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Return text in lines that mandoc does not find too long."""
+    """Return text in lines that are short enough for mandoc's rules of style."""
     return "\n".join(_escaped(line) for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False))
 
 
@@ -225,27 +228,6 @@ def _italic(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that roff prints as it is; a line must not begin with its control characters."""
+    """Return text that roff prints unchanged. A line that begins with a dot would be a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return f"\\&{text}" if text.startswith(".") else text
-
-
-FILES: dict[Path, Callable[[], str]] = {
-    Path("man/echod.8"): echod,
-    Path("man/echod.toml.5"): echod_toml,
-    Path("completions/echod.bash"): completion.bash,
-    Path("completions/_echod"): completion.zsh,
-    Path("completions/echod.fish"): completion.fish,
-}
-"""What is written where."""
-
-
-def write(root: Path) -> None:
-    """Bring the files up to date."""
-    for path, text in FILES.items():
-        (root / path).parent.mkdir(exist_ok=True)
-        (root / path).write_text(text())
-
-
-if __name__ == "__main__":
-    write(Path())

@@ -1,36 +1,32 @@
-"""Writes the shipped configuration, its schema, and the table of settings in the guide."""
+"""The shipped configuration file, and the table of settings in the guide to the configuration."""
 
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echod.config.render import described, schema
+from echod.config.render import described
 from echod.config.settings import Settings, declared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHIPPED = Path("config/echod.toml")
-SCHEMA = SHIPPED.with_suffix(".schema.json")
-README = Path("README.md")
-
-_HEAD = f"""\
-#:schema ./{SCHEMA.name}
-# The configuration of echod: every setting, with its default. `echod check -c FILE` says whether a file is right,
-# `echod config show -c FILE` what is in force with it.
+_HEAD = """\
+#:schema ./echod.schema.json
+# The configuration of echod: every setting, with its default. `echod check -c FILE` validates a file,
+# `echod config show -c FILE` shows the settings that result from it.
 #
-# A flag (`--pool.size 10`) wins over a variable (`ECHOD_POOL__SIZE=10`), a variable over this file, this file over the
-# default. Durations are written "500ms", "30s", "5m" or "1h30m"; counts 1024, 10_000 or "64Ki". After a change,
-# `kill -HUP` reloads the file without touching a connection; what needs a restart says so.
+# A flag (`--pool.size 10`) overrides a variable (`ECHOD_POOL__SIZE=10`), a variable this file, this file the default.
+# A duration is written "500ms", "30s", "5m" or "1h30m"; a count 1024, 10_000 or "64Ki". `echod reload`, or signal HUP,
+# applies a change of this file without touching a connection; settings that need a restart say so.
 """
-_TABLE = "<!-- settings: written by `make reference` -->\n", "<!-- end of settings -->\n"
+_BEGIN = "<!-- settings: written by `make reference` -->\n"
+_END = "<!-- end of settings -->\n"
 _WIDTH = 118
 
 
 def shipped() -> str:
-    """Return the commented file."""
+    """Return the configuration file with every setting and a comment above each."""
     lines = [_HEAD]
     section = None
     for setting in declared():
@@ -56,16 +52,10 @@ def _rows() -> Iterator[str]:
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"
 
 
-def write(root: Path) -> None:
-    """Bring the files up to date that are generated, wholly or in part."""
-    (root / SHIPPED).write_text(shipped())
-    (root / SCHEMA).write_text(schema())
-    readme = (root / README).read_text()
-    begin, end = _TABLE
-    before, _, rest = readme.partition(begin)
-    after = rest.partition(end)[2]
-    (root / README).write_text(f"{before}{begin}{table()}{end}{after}")
-
-
-if __name__ == "__main__":
-    write(Path())
+def with_table(guide: str) -> str:
+    """Return the guide with the table between its two marks; ValueError if they are not there, once each."""
+    if guide.count(_BEGIN) != 1 or guide.count(_END) != 1:
+        raise ValueError(f"the guide needs each of these lines once: {_BEGIN.strip()} {_END.strip()}")
+    before, _, rest = guide.partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    return f"{before}{_BEGIN}{table()}{_END}{after}"

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from generate import reference
 
 from echod.config import load as config
 from echod.config import render
@@ -18,7 +16,8 @@ from tests.support.harness import DEADLINE
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = list(declared())
-GENERATED = (reference.SHIPPED, reference.SCHEMA, reference.README)
+SHIPPED = ROOT / "config/echod.toml"
+SCHEMA = ROOT / "config/echod.schema.json"
 
 SAMPLES: dict[str, list[object]] = {
     "ADDRESS": ["127.0.0.1", ["127.0.0.1", "::1"], "fe80::1%lo"],
@@ -36,15 +35,6 @@ SAMPLES: dict[str, list[object]] = {
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "echod.toml"
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The files that are generated, in a tree of their own."""
-    for path in GENERATED:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / path, tmp_path / path)
-    return tmp_path
 
 
 def samples(setting: Setting) -> list[object]:
@@ -108,84 +98,12 @@ def test_a_remark_ends_its_line() -> None:
     assert tomllib.loads(text) == tomllib.loads(render.toml(settings))
 
 
-# The files
-
-
-def test_the_generated_files_are_up_to_date(copy: Path) -> None:
-    """Who changes a setting runs `make reference`; running it again changes nothing."""
-    done = subprocess.run(
-        [sys.executable, "-m", "generate.reference"],
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'packaging'}"},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    for path in GENERATED:
-        assert (copy / path).read_text() == (ROOT / path).read_text()
-
-
-def test_what_is_out_of_date_is_written_anew(copy: Path) -> None:
-    """Of the README only the table: what stands around it is somebody's work."""
-    readme = (ROOT / reference.README).read_text()
-    begin, end = reference._TABLE
-    assert readme.count(begin) == readme.count(end) == 1
-    before, _, rest = readme.partition(begin)
-    after = rest.partition(end)[2]
-    (copy / reference.README).write_text(f"before\n{begin}old\n{end}after\n")
-    (copy / reference.SHIPPED).write_text("old")
-    (copy / reference.SCHEMA).unlink()
-    reference.write(copy)
-    assert (copy / reference.README).read_text() == f"before\n{begin}{reference.table()}{end}after\n"
-    assert readme == f"{before}{begin}{reference.table()}{end}{after}"
-    assert (copy / reference.SHIPPED).read_text() == reference.shipped()
-    assert (copy / reference.SCHEMA).read_text() == render.schema()
-
-
-def test_the_table_has_a_row_for_each_setting() -> None:
-    """With three cells, whatever is in the description."""
-    head, rule, *rows = reference.table().splitlines()
-    assert head.count("|") == rule.count("|") == 4
-    assert [row.count("|") for row in rows] == [4] * len(SETTINGS)
-    for row, setting in zip(rows, SETTINGS, strict=True):
-        assert row.startswith(f"| `{setting.name}` | `{setting.default}` | {setting.field.description}")
-        assert row.endswith(" A change needs a restart. |") == (not setting.live)
-
-
-def test_the_shipped_file_says_of_each_setting_what_it_means() -> None:
-    """In a comment above it, no line of which is too long for a terminal."""
-    text = reference.shipped()
-    assert max(map(len, text.splitlines())) <= 120
-    comments: list[str] = []
-    found = []
-    for line in text.splitlines():
-        if line.startswith("# "):
-            comments.append(line.removeprefix("# "))
-        elif " = " in line:
-            found.append((" ".join(comments), line))
-            comments = []
-        else:
-            comments = []
-    assert found == [(render.described(setting), f"{setting.key} = {setting.default}") for setting in SETTINGS]
-
-
-def test_the_shipped_file_names_its_schema() -> None:
-    """For editors, relative to itself, so that both can be copied together."""
-    first = (ROOT / reference.SHIPPED).read_text().splitlines()[0]
-    assert first.startswith("#:schema ./")
-    path = (ROOT / reference.SHIPPED).parent / first.removeprefix("#:schema ./")
-    assert path == ROOT / reference.SCHEMA
-    assert path.is_file()
-
-
 # The schema
 
 
 def test_the_schema_is_one() -> None:
     """By the rules of its draft."""
-    done = check_schema("--check-metaschema", ROOT / reference.SCHEMA)
+    done = check_schema("--check-metaschema", SCHEMA)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -202,7 +120,7 @@ def test_the_schema_has_each_setting_with_its_default() -> None:
 
 def test_the_schema_takes_what_the_program_takes(tmp_path: Path) -> None:
     """The shipped file, and each form in which a value can be written."""
-    files = [ROOT / reference.SHIPPED]
+    files = [SHIPPED]
     for index in range(max(len(samples(setting)) for setting in SETTINGS)):
         text = "".join(
             f"{setting.name} = {json.dumps(samples(setting)[index % len(samples(setting))], ensure_ascii=False)}\n"
@@ -212,7 +130,7 @@ def test_the_schema_takes_what_the_program_takes(tmp_path: Path) -> None:
         path.write_text(text)
         config.load(path, {"access.deny": "[]", "access.allow": "[]"}, {})
         files.append(path)
-    done = check_schema("--schemafile", ROOT / reference.SCHEMA, *files)
+    done = check_schema("--schemafile", SCHEMA, *files)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -239,7 +157,7 @@ def test_the_schema_refuses_what_the_program_refuses(tmp_path: Path) -> None:
     """As far as a schema can: an editor marks it while it is written."""
     for name, text in BAD.items():
         (tmp_path / f"{name}.toml").write_text(text)
-    done = check_schema("--schemafile", ROOT / reference.SCHEMA, "-o", "json", *sorted(tmp_path.glob("*.toml")))
+    done = check_schema("--schemafile", SCHEMA, "-o", "json", *sorted(tmp_path.glob("*.toml")))
     assert done.returncode == 1
     refused = {Path(error["filename"]).stem for error in json.loads(done.stdout)["errors"]}
     assert refused == set(BAD)
