@@ -111,6 +111,6 @@ $(WHEEL): $(RUN) $(wildcard echod/*.py echod/*/*.py) README.md LICENSE
 	@rm -rf $@
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ . || { rm -rf $@; exit 1; }
 
-$(GENERATED): $(RUN) $(wildcard packaging/generate/*.py echod/*.py echod/*/*.py) CHANGELOG.md
+$(GENERATED): $(RUN) $(wildcard packaging/generate/*.py echod/*.py echod/*/*.py) systemd/echod.service CHANGELOG.md
 	@PYTHONPATH=packaging $(BIN)/python -m generate build
 	@touch $@

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from echod.config import render
-from generate import completion, manual, reference
+from generate import completion, manual, reference, units
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,7 @@ def built(root: Path) -> dict[str, str]:
         "build/completions/echod.bash": completion.bash(),
         "build/completions/_echod": completion.zsh(),
         "build/completions/echod.fish": completion.fish(),
+        "build/systemd/echod@.service": units.instance((root / "systemd/echod.service").read_text()),
     }
 
 

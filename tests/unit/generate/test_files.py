@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ("CHANGELOG.md", "docs/configuration.md")
+SOURCES = ("CHANGELOG.md", "docs/configuration.md", "systemd/echod.service")
 """What the generated files are made from, beside the declarations."""
 
 
