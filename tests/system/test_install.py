@@ -66,7 +66,7 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
     """In one line, before anything is done; make adds its own."""
     done = tried("install", tmp_path, "python3.99")
     first, second = done.stderr.splitlines()
-    assert first.startswith("there is no python3.99; ")
+    assert first.startswith("python3.99: not found; ")
     assert second.startswith("make")
     assert list(tmp_path.iterdir()) == []
 
