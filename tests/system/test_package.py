@@ -71,7 +71,7 @@ def test_lintian_finds_nothing(package: Path) -> None:
 
 
 def test_it_holds_all_that_belongs_to_it(package: Path) -> None:
-    """The command, the units, the manual, the completions, the configuration."""
+    """The command, the units, the manual pages, the completions, the guides, the configuration."""
     names = {line.split()[5] for line in run("dpkg-deb", "--contents", package).splitlines()}
     for name in (
         "etc/echod/echod.toml",
@@ -85,6 +85,8 @@ def test_it_holds_all_that_belongs_to_it(package: Path) -> None:
         "usr/share/bash-completion/completions/echod",
         "usr/share/zsh/vendor-completions/_echod",
         "usr/share/fish/vendor_completions.d/echod.fish",
+        "usr/share/doc/echod/README.md",
+        "usr/share/doc/echod/docs/configuration.md",
     ):
         assert f"./{name}" in names
 
