@@ -6,11 +6,9 @@ Knows nothing of sockets and workers. What only `run` needs is imported there: `
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import platform
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -19,30 +17,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__, systemd, unix
+from echod import __version__, stdio, systemd
 from echod.client import control
-from echod.config import explain, render
+from echod.config import admin_socket, checks, explain, render
 from echod.config import load as config
-from echod.config.settings import declared
-from echod.config.types import network, printable, shown
+from echod.config.settings import ENV_FILE, declared
+from echod.config.types import network
 from echod.errors import Refusal
+from echod.text import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from echod.client.http import Client
     from echod.config.settings import Setting
-    from echod.config.types import Network
+    from echod.networks import Network
 
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: to the first line, and erase all
 _LONGEST_NUMBER = 19  # digits
-_PIPE = 128 + signal.SIGPIPE  # what a shell says of a command that ended so
 SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
 
 def main() -> NoReturn:
     """Run the command of `sys.argv` and exit."""
-    _guard_standard_streams()
+    stdio.guard()
     code = run(sys.argv[1:])
     if threading.active_count() > 1:
         # One hangs, in the log's sink or in reading the configuration: Python's own end would tear it apart, and crash.
@@ -56,60 +54,17 @@ def run(words: Sequence[str]) -> int:
         arguments = parser().parse_args(words)
         arguments.command(arguments)
     except Refusal as refusal:
-        _complain(*map(printable, refusal.lines))
+        stdio.complain(*map(printable, refusal.lines))
         return refusal.exit_code
     except Exception:  # noqa: BLE001 - a bug: nothing that a user did ends here
-        _complain("echod: internal error, please report it:", traceback.format_exc())
+        stdio.complain("echod: internal error, please report it:", traceback.format_exc())
         return os.EX_SOFTWARE
     return os.EX_OK
 
 
-def _guard_standard_streams() -> None:
-    """Open what is closed of 0, 1 and 2: otherwise a socket takes the number, and a client reads the log."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
-        getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
-def _say(text: str) -> None:
-    """Answer on standard output, and make sure that it got there."""
-    try:
-        if systemd.is_journal(1, os.environ):
-            text = systemd.prefixed("answer", text.removesuffix("\n")) + "\n"
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        _discard(1)
-        if error.errno == errno.EPIPE:  # as for `head -1`: who reads has had enough
-            raise Refusal(exit_code=_PIPE) from None
-        raise Refusal(f"echod: standard output: {error.strerror}", exit_code=os.EX_SOFTWARE) from None
-
-
-def _complain(*lines: str, level: str = "error") -> None:
-    """Write lines on standard error, as far as it takes them: the exit code stands in any case."""
-    try:
-        journal = systemd.is_journal(2, os.environ)
-        for line in lines:
-            text = systemd.prefixed(level, line) if journal else line
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is where people are told
-    except OSError:
-        _discard(2)
-
-
-def _discard(fd: int) -> None:
-    """Let go of a stream that takes nothing: Python would try once more at exit, and change the exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
-
-
 class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - it is always standard output
-        _say(message)
+        stdio.say(message)
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{self.prog}: {message} (see {self.prog} --help)", exit_code=os.EX_USAGE)
@@ -192,7 +147,7 @@ def _add_settings(parser: argparse.ArgumentParser, declared: Sequence[Setting]) 
         "--config",
         metavar="FILE",
         type=Path,
-        help=f"TOML file (default: ${config.ENV_FILE}, else {config.DEFAULT_FILE})",
+        help=f"TOML file (default: ${ENV_FILE}, else {config.DEFAULT_FILE})",
     )
     settings = parser.add_argument_group(
         "settings",
@@ -214,7 +169,7 @@ def _load(arguments: argparse.Namespace) -> config.Loaded:
     try:
         return config.load(arguments.config, _flags(arguments), os.environ)
     except Refusal:
-        _warn(config.unknown_variables(os.environ))  # one of them may be why
+        _warn(checks.unknown_variables(os.environ))  # one of them may be why
         raise
 
 
@@ -224,7 +179,7 @@ def _flags(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _warn(warnings: Iterable[str]) -> None:
-    _complain(*(printable(f"warning: {line}") for line in warnings), level="warning")
+    stdio.complain(*(printable(f"warning: {line}") for line in warnings), level="warning")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -254,7 +209,7 @@ def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
     if not arguments.quiet:
         _warn(loaded.warnings)
-        _say(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
+        stdio.say(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -264,21 +219,19 @@ def _show(arguments: argparse.Namespace) -> None:
     def source(setting: Setting) -> str:
         return printable(explain.origin((setting.section, setting.key), loaded.layers))
 
-    _say(render.toml(loaded.settings, source if arguments.sources else None))
+    stdio.say(render.toml(loaded.settings, source if arguments.sources else None))
 
 
 def _schema(_: argparse.Namespace) -> None:
-    _say(render.schema())
+    stdio.say(render.schema())
 
 
 def _client(arguments: argparse.Namespace) -> Client:
     """Return what asks the daemon that these settings would make."""
     from echod.client.http import Client  # noqa: PLC0415 - 8 MB that `run` has no use for
 
-    where = config.admin_socket(arguments.config, _flags(arguments), os.environ)
-    # The default file may have been edited since the daemon read it. With -c, it is the daemon of that file that is meant.
-    edited = where.of_file and arguments.config is None
-    return Client(unix.to_ask(where.setting, os.environ, edited=edited), where.trouble)
+    found = admin_socket.candidates(arguments.config, _flags(arguments), os.environ)
+    return Client(found.paths, found.trouble)
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -301,18 +254,18 @@ def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> No
         if redraws:
             fitting = text.splitlines(keepends=True)[: shutil.get_terminal_size().lines - 1]
             text = f"{_CLEAR}{''.join(fitting)}"
-        _say(text)
+        stdio.say(text)
         if not arguments.watch:
             return
         time.sleep(1)
 
 
 def _kill(arguments: argparse.Namespace) -> None:
-    _say(control.kill(_client(arguments), arguments.id))
+    stdio.say(control.kill(_client(arguments), arguments.id))
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    _say(control.reload(_client(arguments)))
+    stdio.say(control.reload(_client(arguments)))
 
 
 def _network(text: str) -> Network:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from echod import __version__, unix
-from echod.config.types import printable
+from echod import __version__
+from echod.config import admin_socket
 from echod.errors import Refusal
 from echod.reload import NOT_BOUND, Reloads
 from echod.server.listeners import adopt
 from echod.server.server import Server
+from echod.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,7 @@ class Daemon:
         self._service.ready(self._status)
 
     def _open_admin(self, settings: AdminSettings) -> None:
-        if settings.http == "off" and unix.of_daemon(settings.socket, os.environ) is None:
+        if settings.http == "off" and admin_socket.of_daemon(settings.socket, os.environ) is None:
             return
         # Here, because with their libraries they are 2 MB that a daemon without a socket does not need.
         from echod.admin.service import Admin  # noqa: PLC0415

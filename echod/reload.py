@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from echod.config import explain
 from echod.config.settings import LEVELS, declared
-from echod.config.types import printable, shown
 from echod.errors import Refusal
+from echod.text import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

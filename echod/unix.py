@@ -1,6 +1,6 @@
-"""Where the admin socket is: for the daemon, which listens on it, and for the commands that ask there.
+"""Unix sockets at a path: listening there, and connecting to who does.
 
-Knows nothing of HTTP. The file's mode says who may ask: its owner and group (unix(7)).
+The mode of the socket's file says who may connect: its owner and its group (unix(7)).
 """
 
 from __future__ import annotations
@@ -13,44 +13,19 @@ import socket
 import stat
 import struct
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echod.config.types import printable
 from echod.errors import Refusal
+from echod.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
 
-NAME = "admin.sock"
-SYSTEM = Path("/run/echod", NAME)
-"""Where the one of the system's service is, whose $RUNTIME_DIRECTORY nobody else has."""
 BACKLOG = 128
 _ATTEMPTS, _BETWEEN = 100, 0.01  # seconds; what the lock is held for takes microseconds
 _UMASK = 0o117  # leaves 0660
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
-
-
-def of_daemon(setting: str, environ: Mapping[str, str]) -> Path | None:
-    """Return where a daemon with this `admin.socket` listens, or `None` for nowhere."""
-    if setting == "off":
-        return None
-    return next(_automatic(environ), None) if setting == "auto" else Path(setting)
-
-
-def to_ask(setting: str, environ: Mapping[str, str], *, edited: bool = False) -> list[Path]:
-    """Return where to look for the daemon, likeliest first; where "auto" has it also if the setting may be newer than it."""
-    named = [] if setting in ("off", "auto") else [Path(setting)]
-    automatic = [*_automatic(environ), SYSTEM] if edited or setting == "auto" else []
-    return list(dict.fromkeys(named + automatic))
-
-
-def _automatic(environ: Mapping[str, str]) -> Iterator[Path]:
-    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # systemd.exec(5): there may be several
-    if runtime:
-        yield Path(runtime, NAME)
-    if environ.get("XDG_RUNTIME_DIR"):
-        yield Path(environ["XDG_RUNTIME_DIR"], "echod", NAME)
 
 
 def url(path: Path) -> str:
@@ -110,16 +85,17 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-class AdminSocket:
+class UnixSocket:
     """Listens at a path, and removes it at the end.
 
     What a daemon has left there that is gone is replaced; one that lives is respected, as is any file that is no socket.
     Raises `Refusal` with exit code 69, 77 or 78.
     """
 
-    def __init__(self, path: Path, *, make_directory: bool) -> None:
+    def __init__(self, path: Path, setting: str, *, make_directory: bool) -> None:
         self._path = path
         self.url = url(path)
+        self._where = f"echod: {setting}: {self.url}"
         try:
             if make_directory:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -136,7 +112,7 @@ class AdminSocket:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(mode):
-            raise Refusal(f"echod: admin.socket: {self.url}: is there and no socket: remove it, or name another path")
+            raise Refusal(f"{self._where}: is there and no socket: remove it, or name another path")
         try:
             connect(self._path, timeout=0).close()
         except ConnectionRefusedError:  # nobody listens any more
@@ -160,13 +136,12 @@ class AdminSocket:
         return sock
 
     def _refusal(self, error: OSError) -> Refusal:
-        where = f"echod: admin.socket: {self.url}"
         if error.errno == errno.EADDRINUSE:
-            return Refusal(f"{where}: address in use: another daemon answers there", exit_code=os.EX_UNAVAILABLE)
+            return Refusal(f"{self._where}: address in use: another daemon answers there", exit_code=os.EX_UNAVAILABLE)
         if error.errno in (errno.EACCES, errno.EPERM):
-            line = f"{where}: no permission: name a path in a directory that echod may write (RuntimeDirectory=)"
+            line = f"{self._where}: no permission: name a path in a directory that echod may write (RuntimeDirectory=)"
             return Refusal(line, exit_code=os.EX_NOPERM)
-        return Refusal(f"{where}: can't listen: {error.strerror or error}")
+        return Refusal(f"{self._where}: can't listen: {error.strerror or error}")
 
     def close(self) -> None:
         """Remove the path, unless somebody else has put another socket there."""

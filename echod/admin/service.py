@@ -10,7 +10,8 @@ from echod import unix
 from echod.admin.http import HttpServer
 from echod.admin.routes import Routes
 from echod.admin.status import Meter
-from echod.config.types import split_endpoint
+from echod.config import admin_socket
+from echod.config.types import split_http_address
 from echod.errors import Refusal
 from echod.server import tcp
 from echod.server.endpoint import Endpoint
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from echod.config import settings
     from echod.log import Log
     from echod.server.endpoint import Listener
-    from echod.unix import AdminSocket
+    from echod.unix import UnixSocket
 
 
 class Admin:
@@ -59,12 +60,12 @@ class Admin:
             await server.close()
 
 
-def _open_socket(log: Log, setting: str) -> AdminSocket | None:
-    path = unix.of_daemon(setting, os.environ)
+def _open_socket(log: Log, setting: str) -> UnixSocket | None:
+    path = admin_socket.of_daemon(setting, os.environ)
     if path is None:
         return None
     try:
-        return unix.AdminSocket(path, make_directory=setting == "auto")
+        return unix.UnixSocket(path, "admin.socket", make_directory=setting == "auto")
     except Refusal as refusal:
         if setting != "auto":
             raise
@@ -74,7 +75,7 @@ def _open_socket(log: Log, setting: str) -> AdminSocket | None:
 
 
 def _bind(setting: str) -> list[Listener]:
-    host, port = split_endpoint(setting)
+    host, port = split_http_address(setting)
     endpoints = [Endpoint("http", host, port)] if host else []
     try:
         return tcp.bind(endpoints, backlog=unix.BACKLOG, reuse_port=False)

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod import __version__
-from echod.config.types import printable
 from echod.server import kernel
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
+from echod.text import printable
 
 if TYPE_CHECKING:
     from echod.log import Log

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from echod.client.http import Client
-    from echod.config.types import Network
+    from echod.networks import Network
 
     Row = Mapping[str, Any]
 

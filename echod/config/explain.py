@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from echod.config.settings import Settings, declared
-from echod.config.types import shown
+from echod.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

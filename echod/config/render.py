@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from echod.config.settings import Settings, declared
-from echod.config.types import literal
+from echod.text import literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

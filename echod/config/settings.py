@@ -16,15 +16,15 @@ from echod.config.types import (
     MAX_PORT,
     Count,
     Duration,
-    Endpoint,
     Form,
     Hosts,
+    HttpAddress,
     Networks,
     Rate,
     SocketPath,
     Timeout,
-    literal,
 )
+from echod.text import literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 ENV_PREFIX = "ECHOD_"
+ENV_FILE = "ECHOD_CONFIG"
+"""The variable that names the file."""
 
 WhenFull = Literal["reject", "wait"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -151,7 +153,7 @@ class Admin(_Section):
         " `systemctl reload` needs it; without: `systemctl kill -s HUP`.",
         live=False,
     )
-    http: Endpoint = _setting(
+    http: HttpAddress = _setting(
         "off",
         'Read-only HTTP for /metrics, /livez, /readyz and /status, e.g. "127.0.0.1:9107"; or "off". To be asked by an address,'
         " localhost, or this machine's host name, with or without a domain.",

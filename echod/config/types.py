@@ -9,12 +9,14 @@ setting has which form.
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from decimal import Decimal
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+
+from echod.networks import Network
+from echod.text import shown
 
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d) *)+")
@@ -22,7 +24,7 @@ _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "Ki": 2**10, "Mi": 2**20}
 _COUNT = re.compile(r"(-?[0-9]+(?:_[0-9]+)*)(k|M|Ki|Mi|)")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|h)")
-_ENDPOINT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+_HTTP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _ZONE = re.compile(r"[!-~]{0,15}")
 """After "%" in a link-local address, the name of an interface (netdevice(7), IFNAMSIZ)."""
 LONGEST = 366 * 86400.0
@@ -35,37 +37,6 @@ MAX_PORT = 65535
 MAX_HOSTS = 16
 """Listeners. A move holds twice as many, of `descriptors.RESERVE`."""
 _LONGEST_PATH = 107  # bytes: sun_path of unix(7), less its NUL
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def literal(value: object) -> str:
-    """Return a value as TOML writes it: JSON's form, which is TOML's too (without a break in the line)."""
-    return printable(json.dumps(value, ensure_ascii=False))
-
-
-def shown(value: object) -> str:
-    """Return the value as TOML writes it, cut to a length that fits a message."""
-    if isinstance(value, bool | str):
-        text = literal(value)
-    elif isinstance(value, int):
-        text = str(value) if abs(value) < 10**18 else hex(value)  # Python does not write thousands of digits
-    elif isinstance(value, list | tuple):
-        text = "a list" if value else "[]"
-    elif isinstance(value, dict):
-        text = "a table"
-    else:  # a float, or one of TOML's dates and times
-        text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth
-
-
-def printable(text: str) -> str:
-    """Return the text with escapes for what would break a line, or what a terminal would obey or refuse."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"  # noqa: PLR2004 - four digits' worth
 
 
 def duration(value: object) -> float | None:
@@ -192,11 +163,11 @@ def rate(value: object) -> float | None:
     return per_second
 
 
-def endpoint(text: str) -> str:
+def http_address(text: str) -> str:
     """Accept "ADDRESS:PORT", with an IPv6 address in brackets, or "off"."""
     if text == "off":
         return text
-    found = _ENDPOINT.fullmatch(text)
+    found = _HTTP_ADDRESS.fullmatch(text)
     try:
         if found is None or int(found[3]) > MAX_PORT:
             raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
@@ -208,8 +179,8 @@ def endpoint(text: str) -> str:
     return text
 
 
-def split_endpoint(text: str) -> tuple[str, int]:
-    """Return the address and the port of what `endpoint` accepts; for "off", none and 0."""
+def split_http_address(text: str) -> tuple[str, int]:
+    """Return the address and the port of what `http_address` accepts; for "off", none and 0."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), 0 if text == "off" else int(port)
 
@@ -305,5 +276,5 @@ Networks = Annotated[
     Form("NETWORK", {"anyOf": [{"type": "string"}, _STRINGS]}),
 ]
 Rate = Annotated[float | None, BeforeValidator(rate), PlainSerializer(rate_text), Form("RATE", _text(_RATE))]
-Endpoint = Annotated[str, AfterValidator(endpoint), Form("ADDRESS:PORT", {"type": "string"})]
+HttpAddress = Annotated[str, AfterValidator(http_address), Form("ADDRESS:PORT", {"type": "string"})]
 SocketPath = Annotated[str, AfterValidator(socket_path), Form("PATH", {"type": "string"})]

@@ -5,56 +5,19 @@ Asked before a worker is taken. Its memory depends on its rules alone, whatever 
 
 from __future__ import annotations
 
-import ipaddress
-import socket
-from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
+
+from echod.networks import Ranges
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from echod.config import settings
-    from echod.config.types import Network
     from echod.server.endpoint import Peer
 
 REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate")
 """Why a client may not come in, in the order in which it is checked."""
-EVERYONE: tuple[Network, ...] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
-
-
-class Ranges:
-    """A set of addresses, given as networks. Looking one up takes O(log n)."""
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._by_version: dict[int, tuple[list[int], list[int]]] = {4: ([], []), 6: ([], [])}
-        for each in sorted(networks, key=lambda network: int(network.network_address)):
-            starts, ends = self._by_version[each.version]
-            start, end = int(each.network_address), int(each.broadcast_address)
-            if ends and start <= ends[-1] + 1:  # within, beside or across the one before
-                ends[-1] = max(ends[-1], end)
-            else:
-                starts.append(start)
-                ends.append(end)
-
-    def __contains__(self, address: str) -> bool:
-        """Say whether this numeric address is in the set."""
-        version, family = (6, socket.AF_INET6) if ":" in address else (4, socket.AF_INET)
-        number = int.from_bytes(socket.inet_pton(family, address))
-        return self._holds(version, number, number)
-
-    def covers(self, network: Network) -> bool:
-        """Say whether the whole network is in the set."""
-        return self._holds(network.version, int(network.network_address), int(network.broadcast_address))
-
-    def covers_all(self, networks: Iterable[Network]) -> bool:
-        """Say whether all of them are in the set."""
-        return all(map(self.covers, networks))
-
-    def _holds(self, version: int, start: int, end: int) -> bool:
-        starts, ends = self._by_version[version]
-        index = bisect_right(starts, start) - 1
-        return index >= 0 and end <= ends[index]
 
 
 class Rules(NamedTuple):

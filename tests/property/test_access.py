@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from echod.server.access import Bucket, Ranges
+from echod.networks import Ranges
+from echod.server.access import Bucket
 
 if TYPE_CHECKING:
-    from echod.config.types import Network
+    from echod.networks import Network
 
 ROUNDING = 1e-6
 ADDRESSES = 32

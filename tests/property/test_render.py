@@ -12,11 +12,11 @@ from echod.config import load as config
 from echod.config import render
 from echod.config.settings import Setting, declared
 from echod.errors import Refusal
-from tests.property.test_types import durations, endpoints, hosts, networks, rates, socket_paths
+from tests.property.test_types import durations, hosts, http_addresses, networks, rates, socket_paths
 
 _FORMS: dict[str, st.SearchStrategy[Any]] = {
     "ADDRESS": hosts,
-    "ADDRESS:PORT": endpoints,
+    "ADDRESS:PORT": http_addresses,
     "BOOL": st.booleans(),
     "DURATION": durations,
     "NETWORK": st.lists(networks, max_size=4),

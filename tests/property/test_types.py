@@ -35,7 +35,7 @@ networks = st.one_of(
     ),
 )
 hosts = st.one_of(st.just(["*"]), st.lists(st.ip_addresses().map(str), min_size=1, max_size=4))
-endpoints = st.one_of(
+http_addresses = st.one_of(
     st.just("off"),
     st.tuples(st.ip_addresses(v=4), _PORTS).map(lambda it: f"{it[0]}:{it[1]}"),
     st.tuples(st.ip_addresses(v=6), _PORTS).map(lambda it: f"[{it[0]}]:{it[1]}"),
@@ -51,7 +51,7 @@ CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
     ("Rate", types.Rate, rates),
     ("Networks", types.Networks, st.one_of(networks, st.lists(networks, max_size=4))),
     ("Hosts", types.Hosts, hosts),
-    ("Endpoint", types.Endpoint, endpoints),
+    ("HttpAddress", types.HttpAddress, http_addresses),
     ("SocketPath", types.SocketPath, socket_paths),
     (
         "Count",
@@ -115,7 +115,7 @@ def test_any_text_is_read_or_refused_with_what_it_must_be(text: str) -> None:
         types.host,
         types.network,
         types.rate,
-        types.endpoint,
+        types.http_address,
         types.socket_path,
     ):
         try:

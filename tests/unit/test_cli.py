@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 from generate import reference
 
-from echod import __version__, cli, daemon, log, unix
+from echod import __version__, cli, daemon, log
 from echod.client import screen
+from echod.config import admin_socket, render
 from echod.config import load as config
-from echod.config import render
 from echod.config.settings import Setting, declared
 from tests.support.canned import Canned, row, status
 from tests.support.inside import as_nobody
@@ -45,7 +45,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("ECHOD_") or name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "etc" / "echod.toml")
-    monkeypatch.setattr(unix, "SYSTEM", tmp_path / "run" / "admin.sock")
+    monkeypatch.setattr(admin_socket, "SYSTEM", tmp_path / "run" / "admin.sock")
 
 
 @pytest.fixture
@@ -707,42 +707,6 @@ def test_complaints_that_can_not_be_written_leave_the_exit_code(
     assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
     with contextlib.suppress(OSError):
         full.close()
-
-
-@pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
-def test_a_closed_standard_stream_is_taken_by_dev_null(descriptor: int) -> None:
-    """Else a socket would take the number, and a client would read the log."""
-    os.close(descriptor)
-    cli._guard_standard_streams()
-    assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
-
-
-@pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
-def test_an_open_standard_stream_stays(tmp_path: Path, descriptor: int) -> None:
-    """Whatever it is."""
-    target = tmp_path / "stream"
-    with target.open("w") as stream:
-        os.dup2(stream.fileno(), descriptor)
-    before = sys.stdout, sys.stderr
-    cli._guard_standard_streams()
-    assert os.path.samestat(os.fstat(descriptor), target.stat())
-    assert (sys.stdout, sys.stderr) == before
-
-
-@pytest.mark.parametrize("descriptor", [1, 2], indirect=True)
-def test_a_stream_that_python_found_closed_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descriptor: int
-) -> None:
-    """It is `None` then, and printing to it would fail; text that is no UTF-8 is escaped, not an error."""
-    name = {1: "stdout", 2: "stderr"}[descriptor]
-    target = tmp_path / "stream"
-    with target.open("w") as stream:
-        os.dup2(stream.fileno(), descriptor)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, name, None)
-        cli._guard_standard_streams()
-        print("a\udcffb", file=getattr(sys, name), flush=True)
-    assert target.read_text() == "a\\udcffb\n"
 
 
 def journal(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The place of the admin socket: real Unix sockets at real paths."""
+"""Real Unix sockets at real paths."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ import pytest
 
 from echod import unix
 from echod.errors import Refusal
-from echod.unix import AdminSocket
+from echod.unix import UnixSocket
 from tests.support.harness import DEADLINE
 from tests.support.inside import as_nobody, descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-RUNTIME, XDG = Path("/run/echod@7"), Path("/run/user/1000")
 
 
 @pytest.fixture
@@ -32,8 +30,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, make_directory: bool = False) -> Iterator[AdminSocket]:
-    made = AdminSocket(path, make_directory=make_directory)
+def opened(path: Path, *, make_directory: bool = False) -> Iterator[UnixSocket]:
+    made = UnixSocket(path, "admin.socket", make_directory=make_directory)
     with made.sock:
         yield made
     made.close()
@@ -42,7 +40,7 @@ def opened(path: Path, *, make_directory: bool = False) -> Iterator[AdminSocket]
 def refused(path: Path, *, make_directory: bool = False) -> tuple[str, int]:
     """Return the line and the exit code with which it is refused to listen there."""
     with pytest.raises(Refusal) as caught:
-        AdminSocket(path, make_directory=make_directory)
+        UnixSocket(path, "admin.socket", make_directory=make_directory)
     (line,) = caught.value.lines
     return line, caught.value.exit_code
 
@@ -51,53 +49,6 @@ def leave_stale(path: Path) -> None:
     """Leave what a daemon leaves that was killed."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
-
-
-# Where it is
-
-
-@pytest.mark.parametrize(
-    ("environ", "where"),
-    [
-        ({"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}, RUNTIME / "admin.sock"),
-        ({"RUNTIME_DIRECTORY": f"{RUNTIME}:/run/other"}, RUNTIME / "admin.sock"),
-        ({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": str(XDG)}, XDG / "echod" / "admin.sock"),
-        ({"XDG_RUNTIME_DIR": ""}, None),
-        ({}, None),
-    ],
-    ids=["service", "service with two directories", "session", "an empty name", "neither"],
-)
-def test_auto_is_a_directory_of_this_run(environ: dict[str, str], where: Path | None) -> None:
-    """That of the service, or else of the user; without either, there is no socket."""
-    assert unix.of_daemon("auto", environ) == where
-
-
-def test_a_path_is_taken_as_it_is() -> None:
-    """Whatever the environment; and "off" is nowhere."""
-    environ = {"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}
-    assert unix.of_daemon("/a/b.sock", environ) == Path("/a/b.sock")
-    assert unix.of_daemon("off", environ) is None
-    assert unix.to_ask("/a/b.sock", environ) == [Path("/a/b.sock")]
-    assert unix.to_ask("off", environ) == []
-
-
-def test_who_asks_looks_where_a_daemon_may_be() -> None:
-    """First at the user's own, then at the system's, each once."""
-    system = Path("/run/echod/admin.sock")
-    assert unix.to_ask("auto", {"XDG_RUNTIME_DIR": str(XDG)}) == [XDG / "echod" / "admin.sock", system]
-    assert unix.to_ask("auto", {"RUNTIME_DIRECTORY": "/run/echod"}) == [system]
-    assert unix.to_ask("auto", {}) == [system]
-
-
-def test_a_setting_may_be_newer_than_the_daemon(path: Path) -> None:
-    """Then it may be where "auto" has it, after the path that is named."""
-    system = Path("/run/echod/admin.sock")
-    assert unix.to_ask(str(path), {}, edited=True) == [path, system]
-    assert unix.to_ask(str(system), {}, edited=True) == [system]
-    assert unix.to_ask("off", {"RUNTIME_DIRECTORY": str(RUNTIME)}, edited=True) == [
-        RUNTIME / "admin.sock",
-        system,
-    ]
 
 
 def test_its_name_is_one_printable_line() -> None:
@@ -272,7 +223,7 @@ def test_what_another_daemon_has_put_there_stays(path: Path) -> None:
     """It is reached by that path, however the first one has lost it."""
     with opened(path):
         path.unlink()
-        other = AdminSocket(path, make_directory=False)
+        other = UnixSocket(path, "admin.socket", make_directory=False)
     with other.sock:
         unix.connect(path).close()
     other.close()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from echod.config.types import Network
+    from echod.networks import Network
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from echod.config import types
+from echod.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ def test_what_is_no_duration_is_refused_with_examples(value: object) -> None:
     """A number without unit above all: seconds and milliseconds are both usual."""
     for parse in (types.duration, types.timeout):
         assert message(parse, value) == (
-            f'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got {types.shown(value)}'
+            f'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got {shown(value)}'
         )
 
 
@@ -113,7 +114,7 @@ def test_one_string_is_a_list_of_one(value: object, names: tuple[str, ...]) -> N
 @pytest.mark.parametrize("value", [1, True, 0.5, {"x": 1}, None])
 def test_what_holds_nothing_is_no_list(value: object) -> None:
     """What the items have to be, the form of the item says."""
-    assert message(types.listed, value) == f"must be a string or a list of strings, got {types.shown(value)}"
+    assert message(types.listed, value) == f"must be a string or a list of strings, got {shown(value)}"
 
 
 @pytest.mark.parametrize(
@@ -154,9 +155,7 @@ def test_a_host_is_an_address_as_written(name: str) -> None:
 )
 def test_what_is_no_address_is_no_host(name: str) -> None:
     """Names are no addresses: nothing is resolved."""
-    assert message(types.host, name) == (
-        f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {types.shown(name)}'
-    )
+    assert message(types.host, name) == (f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}')
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_a_network_beside_the_mapped_ones_stays_ipv6(text: str) -> None:
 def test_what_is_no_network_is_refused_with_examples(value: object) -> None:
     """A zone is no part of one: clients are told apart by address."""
     assert message(types.network, value) == (
-        f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {types.shown(value)}'
+        f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}'
     )
 
 
@@ -296,7 +295,7 @@ def test_what_is_no_network_is_refused_with_examples(value: object) -> None:
 def test_a_network_is_never_a_number(value: object) -> None:
     """The library would take 1 for 0.0.0.1."""
     assert message(types.network, value) == (
-        f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {types.shown(value)}'
+        f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}'
     )
 
 
@@ -332,16 +331,14 @@ def test_a_rate_is_a_number_per_second(text: str, per_second: float | None) -> N
 def test_what_is_no_rate_is_refused_with_examples(value: object) -> None:
     """Also 0: nobody could connect."""
     assert message(types.rate, value) == (
-        f'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got {types.shown(value)}'
+        f'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got {shown(value)}'
     )
 
 
 @pytest.mark.parametrize("text", ["1000000001/s", "60000000001/m", "9" * 400 + "/h"])
 def test_a_rate_that_limits_nothing_is_refused(text: str) -> None:
     """It is a slip of the keyboard; who wants no limit says so."""
-    assert message(types.rate, text) == (
-        f'must be at most "1000000000/s", or "off" for no limit; got {types.shown(text)}'
-    )
+    assert message(types.rate, text) == (f'must be at most "1000000000/s", or "off" for no limit; got {shown(text)}')
 
 
 def test_a_rate_that_underflows_is_refused() -> None:
@@ -352,16 +349,16 @@ def test_a_rate_that_underflows_is_refused() -> None:
 @pytest.mark.parametrize(
     "text", ["off", "127.0.0.1:9107", "0.0.0.0:0", "[::1]:9107", "[::]:65535", "[2001:DB8::1]:1", "127.0.0.1:00080"]
 )
-def test_an_endpoint_is_an_address_with_its_port(text: str) -> None:
+def test_an_http_address_is_an_address_with_its_port(text: str) -> None:
     """As curl and browsers have it, IPv6 in brackets."""
-    assert types.endpoint(text) == text
+    assert types.http_address(text) == text
 
 
-def test_an_endpoint_has_two_parts() -> None:
+def test_an_http_address_has_two_parts() -> None:
     """For binding, without brackets; "off" has none."""
-    assert types.split_endpoint("127.0.0.1:9107") == ("127.0.0.1", 9107)
-    assert types.split_endpoint("[::1]:0") == ("::1", 0)
-    assert types.split_endpoint("off") == ("", 0)
+    assert types.split_http_address("127.0.0.1:9107") == ("127.0.0.1", 9107)
+    assert types.split_http_address("[::1]:0") == ("::1", 0)
+    assert types.split_http_address("off") == ("", 0)
 
 
 @pytest.mark.parametrize(
@@ -391,10 +388,10 @@ def test_an_endpoint_has_two_parts() -> None:
         "OFF",
     ],
 )
-def test_what_is_no_endpoint_is_refused_with_examples(text: str) -> None:
+def test_what_is_no_http_address_is_refused_with_examples(text: str) -> None:
     """Above all a port alone: it is not said who may ask there."""
-    assert message(types.endpoint, text) == (
-        f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {types.shown(text)}'
+    assert message(types.http_address, text) == (
+        f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {shown(text)}'
     )
 
 
@@ -410,7 +407,7 @@ def test_a_socket_path_is_absolute(text: str) -> None:
 def test_what_is_no_socket_path_is_refused(text: str) -> None:
     """Also what nobody could type: it stands in messages and commands."""
     assert message(types.socket_path, text) == (
-        f'must be a path that begins with "/", or "auto" or "off"; got {types.shown(text)}'
+        f'must be a path that begins with "/", or "auto" or "off"; got {shown(text)}'
     )
 
 
@@ -484,56 +481,3 @@ def test_each_millisecond_is_written_as_such() -> None:
     """Whoever wrote 9ms wants to see it again."""
     texts = [f"{number}ms" for number in range(1, 1000)]
     assert [types.duration_text(types.duration(text)) for text in texts] == texts
-
-
-# In messages
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("x", '"x"'),
-        ('"\n\\', r'"\"\n\\"'),
-        ("é", '"é"'),
-        ("\x9b\U000e0001", r'"\u009b\U000e0001"'),
-        (True, "true"),
-        (0, "0"),
-        (0.5, "0.5"),
-        (float("inf"), "inf"),
-        (float("-inf"), "-inf"),
-        (float("nan"), "nan"),
-        ([], "[]"),
-        ((), "[]"),
-        ([1], "a list"),
-        (("x",), "a list"),
-        ({}, "a table"),
-        (dt.date(1979, 5, 27), "1979-05-27"),
-        (dt.datetime(1979, 5, 27, 7, 32, tzinfo=dt.UTC), "1979-05-27 07:32:00+00:00"),
-    ],
-)
-def test_a_value_is_shown_as_the_file_has_it(value: object, text: str) -> None:
-    """Whoever reads a message finds in the file what it names."""
-    assert types.shown(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [("x" * 58, f'"{"x" * 58}"'), ("x" * 59, f'"{"x" * 56}...'), ("x" * 10**6, f'"{"x" * 56}...')]
-)
-def test_a_long_value_is_cut_to_60_characters(value: str, text: str) -> None:
-    """A message is a line."""
-    assert types.shown(value) == text
-    assert len(text) == 60
-
-
-def test_an_integer_of_any_size_is_shown() -> None:
-    """TOML writes it in hexadecimal; Python does not write it in decimal above 4,300 digits."""
-    assert len(types.shown(16**5000)) <= 60
-
-
-@pytest.mark.parametrize("char", ["\udcff", "\x7f", "\x9b"], ids=["a byte that is no UTF-8", "DEL", "CSI"])
-def test_what_no_terminal_should_get_is_escaped(char: str) -> None:
-    """A value can come from anywhere; the message goes to a terminal or the journal."""
-    shown = types.shown(f"a{char}b")
-    assert char not in shown
-    assert shown.encode()
-    assert shown.startswith('"a\\')

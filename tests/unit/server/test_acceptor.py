@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from echod.networks import Ranges
 from echod.server import acceptor, kernel, tcp
-from echod.server.access import Ranges, Rules
+from echod.server.access import Rules
 from tests.support.fakes import has_ipv6
 from tests.support.rig import endpoints, resize
 

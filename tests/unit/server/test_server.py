@@ -12,7 +12,7 @@ import pytest
 
 from echod import limits
 from echod.errors import Refusal
-from echod.server.access import Ranges
+from echod.networks import Ranges
 from echod.server.listeners import adopt
 from echod.server.server import Server
 from tests.support.fakes import Clock

@@ -1,0 +1,117 @@
+"""What is wrong with values that are right by themselves: on this machine, or together."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from echod import limits
+from echod.config import explain
+from echod.config.settings import ENV_FILE, ENV_PREFIX, Listen, Settings, Timeouts, declared
+from echod.config.types import duration_text, split_http_address
+from echod.networks import EVERYONE, Ranges
+from echod.text import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from echod.config.layers import Layer
+
+    _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+
+
+def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield a warning for each `ECHOD_…` variable that names no setting."""
+    known = {setting.variable.removeprefix(ENV_PREFIX): setting.variable for setting in declared()}
+    for name in sorted(environ):
+        key = name.removeprefix(ENV_PREFIX)
+        if key != name != ENV_FILE and key not in known:
+            yield f"{name}: unknown variable, ignored{explain.did_you_mean(key, known)}"
+
+
+def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    """Yield a line for each value that is right by itself and still can't be: on this machine, or with the others."""
+    yield from _too_many_workers(settings, layers)
+    yield from _no_interface(settings, layers)
+    yield from _nobody(settings, layers)
+    yield from _taken(settings, layers)
+
+
+def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    needed, hard = limits.needed(settings.pool.size), limits.hard_limit()
+    if hard is not None and needed > hard:
+        yield (
+            f"{explain.origin(('pool', 'size'), layers)}: pool.size: {settings.pool.size} workers need {needed} file"
+            f" descriptors, the hard limit is {hard}: raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
+        )
+
+
+def _no_interface(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    for number, host in enumerate(settings.listen.host):
+        zone = host.partition("%")[2]
+        try:
+            if zone.isdecimal():
+                socket.if_indextoname(int(zone))
+            elif zone:
+                socket.if_nametoindex(zone)
+        except (OSError, OverflowError):
+            where = explain.origin(("listen", "host", number), layers)
+            yield f"{where}: listen.host: this machine has no interface {shown(zone)}"
+
+
+def _nobody(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    access, hosts = settings.access, settings.listen.host
+    versions = {4, 6} if hosts == ("*",) else {ipaddress.ip_address(host).version for host in hosts}
+    allowed = [network for network in access.allow or EVERYONE if network.version in versions]
+    if not allowed:
+        where = explain.origin(("access", "allow"), layers)
+        yield f"{where}: access.allow: has no network of IPv{versions.pop()}, on which alone is listened: nobody could connect"
+    elif Ranges(access.deny).covers_all(allowed):
+        what = "all that access.allow holds" if access.allow else "every address"
+        yield f"{explain.origin(('access', 'deny'), layers)}: access.deny: covers {what}: nobody could connect"
+
+
+def _taken(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    host, port = split_http_address(settings.admin.http)
+    if not port or port != settings.listen.port:
+        return
+    address = ipaddress.ip_address(host)
+    for other in settings.listen.host:
+        if other == "*" or _overlap(address, ipaddress.ip_address(other)):
+            where = explain.origin(("admin", "http"), layers)
+            yield f"{where}: admin.http: listen.port is {port} too, on {other}: take another port for one of them"
+            return
+
+
+def _overlap(one: _Address, other: _Address) -> bool:
+    return one.version == other.version and (one == other or one.is_unspecified or other.is_unspecified)
+
+
+def cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    """Yield a line for each value that works and is surely a mistake."""
+
+    def line(text: str, *path: str | int) -> str:
+        return f"{explain.origin(path, layers)}: {path[0]}.{path[1]}: {text}"
+
+    most = _somaxconn()
+    if most < settings.listen.backlog != Listen().backlog:
+        yield line(f"the kernel caps {settings.listen.backlog} at {most} (net.core.somaxconn)", "listen", "backlog")
+    idle, write = settings.timeouts.idle, settings.timeouts.write
+    if idle and write and write > idle and write != Timeouts().write:
+        text = f"{duration_text(write)} has no effect, timeouts.idle ({duration_text(idle)}) comes first"
+        yield line(text, "timeouts", "write")
+    denied = Ranges(settings.access.deny)
+    for number, network in enumerate(settings.access.allow):
+        if denied.covers(network):
+            yield line(f'"{network}" has no effect, access.deny covers it', "access", "allow", number)
+
+
+def _somaxconn() -> float:
+    try:
+        return int(_SOMAXCONN.read_text())
+    except (OSError, ValueError):
+        return float("inf")

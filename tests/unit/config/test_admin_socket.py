@@ -1,0 +1,128 @@
+"""Where the admin socket is, for the daemon and for the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from echod.config import admin_socket
+from echod.config import load as config
+from echod.errors import Refusal
+
+SYSTEM = Path("/run/echod/admin.sock")
+RUNTIME, XDG = Path("/run/echod@7"), Path("/run/user/1000")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "echod.toml"
+
+
+@pytest.mark.parametrize(
+    ("environ", "where"),
+    [
+        ({"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}, RUNTIME / "admin.sock"),
+        ({"RUNTIME_DIRECTORY": f"{RUNTIME}:/run/other"}, RUNTIME / "admin.sock"),
+        ({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": str(XDG)}, XDG / "echod" / "admin.sock"),
+        ({"XDG_RUNTIME_DIR": ""}, None),
+        ({}, None),
+    ],
+    ids=["service", "service with two directories", "session", "an empty name", "neither"],
+)
+def test_auto_is_a_directory_of_this_run(environ: dict[str, str], where: Path | None) -> None:
+    """That of the service, or else of the user; without either, there is no socket."""
+    assert admin_socket.of_daemon("auto", environ) == where
+
+
+def test_a_path_is_taken_as_it_is() -> None:
+    """Whatever the environment; and "off" is nowhere."""
+    environ = {"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}
+    assert admin_socket.of_daemon("/a/b.sock", environ) == Path("/a/b.sock")
+    assert admin_socket.of_daemon("off", environ) is None
+
+
+# Where the commands look
+
+
+def paths(setting: str, environ: dict[str, str]) -> list[Path]:
+    """Return where a daemon is looked for if a flag has this value."""
+    found, trouble = admin_socket.candidates(None, {"admin.socket": setting}, environ)
+    assert trouble is None
+    return found
+
+
+def test_a_path_that_is_named_is_the_only_one() -> None:
+    """Whatever the environment; with "off" there is none."""
+    environ = {"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}
+    assert paths("/a/b.sock", environ) == [Path("/a/b.sock")]
+    assert paths("off", environ) == []
+
+
+def test_auto_is_the_socket_of_the_user_or_of_the_system() -> None:
+    """In this order, each once."""
+    assert paths("auto", {"XDG_RUNTIME_DIR": str(XDG)}) == [XDG / "echod" / "admin.sock", SYSTEM]
+    assert paths("auto", {"RUNTIME_DIRECTORY": "/run/echod"}) == [SYSTEM]
+    assert paths("auto", {}) == [SYSTEM]
+
+
+def test_the_default_file_may_be_newer_than_the_daemon(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the daemon may be where "auto" has it; with -c, the daemon of that file is meant."""
+    monkeypatch.setattr(config, "DEFAULT_FILE", file)
+    file.write_text("[admin]\nsocket = '/file.sock'")
+    assert admin_socket.candidates(None, {}, {}).paths == [Path("/file.sock"), SYSTEM]
+    assert admin_socket.candidates(file, {}, {}).paths == [Path("/file.sock")]
+    file.write_text(f"[admin]\nsocket = '{SYSTEM}'")
+    assert admin_socket.candidates(None, {}, {}).paths == [SYSTEM]
+    file.write_text("[admin]\nsocket = 'off'")
+    runtime = {"RUNTIME_DIRECTORY": str(RUNTIME)}
+    assert admin_socket.candidates(None, {}, runtime).paths == [RUNTIME / "admin.sock", SYSTEM]
+    assert admin_socket.candidates(file, {}, runtime).paths == []
+
+
+def path_by(file: Path, text: str, flags: dict[str, str] | None = None, environ: dict[str, str] | None = None) -> Path:
+    """Return the one path that this file and the others give."""
+    file.write_text(text)
+    found, trouble = admin_socket.candidates(file, flags or {}, environ or {})
+    assert trouble is None
+    (path,) = found
+    return path
+
+
+def test_the_path_comes_from_where_every_setting_does(file: Path) -> None:
+    """Flag, variable, file, default."""
+    text = "[admin]\nsocket = '/file.sock'"
+    variable, flag = {"ECHOD_ADMIN__SOCKET": "/variable.sock"}, {"admin.socket": "/flag.sock"}
+    assert path_by(file, text, flag, variable) == Path("/flag.sock")
+    assert path_by(file, text, {}, variable) == Path("/variable.sock")
+    assert path_by(file, text) == Path("/file.sock")
+    assert path_by(file, "[admin]\nhttp = '127.0.0.1:9107'") == SYSTEM
+    assert path_by(file, "") == SYSTEM
+
+
+def test_the_path_is_found_whatever_else_is_wrong(file: Path) -> None:
+    """The daemon may run on what was right when it started."""
+    text = "[pool]\nsize = 0\nsise = 1\n[admin]\nsocket = '/file.sock'\nnonsense = 1\nhttp = 'x'"
+    assert path_by(file, text, {"listen.port": "x"}) == Path("/file.sock")
+    assert path_by(file, "admin = 7") == SYSTEM
+
+
+def test_a_wrong_path_is_the_only_problem_reported(file: Path) -> None:
+    """The other settings are the daemon's business."""
+    file.write_text("[pool]\nsize = 0\n[admin]\nsocket = 'a.sock'")
+    with pytest.raises(Refusal) as caught:
+        admin_socket.candidates(file, {}, {})
+    (line,) = caught.value.lines
+    assert line.startswith(f"{file}:4: admin.socket: must be ")
+
+
+def test_a_file_that_can_not_be_read_comes_with_the_default_path(file: Path) -> None:
+    """A daemon may answer there; if none does, the file explains it. With a flag, the file does not matter."""
+    file.write_text("nonsense")
+    for _ in ("no TOML", "not there"):
+        found, trouble = admin_socket.candidates(file, {}, {})
+        assert found == [SYSTEM]
+        assert trouble
+        assert str(file) in trouble.lines[0]
+        file.unlink(missing_ok=True)
+    assert admin_socket.candidates(file, {"admin.socket": "/a.sock"}, {}) == ([Path("/a.sock")], None)

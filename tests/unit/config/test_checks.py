@@ -1,0 +1,276 @@
+"""Values that are right by themselves, and wrong on this machine or together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import limits
+from echod.config import checks
+from echod.config import load as config
+from echod.errors import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "echod.toml"
+
+
+@pytest.fixture(autouse=True)
+def default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the default file would be: this machine may have one."""
+    path = tmp_path / "etc" / "echod.toml"
+    monkeypatch.setattr(config, "DEFAULT_FILE", path)
+    return path
+
+
+def load(
+    file: Path | None = None,
+    text: str | None = None,
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> config.Loaded:
+    if file and text is not None:
+        file.write_text(text)
+    return config.load(file, flags or {}, environ or {})
+
+
+def problems(
+    file: Path | None = None,
+    text: str | None = None,
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Return the lines with which the configuration is refused, with `FILE` for the path."""
+    with pytest.raises(Refusal) as caught:
+        load(file, text, flags, environ)
+    assert caught.value.exit_code == os.EX_CONFIG
+    return [line.replace(str(file), "FILE") for line in caught.value.lines]
+
+
+def test_variables_that_name_no_setting_are_warned_of() -> None:
+    """They may be meant for another version: a warning, no error."""
+    environ = {
+        "ECHOD_ZZZ": "1",
+        "ECHOD_POOL_SIZE": "1",
+        "ECHOD_POOL__SIZE": "1",
+        "ECHOD_CONFIG": "/x",
+        "echod_pool__size": "1",
+        "PATH": "/bin",
+    }
+    assert list(checks.unknown_variables(environ)) == [
+        "ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?",
+        "ECHOD_ZZZ: unknown variable, ignored",
+    ]
+    del environ["ECHOD_CONFIG"]
+    loaded = load(environ=environ)
+    assert loaded.warnings == list(checks.unknown_variables(environ))
+    assert loaded.settings == load(environ={"ECHOD_POOL__SIZE": "1"}).settings
+
+
+def test_a_variable_in_the_wrong_case_names_the_right_one() -> None:
+    """The names of variables have a case; the hint has none."""
+    assert list(checks.unknown_variables({"ECHOD_pool__size": "1"})) == [
+        "ECHOD_pool__size: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "text", "warned"),
+    [
+        (4096, "backlog = 4097", True),
+        (4096, "backlog = 4096", False),
+        (128, "", False),
+        (128, "backlog = 1024", False),
+        (128, "backlog = 129", True),
+        (float("inf"), "backlog = 2147483647", False),
+    ],
+)
+def test_a_backlog_above_the_kernels_cap_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, file: Path, most: float, text: str, *, warned: bool
+) -> None:
+    """But not the default, which nobody has asked for."""
+    monkeypatch.setattr(checks, "_somaxconn", lambda: most)
+    loaded = load(file, f"[listen]\n{text}")
+    assert loaded.warnings == [
+        f"{file}:2: listen.backlog: the kernel caps {loaded.settings.listen.backlog} at {most} (net.core.somaxconn)"
+    ] * int(warned)
+
+
+def test_the_kernels_cap_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where it can't be read, in a sandbox, nothing is known of it."""
+    assert checks._somaxconn() == int(Path("/proc/sys/net/core/somaxconn").read_text())
+    monkeypatch.setattr(checks, "_SOMAXCONN", tmp_path / "missing")
+    assert checks._somaxconn() == float("inf")
+    (tmp_path / "missing").write_text("unlimited\n")
+    assert checks._somaxconn() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("write = '10m'", "2: timeouts.write: 10m has no effect, timeouts.idle (5m) comes first"),
+        (
+            "idle = '1m'\nwrite = '61s'",
+            "3: timeouts.write: 1m1s has no effect, timeouts.idle (1m) comes first",
+        ),
+        ("idle = '30s'", None),
+        ("idle = '10s'", None),
+        ("idle = '10s'\nwrite = '30s'", None),
+        ("idle = '1s'\nwrite = 'off'", None),
+        ("idle = 'off'\nwrite = '1h'", None),
+    ],
+)
+def test_a_write_timeout_above_the_idle_timeout_is_warned_of(file: Path, text: str, warning: str | None) -> None:
+    """It never ends a connection; who leaves it at its default has made no mistake."""
+    assert load(file, f"[timeouts]\n{text}").warnings == ([f"{file}:{warning}"] if warning else [])
+
+
+def test_an_allowed_network_that_is_denied_is_warned_of(file: Path) -> None:
+    """Each where it stands; what is denied in part has an effect."""
+    text = (
+        '[access]\nallow = [\n"10.0.0.0/8",\n"192.0.2.0/24",\n"2001:db8::/32",\n"10.1.0.0/16", "::1"]\n'
+        'deny = ["10.0.0.0/9", "10.128.0.0/9", "192.0.2.0/25", "::/16"]'
+    )
+    assert load(file, text).warnings == [
+        f'{file}:3: access.allow: "10.0.0.0/8" has no effect, access.deny covers it',
+        f'{file}:6: access.allow: "10.1.0.0/16" has no effect, access.deny covers it',
+        f'{file}:6: access.allow: "::1/128" has no effect, access.deny covers it',
+    ]
+    assert load(file, text, {"access.allow": "10.0.0.0/8,2001:db8::/32"}).warnings == [
+        '--access.allow: access.allow: "10.0.0.0/8" has no effect, access.deny covers it'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "where"),
+    [("[pool]\nsize = 905", 905, "FILE:2"), ("[pool]\nwhen_full = 'wait'", 1024, "default")],
+    ids=["from the file", "by default"],
+)
+def test_a_pool_above_the_hard_limit_is_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch, file: Path, text: str, size: int, where: str
+) -> None:
+    """At start, and not when the descriptors have run out."""
+    monkeypatch.setattr(limits, "hard_limit", lambda: 1000)
+    assert problems(file, text) == [
+        (
+            f"{where}: pool.size: {size} workers need {size + limits.RESERVE} file descriptors, the hard limit is 1000:"
+            " raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ("deny = ['0.0.0.0/0', '::/0']", "every address", 2),
+        ("deny = ['0.0.0.0/1', '128.0.0.0/1', '::/1', '8000::/1']", "every address", 2),
+        ("deny = ['::ffff:0:0/96', '::/0']", "every address", 2),
+        ("allow = '10.1.0.0/16'\ndeny = '10.0.0.0/8'", "all that access.allow holds", 3),
+        ("allow = ['10.1.0.0/16', '::1']\ndeny = ['10.0.0.0/8', '::/0']", "all that access.allow holds", 3),
+        ("deny = '0.0.0.0/0'\nallow = '0.0.0.0/0'", "all that access.allow holds", 2),
+    ],
+)
+def test_a_configuration_that_lets_nobody_in_is_refused(file: Path, text: str, what: str, line: int) -> None:
+    """It is no echo daemon then; who wants none stops it."""
+    assert problems(file, f"[access]\n{text}") == [
+        f"FILE:{line}: access.deny: covers {what}: nobody could connect",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "deny = '0.0.0.0/0'",
+        "deny = '::/0'",
+        "deny = ['0.0.0.0/1', '128.0.0.0/2', '::/0']",
+        "allow = '10.0.0.0/8'\ndeny = '10.0.0.0/9'",
+    ],
+)
+def test_a_configuration_that_lets_somebody_in_is_not(file: Path, text: str) -> None:
+    """To deny all of one version is a way to serve the other."""
+    assert load(file, f"[access]\n{text}").warnings == []
+
+
+def test_an_interface_that_does_not_exist_is_refused_where_it_stands(file: Path) -> None:
+    """The kernel would take no such address, at the worst time: at start."""
+    text = "[listen]\nhost = [\n'::1',\n'fe80::1%lo',\n'fe80::1%nope0',\n'fe80::2%nope1']"
+    assert problems(file, text) == [
+        'FILE:5: listen.host: this machine has no interface "nope0"',
+        'FILE:6: listen.host: this machine has no interface "nope1"',
+    ]
+    assert load(file, text, {"listen.host": "fe80::1%lo,fe80::1%1"}).settings.listen.host[1] == "fe80::1%1"
+
+
+@pytest.mark.parametrize("number", ["0", "99999999", "99999999999999"])
+def test_the_number_of_an_interface_that_does_not_exist_is_refused(number: str) -> None:
+    """It is as good as a name, and as bad."""
+    assert problems(flags={"listen.host": f"fe80::1%{number}"})
+
+
+@pytest.mark.parametrize(
+    ("host", "access", "line"),
+    [
+        ("127.0.0.1", "allow = ['::/0']", "FILE:4: access.allow: has no network of IPv4, on which alone is listened"),
+        ("::1", "allow = ['10.0.0.0/8']", "FILE:4: access.allow: has no network of IPv6, on which alone is listened"),
+        ("::1", "deny = ['::/0']", "FILE:4: access.deny: covers every address"),
+        (
+            "::1",
+            "allow = ['10.0.0.0/8', '::1']\ndeny = '::/64'",
+            "FILE:5: access.deny: covers all that access.allow holds",
+        ),
+    ],
+)
+def test_rules_that_let_nobody_in_are_refused_by_what_is_listened_on(
+    file: Path, host: str, access: str, line: str
+) -> None:
+    """A network of the other version of IP lets nobody in; with both, it does."""
+    assert problems(file, f"[listen]\nhost = '{host}'\n[access]\n{access}") == [f"{line}: nobody could connect"]
+    load(file, f"[listen]\nhost = ['127.0.0.1', '::1']\n[access]\n{access}")
+
+
+@pytest.mark.parametrize(
+    ("host", "http", "on"),
+    [
+        ("'*'", "127.0.0.1", "*"),
+        ("'127.0.0.1'", "127.0.0.1", "127.0.0.1"),
+        ("['::1', '0.0.0.0']", "127.0.0.1", "0.0.0.0"),  # noqa: S104 - is refused
+        ("'::1'", "[::]", "::1"),
+    ],
+)
+def test_one_port_for_both_is_refused(file: Path, host: str, http: str, on: str) -> None:
+    """As far as the addresses overlap."""
+    text = f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}:7007'"
+    line = f"FILE:4: admin.http: listen.port is 7007 too, on {on}: take another port for one of them"
+    assert problems(file, text) == [line]
+
+
+@pytest.mark.parametrize(
+    ("host", "http"),
+    [("'*'", "127.0.0.1:7008"), ("['127.0.0.2', '::1']", "127.0.0.1:7007"), ("'127.0.0.1'", "[::]:7007")],
+)
+def test_addresses_that_do_not_overlap_may_have_one_port(file: Path, host: str, http: str) -> None:
+    """And on any, another port will do."""
+    load(file, f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}'")
+
+
+def test_what_this_machine_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """Whatever the number of problems, one look shows them; warnings wait until there is none."""
+    monkeypatch.setattr(limits, "hard_limit", lambda: 1000)
+    text = "[access]\ndeny = ['0.0.0.0/0', '::/0']\n[pool]\nsize = 5000\n[listen]\nhost = 'fe80::1%nope0'"
+    assert [line.partition(":")[0] for line in problems(file, text)] == ["FILE"] * 3
+    assert [line.split(": ")[1] for line in problems(file, text)] == ["pool.size", "listen.host", "access.deny"]
+
+
+@pytest.mark.parametrize("hard", [1000, None])
+def test_a_pool_may_take_all_of_the_hard_limit(monkeypatch: pytest.MonkeyPatch, file: Path, hard: int | None) -> None:
+    """The reserve is within what a pool needs; and there may be no limit."""
+    monkeypatch.setattr(limits, "hard_limit", lambda: hard)
+    size = 1000 - limits.RESERVE
+    assert load(file, f"[pool]\nsize = {size}").settings.pool.size == size

@@ -1,0 +1,61 @@
+"""The standard streams, whatever they are at start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod import stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def descriptor(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A standard stream's number that a test may close or take."""
+    number: int = request.param
+    saved = os.dup(number)
+    yield number
+    os.dup2(saved, number)
+    os.close(saved)
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
+def test_a_closed_standard_stream_is_taken_by_dev_null(descriptor: int) -> None:
+    """Else a socket would take the number, and a client would read the log."""
+    os.close(descriptor)
+    stdio.guard()
+    assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
+def test_an_open_standard_stream_stays(tmp_path: Path, descriptor: int) -> None:
+    """Whatever it is."""
+    target = tmp_path / "stream"
+    with target.open("w") as stream:
+        os.dup2(stream.fileno(), descriptor)
+    before = sys.stdout, sys.stderr
+    stdio.guard()
+    assert os.path.samestat(os.fstat(descriptor), target.stat())
+    assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize("descriptor", [1, 2], indirect=True)
+def test_a_stream_that_python_found_closed_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descriptor: int
+) -> None:
+    """It is `None` then, and printing to it would fail; text that is no UTF-8 is escaped, not an error."""
+    name = {1: "stdout", 2: "stderr"}[descriptor]
+    target = tmp_path / "stream"
+    with target.open("w") as stream:
+        os.dup2(stream.fileno(), descriptor)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, None)
+        stdio.guard()
+        print("a\udcffb", file=getattr(sys, name), flush=True)
+    assert target.read_text() == "a\\udcffb\n"
