@@ -1,6 +1,6 @@
-"""Words on the command line → settings → a command → an exit code.
+"""The command line: its grammar, and what each command does with the settings.
 
-Knows nothing of sockets and workers. What only `run` needs is imported there: `check` and `--help` do without uvloop.
+What only `run` needs is imported in `_run`, so that `check` and `--help` start without uvloop.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
@@ -27,15 +28,14 @@ from echod.errors import Refusal
 from echod.text import printable, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from echod.client.http import Client
     from echod.config.settings import Setting
     from echod.networks import Network
 
-_CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: to the first line, and erase all
-_LONGEST_NUMBER = 19  # digits
-SHORT = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
+_CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP and ED: go to the first line, and erase the screen
+_CONNECTION = re.compile(r"[0-9]{1,19}")
+_SHORT_FLAGS = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
 
 def main() -> NoReturn:
@@ -43,27 +43,27 @@ def main() -> NoReturn:
     stdio.guard()
     code = run(sys.argv[1:])
     if threading.active_count() > 1:
-        # One hangs, in the log's sink or in reading the configuration: Python's own end would tear it apart, and crash.
+        # A thread hangs in writing the log or in reading the configuration. Python's finalization would crash with it.
         os._exit(code)
     sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
-    """Do what the words say; return the exit code (0, or one of sysexits.h). `--help` and `--version` raise SystemExit."""
+    """Run a command; return the exit code: 0, or one of sysexits.h. `--help` and `--version` raise `SystemExit`."""
     try:
         arguments = parser().parse_args(words)
         arguments.command(arguments)
     except Refusal as refusal:
         stdio.complain(*map(printable, refusal.lines))
         return refusal.exit_code
-    except Exception:  # noqa: BLE001 - a bug: nothing that a user did ends here
+    except Exception:  # noqa: BLE001 - a bug: no input of a user leads here
         stdio.complain("echod: internal error, please report it:", traceback.format_exc())
         return os.EX_SOFTWARE
     return os.EX_OK
 
 
 class _Parser(argparse.ArgumentParser):
-    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - it is always standard output
+    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - argparse always passes standard output
         stdio.say(message)
 
     def error(self, message: str) -> NoReturn:
@@ -71,37 +71,37 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; `grammar` reads it too."""
+    """Return the parser of the whole command line. The manual pages and the completions are made from it too."""
     parser = _Parser(prog="echod", description="An echo daemon (RFC 862).", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
     commands = _commands(parser)
     _command(commands, "run", _run, "serve in the foreground until told to stop")
-    check = _command(commands, "check", _check, "validate the configuration, bind nothing")
-    check.add_argument("-q", "--quiet", action="store_true", help="say nothing but what is wrong")
+    check = _command(commands, "check", _check, "validate the configuration without binding anything")
+    check.add_argument("-q", "--quiet", action="store_true", help="print only errors")
     configs = _commands(_add(commands, "config", "show the configuration"))
-    show = _command(configs, "show", _show, "write the settings in force, as TOML")
-    show.add_argument("--sources", action="store_true", help="with a remark where each value comes from")
-    _command(configs, "schema", _schema, "write the JSON Schema of the file, for editors", settings=())
-    status = _asking(commands, "status", _status, "show the state of the running daemon on one screen")
-    connections = _asking(commands, "connections", _connections, "show the open connections of the running daemon")
-    for asking in (status, connections):
-        asking.add_argument("--json", action="store_true", help="for programs: one line of JSON")
-        asking.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
+    show = _command(configs, "show", _show, "print the settings in force, as TOML")
+    show.add_argument("--sources", action="store_true", help="add a comment that says where each value comes from")
+    _command(configs, "schema", _schema, "print the JSON Schema of the configuration file, for editors", settings=())
+    status = _admin_command(commands, "status", _status, "show the state of the running daemon on one screen")
+    connections = _admin_command(commands, "connections", _connections, "show the open connections of the daemon")
+    for command in (status, connections):
+        command.add_argument("--json", action="store_true", help="print one line of JSON")
+        command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
     connections.add_argument(
         "--sort",
         choices=control.ORDERS,
         default="id",
-        help="(default: id); by what can be more or less, the most first",
+        help="sort by this column (default: id); quantities come largest first",
     )
     connections.add_argument(
         "--source",
         metavar="NETWORK",
         type=_network,
-        help="those from one network only, e.g. 10.0.0.0/8, or one address",
+        help="only clients of this network or address, e.g. 10.0.0.0/8",
     )
-    kill = _asking(commands, "kill", _kill, "end a connection of the running daemon")
-    kill.add_argument("id", metavar="ID", type=_number, help="its number, as connections shows it")
-    _asking(commands, "reload", _reload, "have the running daemon read its file again, and say how that ended")
+    kill = _admin_command(commands, "kill", _kill, "end a connection of the running daemon")
+    kill.add_argument("id", metavar="ID", type=_connection, help="number of the connection, as `connections` shows it")
+    _admin_command(commands, "reload", _reload, "reload the configuration of the running daemon")
     return parser
 
 
@@ -121,22 +121,19 @@ def _command(
     *,
     settings: Iterable[Setting] | None = None,
 ) -> argparse.ArgumentParser:
-    """Add a command that takes all settings, or just these."""
+    """Add a command that takes these settings as flags; by default, all."""
     parser = _add(commands, name, text)
     parser.set_defaults(command=function)
     _add_settings(parser, list(declared() if settings is None else settings))
     return parser
 
 
-def _asking(
+def _admin_command(
     commands: argparse._SubParsersAction[_Parser], name: str, function: Callable[[argparse.Namespace], None], text: str
 ) -> argparse.ArgumentParser:
-    """Add a command about the running daemon, which it has to find."""
-    return _command(commands, name, function, text, settings=_where())
-
-
-def _where() -> Iterator[Setting]:
-    return (setting for setting in declared() if setting.name == "admin.socket")
+    """Add a command about the running daemon, which needs only the path of the admin socket."""
+    settings = [setting for setting in declared() if setting.name == "admin.socket"]
+    return _command(commands, name, function, text, settings=settings)
 
 
 def _add_settings(parser: argparse.ArgumentParser, declared: Sequence[Setting]) -> None:
@@ -151,13 +148,14 @@ def _add_settings(parser: argparse.ArgumentParser, declared: Sequence[Setting]) 
     )
     settings = parser.add_argument_group(
         "settings",
-        "Each is also a key of the file and a variable, in brackets, then its default. A flag wins over a variable, a"
-        " variable over the file. Lists are separated by commas: --listen.host 127.0.0.1,::1.",
+        "Each setting is also an environment variable and a key of the file, shown in brackets with the default. A flag"
+        " takes precedence over a variable, a variable over the file. Separate the items of a list by commas:"
+        " --listen.host 127.0.0.1,::1.",
     )
     for setting in declared:
         described = f"{render.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
         settings.add_argument(
-            *SHORT.get(setting.name, ()),
+            *_SHORT_FLAGS.get(setting.name, ()),
             f"--{setting.name}",
             dest=setting.name,
             metavar=setting.form.word,
@@ -169,7 +167,7 @@ def _load(arguments: argparse.Namespace) -> config.Loaded:
     try:
         return config.load(arguments.config, _flags(arguments), os.environ)
     except Refusal:
-        _warn(checks.unknown_variables(os.environ))  # one of them may be why
+        _warn(checks.unknown_variables(os.environ))  # a misspelled one may be the cause
         raise
 
 
@@ -183,8 +181,8 @@ def _warn(warnings: Iterable[str]) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from echod import daemon  # noqa: PLC0415 - see above
-    from echod.log import Log  # noqa: PLC0415 - see above
+    from echod import daemon  # noqa: PLC0415 - needs uvloop
+    from echod.log import Log  # noqa: PLC0415 - needs uvloop
 
     loaded = _load(arguments)
     service = systemd.Service(os.environ)
@@ -216,34 +214,32 @@ def _show(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
     _warn(loaded.warnings)
 
-    def source(setting: Setting) -> str:
+    def origin(setting: Setting) -> str:
         return printable(explain.origin((setting.section, setting.key), loaded.layers))
 
-    stdio.say(render.toml(loaded.settings, source if arguments.sources else None))
+    stdio.say(render.toml(loaded.settings, origin if arguments.sources else None))
 
 
 def _schema(_: argparse.Namespace) -> None:
     stdio.say(render.schema())
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    """Return what asks the daemon that these settings would make."""
-    from echod.client.http import Client  # noqa: PLC0415 - 8 MB that `run` has no use for
-
+def _daemon(arguments: argparse.Namespace) -> control.AdminClient:
+    """Return a client for the daemon that these settings lead to."""
     found = admin_socket.candidates(arguments.config, _flags(arguments), os.environ)
-    return Client(found.paths, found.trouble)
+    return control.AdminClient(found.paths, found.trouble)
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    client = _client(arguments)
-    _show_answer(arguments, lambda: control.status(client, as_json=arguments.json))
+    daemon = _daemon(arguments)
+    _show_answer(arguments, lambda: control.status(daemon, as_json=arguments.json))
 
 
 def _connections(arguments: argparse.Namespace) -> None:
-    client = _client(arguments)
+    daemon = _daemon(arguments)
     _show_answer(
         arguments,
-        lambda: control.connections(client, as_json=arguments.json, order=arguments.sort, source=arguments.source),
+        lambda: control.connections(daemon, as_json=arguments.json, order=arguments.sort, source=arguments.source),
     )
 
 
@@ -261,11 +257,11 @@ def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> No
 
 
 def _kill(arguments: argparse.Namespace) -> None:
-    stdio.say(control.kill(_client(arguments), arguments.id))
+    stdio.say(control.kill(_daemon(arguments), arguments.id))
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    stdio.say(control.reload(_client(arguments)))
+    stdio.say(control.reload(_daemon(arguments)))
 
 
 def _network(text: str) -> Network:
@@ -275,8 +271,8 @@ def _network(text: str) -> Network:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _number(text: str) -> int:
-    if not text.isdecimal() or not text.isascii() or len(text) > _LONGEST_NUMBER:
+def _connection(text: str) -> int:
+    if not _CONNECTION.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be the number of a connection, got {shown(text)}")
     return int(text)
 

@@ -1,4 +1,7 @@
-"""The standard streams of the command: never closed, written to the end, and with priorities in the journal."""
+"""The standard streams of a command: opened where they are closed, and written so that a failure is noticed.
+
+In the systemd journal, each line gets its priority.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,24 @@ import sys
 from echod import systemd
 from echod.errors import Refusal
 
-_PIPE = 128 + signal.SIGPIPE  # what a shell says of a command that ended so
+_CLOSED_PIPE = 128 + signal.SIGPIPE  # the exit code by which a shell reports a command that SIGPIPE ended
 
 
 def guard() -> None:
-    """Open what is closed of 0, 1 and 2: otherwise a socket takes the number, and a client reads the log."""
+    """Open descriptors 0, 1 and 2 if they are closed: otherwise a socket gets the number, and a client reads the log."""
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # Python found the descriptor closed
+            setattr(sys, name, os.fdopen(fd, "w", closefd=False))
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
-    """Answer on standard output, and make sure that it got there."""
+    """Write a command's answer to standard output. Raises `Refusal` if it can't be written."""
     try:
         if systemd.is_journal(1, os.environ):
             text = systemd.prefixed("answer", text.removesuffix("\n")) + "\n"
@@ -35,22 +38,22 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except OSError as error:
         _discard(1)
-        if error.errno == errno.EPIPE:  # as for `head -1`: who reads has had enough
-            raise Refusal(exit_code=_PIPE) from None
+        if error.errno == errno.EPIPE:  # `echod status | head -1`: the reader has what it wants
+            raise Refusal(exit_code=_CLOSED_PIPE) from None
         raise Refusal(f"echod: standard output: {error.strerror}", exit_code=os.EX_SOFTWARE) from None
 
 
 def complain(*lines: str, level: str = "error") -> None:
-    """Write lines on standard error, as far as it takes them: the exit code stands in any case."""
+    """Write lines to standard error. A failure is ignored: the exit code tells the outcome."""
     try:
         journal = systemd.is_journal(2, os.environ)
         for line in lines:
             text = systemd.prefixed(level, line) if journal else line
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is where people are told
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the program's standard error
     except OSError:
         _discard(2)
 
 
 def _discard(fd: int) -> None:
-    """Let go of a stream that takes nothing: Python would try once more at exit, and change the exit code."""
+    """Point the descriptor to /dev/null: Python flushes at exit, and a second failure would change the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), fd)

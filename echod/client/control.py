@@ -1,99 +1,173 @@
-"""The commands about a running daemon: status, connections, kill, reload.
+"""The commands about the running daemon: each asks it on the admin socket, and returns text for standard output.
 
-Knows nothing of sockets and of the command line's grammar. Each returns the text for standard output.
+An unreachable daemon, an error that it reports, and an answer that echod would not give end in a `Refusal`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 from typing import TYPE_CHECKING, Any
 
+import h11
 import orjson
 
+from echod import unix
 from echod.client import screen
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    import socket
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from echod.client.http import Client
     from echod.networks import Network
 
     Row = Mapping[str, Any]
 
-
-def _client(row: Row) -> Any:  # noqa: ANN401 - what sorts
-    address = ipaddress.ip_address(row["client"]["address"].partition("%")[0])
-    return address.version, int(address), row["client"]["port"]
-
-
-def _most(name: str) -> Callable[[Row], Any]:
-    return lambda row: -(row[name] or 0)
-
-
+PATIENCE = 10.0
+"""Seconds to wait for an answer."""
 RELOAD_PATIENCE = 75.0
-"""Seconds for the answer to a reload, which gives up on a file after a minute."""
-ORDERS: dict[str, Callable[[Row], Any]] = {
-    "id": lambda row: row["id"],
-    "client": _client,
-    "age": _most("age"),
-    "idle": _most("idle"),
-    "bytes": _most("bytes"),
-    "state": lambda row: (row["state"], row["id"]),
-    "rtt": _most("rtt"),
-}
-"""What connections can be sorted by. Where more is more interesting, the most come first."""
+"""Seconds to wait for the answer to a reload; the daemon gives up on a file after 60."""
 
 
-def status(client: Client, *, as_json: bool) -> str:
-    """Return one screen about the daemon."""
-    with _understood(client):
-        answer = _expect(client.ask("GET", "/status"))
-        return _json(answer) if as_json else screen.status(answer)
+class AdminClient:
+    """Sends requests to the first of these paths at which a daemon accepts.
+
+    `trouble` explains why the right path may be missing from the list; it is raised if no path has a daemon.
+    """
+
+    def __init__(self, paths: Sequence[Path], trouble: Refusal | None = None) -> None:
+        self._paths = paths
+        self._trouble = trouble
+        self.url = ""
+        """The socket of the last request."""
+
+    def ask(self, method: str, target: str, *, patience: float = PATIENCE) -> tuple[int, Any]:
+        """Return the status code and the decoded JSON. Raises `Refusal` with exit code 69 or 77."""
+        self.url, sock = self._connect(patience)
+        with sock:
+            try:
+                return _exchange(sock, method, target)
+            except TimeoutError:
+                raise _unavailable(f"{self.url}: no answer within {patience:.0f} s") from None
+            except (OSError, h11.RemoteProtocolError, ValueError):
+                raise _unavailable(f"{self.url}: no valid answer; is it the admin socket of echod?") from None
+
+    def _connect(self, patience: float) -> tuple[str, socket.socket]:
+        forbidden = ""
+        for path in self._paths:
+            try:
+                return unix.url(path), unix.connect(path, patience)
+            except PermissionError:
+                forbidden = forbidden or unix.url(path)
+            except TimeoutError:
+                raise _unavailable(f"{unix.url(path)}: no answer within {patience:.0f} s") from None
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
+                    raise _unavailable(f"{unix.url(path)}: {error.strerror or error}") from None
+        if self._trouble:
+            raise self._trouble
+        if forbidden:
+            line = f"echod: {forbidden}: no permission: be root, the daemon's user, or a member of its group"
+            raise Refusal(line, exit_code=os.EX_NOPERM)
+        if not self._paths:
+            raise _unavailable('admin.socket is "off": there is no daemon to ask')
+        raise _unavailable(f"no daemon answers at {' or '.join(map(unix.url, self._paths))}")
 
 
-def connections(client: Client, *, as_json: bool, order: str, source: Network | None) -> str:
-    """Return a row for each open connection, of this network only if there is one."""
-    with _understood(client):
-        rows = [row for row in _expect(client.ask("GET", "/connections")) if source is None or _is_from(row, source)]
+def _exchange(sock: socket.socket, method: str, target: str) -> tuple[int, Any]:
+    connection = h11.Connection(h11.CLIENT)
+    request = h11.Request(method=method, target=target, headers=[("host", "echod"), ("connection", "close")])
+    sock.sendall((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
+    code, body = 0, bytearray()
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(sock.recv(65536))
+        elif isinstance(event, h11.Response):
+            code = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            return code, orjson.loads(body)
+
+
+def _unavailable(line: str) -> Refusal:
+    return Refusal(f"echod: {line}", exit_code=os.EX_UNAVAILABLE)
+
+
+def status(daemon: AdminClient, *, as_json: bool) -> str:
+    """Return one screen about the daemon, or what it answers, in JSON."""
+    with _as_expected(daemon):
+        answer = _content(daemon.ask("GET", "/status"))
+        return _json_line(answer) if as_json else screen.status(answer)
+
+
+def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | None) -> str:
+    """Return a row for each open connection in this order, only for clients of this network if one is given."""
+    with _as_expected(daemon):
+        rows = _content(daemon.ask("GET", "/connections"))
+        if source is not None:
+            rows = [row for row in rows if _address(row) in source]
         rows.sort(key=ORDERS[order])
-        return _json(rows) if as_json else screen.connections(rows)
+        return _json_line(rows) if as_json else screen.connections(rows)
 
 
-def _is_from(row: Row, source: Network) -> bool:
-    return ipaddress.ip_address(row["client"]["address"].partition("%")[0]) in source
+def kill(daemon: AdminClient, connection: int) -> str:
+    """End one connection; return a line that names it."""
+    with _as_expected(daemon):
+        killed = _content(daemon.ask("DELETE", f"/connections/{connection}"))
+        return f"killed {killed['connection']}, {screen.client(killed['client'])}\n"
 
 
-def kill(client: Client, number: int) -> str:
-    """End one connection."""
-    with _understood(client):
-        killed = _expect(client.ask("DELETE", f"/connections/{number}"))
-        return f"killed {killed['id']}, {screen.client(killed['client'])}\n"
-
-
-def reload(client: Client) -> str:
-    """Reload the configuration; return what has changed. Raises `Refusal` with what is wrong with it."""
-    with _understood(client):
-        answer = _expect(client.ask("POST", "/reload", patience=RELOAD_PATIENCE))
+def reload(daemon: AdminClient) -> str:
+    """Reload the configuration; return a line for each setting that changed. Raises `Refusal` if it is refused."""
+    with _as_expected(daemon):
+        answer = _content(daemon.ask("POST", "/reload", patience=RELOAD_PATIENCE))
         old, new = answer["old"], answer["new"]
-        lines = [f"{name}: {_written(old[name])} -> {_written(new[name])}" for name in answer["changed"]]
+        lines = [f"{name}: {_json(old[name])} -> {_json(new[name])}" for name in answer["changed"]]
         return "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
 
 
+def _address(row: Row) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(row["client"]["address"].partition("%")[0])
+
+
+def _by_client(row: Row) -> tuple[int, int, int]:
+    address = _address(row)
+    return address.version, int(address), row["client"]["port"]
+
+
+def _most_first(name: str) -> Callable[[Row], float]:
+    return lambda row: -row[name]
+
+
+ORDERS: dict[str, Callable[[Row], Any]] = {
+    "id": lambda row: row["connection"],
+    "client": _by_client,
+    "age": _most_first("age"),
+    "idle": _most_first("idle"),
+    "bytes": _most_first("bytes_received"),
+    "state": lambda row: (row["state"], row["connection"]),
+    "rtt": lambda row: -row["tcp"]["rtt"] if row["tcp"] else 0,
+}
+"""The keys by which connections can be sorted: columns of the table. Quantities come largest first."""
+
+
 @contextlib.contextmanager
-def _understood(client: Client) -> Iterator[None]:
-    """Refuse an answer that is not what this version expects: what listens there may be anything that knows HTTP."""
+def _as_expected(daemon: AdminClient) -> Iterator[None]:
+    """Refuse an answer of another form: any program that speaks HTTP may listen there, or another version of echod."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-        line = f"echod: what answers at {client.where} is no echod, or of another version"
-        raise Refusal(line, exit_code=os.EX_UNAVAILABLE) from None
+        raise _unavailable(f"{daemon.url}: unexpected answer; is it another version of echod?") from None
 
 
-def _expect(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon answers
-    """Return what the daemon has answered, if it has done what was asked."""
+def _content(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon answers
+    """Return the content of a successful answer; raise `Refusal` with what the daemon says otherwise."""
     code, content = answer
     match code:
         case 200:
@@ -103,13 +177,13 @@ def _expect(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon ans
         case 404:
             raise Refusal(f"echod: {content['error']}", exit_code=os.EX_DATAERR)
         case 503:
-            raise Refusal(f"echod: {content['error']}", exit_code=os.EX_UNAVAILABLE)
-    raise Refusal(f"echod: the daemon answers {code}: {_written(content)}", exit_code=os.EX_SOFTWARE)
+            raise _unavailable(content["error"])
+    raise Refusal(f"echod: the daemon answers {code}: {_json(content)}", exit_code=os.EX_SOFTWARE)
 
 
-def _json(content: Any) -> str:  # noqa: ANN401 - as the daemon answers
-    return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE).decode()
-
-
-def _written(value: Any) -> str:  # noqa: ANN401 - as the daemon answers
+def _json(value: Any) -> str:  # noqa: ANN401 - as the daemon answers
     return orjson.dumps(value).decode()
+
+
+def _json_line(value: Any) -> str:  # noqa: ANN401 - as the daemon answers
+    return _json(value) + "\n"

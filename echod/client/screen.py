@@ -1,7 +1,6 @@
-"""What the daemon says of itself, for people: one screen, and a table of connections.
+"""The daemon's answers as text for people: one screen about its state, and a table of connections.
 
-Knows nothing of where it comes from. It is text that any terminal shows and any pipe takes; a line that wants attention
-begins with an exclamation mark.
+Plain text for any terminal or pipe. A line that needs attention begins with an exclamation mark.
 """
 
 from __future__ import annotations
@@ -16,23 +15,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 BAR = 30
-"""Characters."""
+"""Characters in the bar that shows how full the pool is."""
 RECENT = 5
-"""Refused clients."""
-NEARLY = 0.9
-"""Of the pool in use, so much wants attention."""
+"""Rejected clients shown, of those in the answer."""
+NEARLY_FULL = 0.9
+"""The part of the pool in use from which its line needs attention."""
 _WHEN_FULL = {"reject": "the next client is closed at once", "wait": "the next client waits in the backlog"}
-_COLUMNS = ("ID", "CLIENT", "AGE", "IDLE", "BYTES", "PENDING", "STATE", "RTT", "RETRANSMITS")
-_LEFT = ("CLIENT", "STATE")
+_COLUMNS = ("ID", "CLIENT", "AGE", "IDLE", "BYTES", "PENDING", "STATE", "RTT", "RETRANS")
+_LEFT_ALIGNED = ("CLIENT", "STATE")
+_UNKNOWN = "?"
+"""What the kernel doesn't tell."""
 
 
 def status(answer: Mapping[str, Any]) -> str:
-    """Return the screen for an answer to /status."""
+    """Return the screen for an answer to `GET /status`."""
     return "".join(f"{'!' if attention else ' '} {name:<10} {text}\n" for attention, name, text in _lines(answer))
 
 
 def _lines(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
-    """Yield whether a line wants attention, what it is about, and what it says."""
+    """Yield for each line whether it needs attention, its name, and its text."""
     uptime = span(answer["uptime"])
     text = f"{answer['version']}, {answer['state']}, pid {answer['pid']}, up {uptime}"
     yield answer["state"] != "running", "echod", text
@@ -57,7 +58,7 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     part = pool["in_use"] / pool["size"]
     filled = round(BAR * min(1.0, part))
     bar = f"[{'#' * filled}{'.' * (BAR - filled)}]"
-    yield part >= NEARLY, "pool", f"{bar} {pool['in_use']:,} of {pool['size']:,} in use, {part * 100:.0f} %"
+    yield part >= NEARLY_FULL, "pool", f"{bar} {pool['in_use']:,} of {pool['size']:,} in use, {part * 100:.0f} %"
     yield False, "when full", _WHEN_FULL[pool["when_full"]]
 
 
@@ -66,17 +67,22 @@ def _listeners(listeners: Sequence[Mapping[str, Any]]) -> Iterator[tuple[bool, s
         yield True, "listeners", "none"
     name = "listeners"
     for each in listeners:
-        text = f"{each['listener']} {each['state']}, {each['queued']:,} of {each['backlog']:,} in the backlog"
+        queued, backlog = _count(each["queued"]), _count(each["backlog"])
+        text = f"{each['listener']} {each['state']}, {queued} of {backlog} in the backlog"
         yield each["state"] == "paused", name, text
         name = ""
 
 
+def _count(number: int | None) -> str:
+    return _UNKNOWN if number is None else f"{number:,}"
+
+
 def _traffic(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
-    rates, moved, counts = answer["rates"], answer["bytes"], answer["connections"]
+    rates, counts = answer["rates"], answer["connections"]
     clients = f"{rates['accepted']:,.0f}/s accepted, {rates['rejected']:,.0f}/s rejected"
     moving = f"{size(rates['bytes_received'])}/s received, {size(rates['bytes_sent'])}/s sent"
     yield False, "rates", f"{clients}, {moving}"
-    yield False, "bytes", f"{size(moved['received'])} received, {size(moved['sent'])} sent"
+    yield False, "bytes", f"{size(answer['bytes_received'])} received, {size(answer['bytes_sent'])} sent"
     yield False, "accepted", f"{counts['accepted']:,}"
     yield False, "closed", _by_reason(counts["closed"])
     yield False, "rejected", _by_reason(counts["rejected"])
@@ -90,9 +96,8 @@ def _health(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     paused, lag, dropped = answer["accept_paused_seconds"], answer["loop_lag"], answer["log"]["dropped"]
     if paused:
         yield True, "paused", f"{fine(paused)} without accepting, for lack of descriptors or memory"
-    text = f"{fine(lag['last'])} late a moment ago, 99 % within {fine(lag['p99'])}, at most {fine(lag['max'])}"
-    yield False, "loop", text
-    yield dropped > 0, "log", f"{dropped:,} lines dropped" if dropped else "no line dropped"
+    yield False, "loop lag", f"{fine(lag['last'])} now, p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
+    yield dropped > 0, "log", f"{dropped:,} lines dropped" if dropped else "no lines dropped"
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:
@@ -102,13 +107,13 @@ def _by_reason(counts: Mapping[str, int]) -> str:
 
 
 def connections(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table for rows of /connections."""
+    """Return the table for the rows of `GET /connections`."""
     table = [_COLUMNS, *map(_cells, rows)]
     widths = [max(len(cells[number]) for cells in table) for number in range(len(_COLUMNS))]
     lines = []
     for cells in table:
         aligned = [
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
+            cell.ljust(width) if name in _LEFT_ALIGNED else cell.rjust(width)
             for name, cell, width in zip(_COLUMNS, cells, widths, strict=True)
         ]
         lines.append("  ".join(aligned).rstrip() + "\n")
@@ -116,40 +121,40 @@ def connections(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    rtt, retransmits = row["rtt"], row["retransmits"]
+    pending, tcp = row["pending"], row["tcp"]
     return (
-        str(row["id"]),
+        str(row["connection"]),
         client(row["client"]),
         span(row["age"]),
         span(row["idle"]),
-        size(row["bytes"]),
-        size(row["pending"]),
+        size(row["bytes_received"]),
+        _UNKNOWN if pending is None else size(pending),
         row["state"],
-        "-" if rtt is None else fine(rtt),
-        "-" if retransmits is None else str(retransmits),
+        fine(tcp["rtt"]) if tcp else _UNKNOWN,
+        str(tcp["retrans"]) if tcp else _UNKNOWN,
     )
 
 
-def client(of: Mapping[str, Any]) -> str:
-    """Return an address with its port."""
-    address = of["address"]
-    return f"[{address}]:{of['port']}" if ":" in address else f"{address}:{of['port']}"
+def client(fields: Mapping[str, Any]) -> str:
+    """Return the client's address with its port."""
+    address, port = fields["address"], fields["port"]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def size(number: float) -> str:
-    """Return bytes in the largest unit that gives at least 1 (SI: a kB is 1,000 bytes)."""
+    """Return a number of bytes in the largest unit that gives at least 1 (SI: 1 kB is 1,000 bytes)."""
     if number < 1000:  # noqa: PLR2004 - SI
         return f"{number:.0f} B"
     for unit in ("kB", "MB", "GB", "TB"):
         number /= 1000
-        if number < 999.95:  # noqa: PLR2004 - what is written as 1000.0 belongs to the next
+        if number < 999.95:  # noqa: PLR2004 - above, it would be rounded to 1000.0
             return f"{number:.1f} {unit}"
     return f"{number / 1000:,.1f} PB"
 
 
 def span(seconds: float) -> str:
-    """Return a time in its two largest units."""
-    if seconds < 60:  # noqa: PLR2004 - of the clock, like those below
+    """Return a duration in its two largest units."""
+    if seconds < 60:  # noqa: PLR2004 - a minute
         return f"{int(seconds)}s"
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -160,7 +165,7 @@ def span(seconds: float) -> str:
 
 
 def fine(seconds: float) -> str:
-    """Return a time that is usually short: in µs, ms or s."""
+    """Return a short duration in µs, ms or s."""
     if seconds < 1e-3:  # noqa: PLR2004 - a millisecond
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

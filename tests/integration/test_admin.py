@@ -460,7 +460,7 @@ def test_no_daemon_is_one_line(tmp_path: Path) -> None:
         done = command(*words.split(), "--admin.socket", str(where))
         assert line_of(done, os.EX_UNAVAILABLE) == f"echod: no daemon answers at unix:{where}"
     done = command("status", "--admin.socket", "off")
-    assert line_of(done, os.EX_UNAVAILABLE) == 'echod: admin.socket is "off": there is nobody to ask'
+    assert line_of(done, os.EX_UNAVAILABLE) == 'echod: admin.socket is "off": there is no daemon to ask'
     done = command("status", env={"XDG_RUNTIME_DIR": str(tmp_path)})
     assert line_of(done, os.EX_UNAVAILABLE).startswith(f"echod: no daemon answers at unix:{tmp_path}/echod/admin.sock")
 
@@ -477,7 +477,7 @@ def test_others_have_no_permission(echod: Daemon) -> None:
         if python.returncode:
             pytest.skip("nobody may not run this Python")
         line = line_of(command(*words, prefix=[*somebody, "--regid=65534"]), os.EX_NOPERM)
-        assert line.startswith(f"echod: unix:{name}/sock: no permission: be root, or ")
+        assert line.startswith(f"echod: unix:{name}/sock: no permission: be root, ")
         assert "running" in said(command(*words, prefix=[*somebody, "--regid=0"]))
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from echod import unix
-from echod.client.http import Client
+from echod.client.control import AdminClient
 from echod.errors import Refusal
 
 JSON = st.recursive(st.none() | st.integers(0, 9) | st.text(max_size=3), st.lists, max_leaves=4)
@@ -57,7 +57,7 @@ def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         try:
-            status, _ = Client([Path("/admin.sock")]).ask("GET", "/status")
+            status, _ = AdminClient([Path("/admin.sock")]).ask("GET", "/status")
         except Refusal as refusal:
             (line,) = refusal.lines
             assert line.isprintable()

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from echod.client.http import Client as Admin
+from echod.client.control import AdminClient
 from echod.errors import Refusal
 from tests.soak.books import Check, compare, read_log
 from tests.soak.children import CONTEXT, Child, ChildError
@@ -72,7 +72,7 @@ class Soak:
         self.watcher = Watcher(ports[1], pause=0.1)
         self._port = ports[0]
         self._config = config
-        self._admin = Admin([daemon.file.parent / SOCKET])
+        self._admin = AdminClient([daemon.file.parent / SOCKET])
         self._crowds: list[Child[Books]] = []
         self._bystander: Child[Books] | None = None
         self._served: dict[str, int] = {}

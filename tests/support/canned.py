@@ -1,4 +1,4 @@
-"""A daemon that only answers, with what it is told: HTTP on a Unix socket, in a thread. And answers for it to give."""
+"""A daemon that gives canned answers: HTTP on a Unix socket, in a thread. And answers for it to give."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Canned:
-    """Gives one client after another the next answer; who finds none is closed at once."""
+    """Gives each client the next answer, or closes its connection if none is left."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,13 +39,13 @@ class Canned:
         self._sock.close()
 
     def answer(self, status: int, content: Any) -> None:
-        """Have one more answer, in JSON."""
+        """Add an answer in JSON."""
         body = orjson.dumps(content)
-        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.answer_raw(head.encode() + body)
 
     def answer_raw(self, data: bytes) -> None:
-        """Have one more answer, whatever it is."""
+        """Add an answer of any bytes."""
         self._answers.append(data)
 
     def _serve(self) -> None:
@@ -63,7 +63,7 @@ class Canned:
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    """Return an answer to /status about a daemon that does well, but for these changes."""
+    """Return an answer to `GET /status` from a healthy daemon, with these changes."""
     return {
         "version": "0.1.0",
         "pid": 4711,
@@ -77,7 +77,8 @@ def status(**changes: Any) -> dict[str, Any]:
             "closed": {"eof": 12000, "reset": 0, "error": 95},
             "rejected": {"denied": 0, "pool_full": 0},
         },
-        "bytes": {"received": 1_500_000, "sent": 999},
+        "bytes_received": 1_500_000,
+        "bytes_sent": 999,
         "rates": {"interval": 1.0, "accepted": 12.0, "rejected": 0.0, "bytes_received": 2e6, "bytes_sent": 1999.0},
         "listeners": [{"listener": "tcp://[::]:7007", "state": "accepting", "backlog": 1024, "queued": 2}],
         "accept_paused_seconds": 0.0,
@@ -91,17 +92,17 @@ def status(**changes: Any) -> dict[str, Any]:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """Return a row of /connections, but for these changes."""
+    """Return a row of `GET /connections`, with these changes."""
     return {
-        "id": 1,
+        "connection": 1,
         "client": {"address": "192.0.2.1", "port": 40000},
         "listener": "tcp://[::]:7007",
         "age": 61.0,
         "idle": 0.0,
-        "bytes": 1500,
+        "bytes_received": 1500,
+        "bytes_sent": 1500,
         "pending": 0,
         "state": "open",
-        "rtt": 0.00025,
-        "retransmits": 0,
+        "tcp": {"rtt": 0.00025, "retrans": 0},
         **changes,
     }

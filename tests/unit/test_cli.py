@@ -433,7 +433,7 @@ def test_status_is_a_screen_or_json_of_the_running_daemon(capsys: pytest.Capture
 def test_connections_are_sorted_and_chosen_as_told(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
     """By default by their numbers, and all."""
     rows = [
-        row(id=number, bytes=number % 3, client={"address": address, "port": 1})
+        row(connection=number, bytes_received=number % 3, client={"address": address, "port": 1})
         for number, address in ((2, "192.0.2.2"), (1, "192.0.2.1"), (3, "::1"), (4, "198.51.100.1"))
     ]
 
@@ -441,20 +441,20 @@ def test_connections_are_sorted_and_chosen_as_told(capsys: pytest.CaptureFixture
         canned.answer(200, rows)
         code, out, errors = run(capsys, "connections", "--json", *words)
         assert (code, errors) == (os.EX_OK, "")
-        return [row["id"] for row in json.loads(out)]
+        return [row["connection"] for row in json.loads(out)]
 
     assert numbers() == [1, 2, 3, 4]
     assert numbers("--sort", "bytes") == [2, 1, 4, 3]
     assert numbers("--source", "192.0.2.0/24") == [1, 2]
     assert numbers("--source=::1", "--sort=age") == [3]
     canned.answer(200, rows)
-    rows.sort(key=lambda row: int(row["id"]))
+    rows.sort(key=lambda row: int(row["connection"]))
     assert run(capsys, "connections") == (os.EX_OK, screen.connections(rows), "")
 
 
 def test_kill_and_reload_say_what_was_done(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
     """In a line."""
-    canned.answer(200, {"id": 7, "client": {"address": "192.0.2.1", "port": 9}})
+    canned.answer(200, {"connection": 7, "client": {"address": "192.0.2.1", "port": 9}})
     assert run(capsys, "kill", "7") == (os.EX_OK, "killed 7, 192.0.2.1:9\n", "")
     canned.answer(200, {"changed": ["pool.size"], "old": {"pool.size": 1}, "new": {"pool.size": 2}})
     assert run(capsys, "reload") == (os.EX_OK, "pool.size: 1 -> 2\n", "")
@@ -491,7 +491,7 @@ def test_if_no_daemon_answers_the_exit_code_is_69(
     """One line names where it was looked for."""
     line = f"echod: no daemon answers at unix:{tmp_path}/run/admin.sock\n"
     assert run(capsys, *command.split()) == (os.EX_UNAVAILABLE, "", line)
-    line = 'echod: admin.socket is "off": there is nobody to ask\n'
+    line = 'echod: admin.socket is "off": there is no daemon to ask\n'
     assert run(capsys, *command.split(), "--admin.socket", "off") == (os.EX_UNAVAILABLE, "", line)
 
 
@@ -508,7 +508,7 @@ def test_without_permission_to_ask_the_exit_code_is_77(
     finally:
         path.parent.chmod(0o700)
     assert (code, out) == (os.EX_NOPERM, "")
-    assert errors == f"echod: unix:{path}: no permission: be root, or the daemon's user, or of its group\n"
+    assert errors == f"echod: unix:{path}: no permission: be root, the daemon's user, or a member of its group\n"
 
 
 @pytest.mark.parametrize("command", ASKERS)
@@ -598,7 +598,7 @@ def test_watch_redraws_a_terminal_each_second(
 
 def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]) -> None:
     """What does not fit is left out at the end, with a line for the cursor."""
-    canned.answer(200, [row(id=number) for number in range(50)])
+    canned.answer(200, [row(connection=number) for number in range(50)])
     _, text = on_terminal(monkeypatch, ["connections", "--watch"], 10)
     assert text.count("\n") == 9
     assert text.endswith("\n")
@@ -607,7 +607,7 @@ def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, 
 
 def test_a_screen_that_is_not_watched_is_whole(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:
     """A terminal scrolls back."""
-    canned.answer(200, [row(id=number) for number in range(50)])
+    canned.answer(200, [row(connection=number) for number in range(50)])
     code, text = on_terminal(monkeypatch, ["connections"], 10)
     assert (code, text.count("\n")) == (os.EX_OK, 51)
     assert "\x1b" not in text

@@ -1,58 +1,238 @@
-"""The commands about a running daemon, with one that answers as told."""
+"""The commands about a running daemon, with one that gives canned answers, with something else, and with nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
+from echod import unix
 from echod.client import control, screen
-from echod.client.http import Client
+from echod.client.control import AdminClient
 from echod.errors import Refusal
 from tests.support.canned import Canned, row, status
+from tests.support.inside import as_nobody, descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from echod.networks import Network
 
+OK = b"HTTP/1.1 200 OK\r\n"
+
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Canned]:
-    with Canned(tmp_path / "admin.sock") as daemon:
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "admin.sock"
+
+
+@pytest.fixture
+def daemon(path: Path) -> Iterator[Canned]:
+    with Canned(path) as daemon:
         yield daemon
 
 
 @pytest.fixture
-def client(daemon: Canned) -> Client:
-    return Client([daemon.path])
+def client(daemon: Canned) -> AdminClient:
+    return AdminClient([daemon.path])
+
+
+# Asking
+
+
+def refused(*paths: Path, trouble: Refusal | None = None, patience: float = 10.0) -> tuple[str, int]:
+    """Return the line and the exit code with which nothing could be asked."""
+    with pytest.raises(Refusal) as caught:
+        AdminClient(paths, trouble).ask("GET", "/status", patience=patience)
+    (line,) = caught.value.lines
+    return line, caught.value.exit_code
+
+
+def leave_stale(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+def test_an_answer_is_its_status_and_its_content(daemon: Canned) -> None:
+    """Whatever the status; and the daemon gets what was asked."""
+    daemon.answer(200, {"a": [1]})
+    daemon.answer(404, {"error": "no"})
+    client = AdminClient([daemon.path])
+    assert client.ask("GET", "/status") == (200, {"a": [1]})
+    assert client.ask("DELETE", "/connections/7") == (404, {"error": "no"})
+    assert daemon.requests == ["GET /status", "DELETE /connections/7"]
+
+
+def test_an_answer_in_parts_is_read_whole(daemon: Canned) -> None:
+    """A long list comes so."""
+    daemon.answer_raw(OK + b"transfer-encoding: chunked\r\n\r\n1\r\n[\r\n2\r\n1]\r\n0\r\n\r\n")
+    assert AdminClient([daemon.path]).ask("GET", "/connections") == (200, [1])
+
+
+def test_the_first_that_answers_is_asked(daemon: Canned, tmp_path: Path) -> None:
+    """Paths where nobody is are passed over: not there, not listened on, below a file."""
+    stale = tmp_path / "stale.sock"
+    leave_stale(stale)
+    (tmp_path / "file").touch()
+    daemon.answer(200, 1)
+    client = AdminClient([tmp_path / "none.sock", stale, tmp_path / "file" / "x.sock", daemon.path, tmp_path])
+    assert client.ask("GET", "/status") == (200, 1)
+
+
+def test_if_none_answers_all_are_named(path: Path, tmp_path: Path) -> None:
+    """Where it was looked for is what an operator needs to know."""
+    leave_stale(path)
+    none = tmp_path / "none.sock"
+    line = f"echod: no daemon answers at unix:{path} or unix:{none}"
+    assert refused(path, none) == (line, os.EX_UNAVAILABLE)
+
+
+def test_without_a_path_there_is_nobody_to_ask() -> None:
+    """The setting is why."""
+    assert refused() == ('echod: admin.socket is "off": there is no daemon to ask', os.EX_UNAVAILABLE)
+
+
+def test_trouble_is_told_only_if_none_answers(daemon: Canned, tmp_path: Path) -> None:
+    """That the file can't be read explains why the daemon isn't found, and is of no interest otherwise."""
+    trouble = Refusal("echod.toml: can't be read", exit_code=os.EX_NOINPUT)
+    daemon.answer(200, 1)
+    assert AdminClient([daemon.path], trouble).ask("GET", "/status") == (200, 1)
+    assert refused(tmp_path / "none.sock", trouble=trouble) == ("echod.toml: can't be read", os.EX_NOINPUT)
+
+
+def test_without_permission_it_says_how_to_get_it(path: Path, tmp_path: Path) -> None:
+    """If no other path has one that answers."""
+    path.parent.chmod(0)
+    try:
+        with as_nobody():
+            line, code = refused(path, Path("/none.sock"))
+    finally:
+        tmp_path.chmod(0o700)
+    assert line == f"echod: unix:{path}: no permission: be root, the daemon's user, or a member of its group"
+    assert code == os.EX_NOPERM
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\r\n",
+        b"220 mail.example ESMTP\r\n",
+        OK,
+        OK + b"content-length: 5\r\n\r\n[1",
+        OK + b"content-length: 5\r\n\r\nhello",
+        OK + b"transfer-encoding: chunked\r\n\r\nx\r\n",
+        OK + b"content-length: 1\r\n\r\n\xff",
+        OK + b"content-length: %d\r\n\r\n" % 10**30,
+        OK + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % 10**18,
+    ],
+    ids=[
+        "nothing",
+        "a line",
+        "mail",
+        "no body",
+        "half a body",
+        "no JSON",
+        "no chunk",
+        "no text",
+        "too long",
+        "huge chunk",
+    ],
+)
+def test_what_is_no_echod_is_told_so(daemon: Canned, answer: bytes) -> None:
+    """In one line, whatever it says."""
+    if answer:
+        daemon.answer_raw(answer)
+    line = f"echod: unix:{daemon.path}: no valid answer; is it the admin socket of echod?"
+    assert refused(daemon.path) == (line, os.EX_UNAVAILABLE)
+
+
+def test_patience_has_an_end(path: Path) -> None:
+    """A daemon that hangs is not waited for."""
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(path))
+        hung.listen()
+        line = f"echod: unix:{path}: no answer within 0 s"
+        assert refused(path, patience=0.05) == (line, os.EX_UNAVAILABLE)
+
+
+def test_a_daemon_that_takes_nobody_is_not_waited_for_either(path: Path) -> None:
+    """Not for longer than for an answer: connecting alone takes that time if the backlog is full."""
+    with socket.socket(socket.AF_UNIX) as hung, contextlib.ExitStack() as clients:
+        hung.bind(str(path))
+        hung.listen(0)
+        clients.enter_context(unix.connect(path))
+        line = f"echod: unix:{path}: no answer within 0 s"
+        assert refused(path, patience=0.05) == (line, os.EX_UNAVAILABLE)
+
+
+@pytest.mark.parametrize(("name", "why"), [("x" * 200, "AF_UNIX path too long"), ("datagrams", "Protocol wrong type")])
+def test_another_error_is_told_as_it_is(path: Path, name: str, why: str) -> None:
+    """The path can't be what is meant."""
+    other = path.with_name(name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        if len(name) < 100:
+            sock.bind(str(other))
+        line, code = refused(other)
+    assert line.startswith(f"echod: unix:{other}: {why}")
+    assert code == os.EX_UNAVAILABLE
+
+
+def test_asking_leaves_no_descriptor(daemon: Canned) -> None:
+    """However it ends."""
+    before = descriptors()
+    daemon.answer(200, 1)
+    AdminClient([daemon.path]).ask("GET", "/status")
+    refused(daemon.path)
+    refused(daemon.path.with_name("none"))
+    while descriptors() > before:  # those of the thread that answers
+        os.sched_yield()
+
+
+# The commands
 
 
 def from_(address: str, port: int = 40000) -> dict[str, Any]:
     return {"address": address, "port": port}
 
 
+def tcp(rtt: float) -> dict[str, Any]:
+    return {"rtt": rtt, "retrans": 0}
+
+
 ROWS = [
-    row(id=3, client=from_("192.0.2.10"), age=1.0, idle=9.0, bytes=5, state="open", rtt=None),
-    row(id=1, client=from_("192.0.2.9", 2), age=30.0, idle=0.0, bytes=7, state="stalled", rtt=0.25),
-    row(id=2, client=from_("fe80::1%eth0"), age=20.0, idle=3.0, bytes=900, state="closing", rtt=0.5),
-    row(id=4, client=from_("192.0.2.9", 1), age=10.0, idle=1.0, bytes=0, state="open", rtt=0.125),
+    row(connection=3, client=from_("192.0.2.10"), age=1.0, idle=9.0, bytes_received=5, state="open", tcp=None),
+    row(
+        connection=1, client=from_("192.0.2.9", 2), age=30.0, idle=0.0, bytes_received=7, state="stalled", tcp=tcp(0.25)
+    ),
+    row(
+        connection=2,
+        client=from_("fe80::1%eth0"),
+        age=20.0,
+        idle=3.0,
+        bytes_received=900,
+        state="closing",
+        tcp=tcp(0.5),
+    ),
+    row(connection=4, client=from_("192.0.2.9", 1), age=10.0, idle=1.0, bytes_received=0, state="open", tcp=tcp(0.125)),
 ]
 
 
 def listed(
-    daemon: Canned, client: Client, order: str = "id", source: Network | None = None, rows: Any = ROWS
+    daemon: Canned, client: AdminClient, order: str = "id", source: Network | None = None, rows: Any = ROWS
 ) -> list[int]:
     daemon.answer(200, rows)
     text = control.connections(client, as_json=True, order=order, source=source)
-    return [row["id"] for row in orjson.loads(text)]
+    return [row["connection"] for row in orjson.loads(text)]
 
 
-def test_status_is_a_screen_or_json(daemon: Canned, client: Client) -> None:
+def test_status_is_a_screen_or_json(daemon: Canned, client: AdminClient) -> None:
     """For people, or in one line for programs."""
     answer = status()
     for _ in range(2):
@@ -65,11 +245,11 @@ def test_status_is_a_screen_or_json(daemon: Canned, client: Client) -> None:
     assert daemon.requests == ["GET /status"] * 2
 
 
-def test_connections_are_a_table_or_json(daemon: Canned, client: Client) -> None:
+def test_connections_are_a_table_or_json(daemon: Canned, client: AdminClient) -> None:
     """Of the same rows in the same order."""
     for _ in range(2):
         daemon.answer(200, ROWS)
-    rows = sorted(ROWS, key=lambda row: row["id"])
+    rows = sorted(ROWS, key=lambda row: row["connection"])
     assert control.connections(client, as_json=False, order="id", source=None) == screen.connections(rows)
     text = control.connections(client, as_json=True, order="id", source=None)
     assert text.count("\n") == 1
@@ -89,7 +269,7 @@ def test_connections_are_a_table_or_json(daemon: Canned, client: Client) -> None
         ("rtt", [2, 1, 4, 3]),
     ],
 )
-def test_connections_are_sorted(daemon: Canned, client: Client, order: str, numbers: list[int]) -> None:
+def test_connections_are_sorted(daemon: Canned, client: AdminClient, order: str, numbers: list[int]) -> None:
     """By what can be more or less, the most first; addresses by their numbers, and not by their digits."""
     assert listed(daemon, client, order) == numbers
 
@@ -110,19 +290,19 @@ def test_every_order_is_tested() -> None:
         ("10.0.0.0/8", []),
     ],
 )
-def test_connections_of_one_network(daemon: Canned, client: Client, source: str, numbers: list[int]) -> None:
+def test_connections_of_one_network(daemon: Canned, client: AdminClient, source: str, numbers: list[int]) -> None:
     """Of the one family or the other."""
     assert listed(daemon, client, source=ipaddress.ip_network(source)) == numbers
 
 
-def test_a_connection_is_killed(daemon: Canned, client: Client) -> None:
+def test_a_connection_is_killed(daemon: Canned, client: AdminClient) -> None:
     """One line says whose it was."""
-    daemon.answer(200, {"id": 7, "client": from_("2001:db8::1", 9)})
+    daemon.answer(200, {"connection": 7, "client": from_("2001:db8::1", 9)})
     assert control.kill(client, 7) == "killed 7, [2001:db8::1]:9\n"
     assert daemon.requests == ["DELETE /connections/7"]
 
 
-def test_a_reload_says_what_has_changed(daemon: Canned, client: Client) -> None:
+def test_a_reload_says_what_has_changed(daemon: Canned, client: AdminClient) -> None:
     """A line for each setting, with both values as TOML has them."""
     daemon.answer(
         200,
@@ -153,13 +333,13 @@ def test_a_reload_says_what_has_changed(daemon: Canned, client: Client) -> None:
     ids=["status", "connections", "kill", "reload"],
 )
 def test_what_is_no_echod_or_another_one_is_told(
-    daemon: Canned, client: Client, command: Callable[[Client], str], code: int, content: Any
+    daemon: Canned, client: AdminClient, command: Callable[[AdminClient], str], code: int, content: Any
 ) -> None:
     """In one line: whatever JSON it answers."""
     daemon.answer(code, content)
     with pytest.raises(Refusal) as caught:
         command(client)
-    line = f"echod: what answers at unix:{daemon.path} is no echod, or of another version"
+    line = f"echod: unix:{daemon.path}: unexpected answer; is it another version of echod?"
     assert (caught.value.lines, caught.value.exit_code) == ((line,), os.EX_UNAVAILABLE)
 
 
@@ -197,8 +377,8 @@ def test_a_reload_is_waited_for_longer_than_it_may_take() -> None:
 )
 def test_what_the_daemon_refuses_is_told(  # noqa: PLR0917 - a table
     daemon: Canned,
-    client: Client,
-    command: Callable[[Client], str],
+    client: AdminClient,
+    command: Callable[[AdminClient], str],
     code: int,
     content: Any,
     lines: tuple[str, ...],

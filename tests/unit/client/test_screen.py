@@ -48,8 +48,8 @@ def test_a_screen_is_read_at_a_glance() -> None:
         "  closed     12,095: 12,000 eof, 95 error\n"
         "  rejected   0\n"
         "  sources    192.0.2.1 200, 2001:db8::/64 50\n"
-        "  loop       400 µs late a moment ago, 99 % within 2.0 ms, at most 250.0 ms\n"
-        "  log        no line dropped\n"
+        "  loop lag   400 µs now, p99 2.0 ms, max 250.0 ms\n"
+        "  log        no lines dropped\n"
     )
 
 
@@ -113,6 +113,14 @@ def test_each_listener_has_a_line() -> None:
     assert about("listeners", listeners=[]) == ["! listeners  none"]
 
 
+def test_what_the_kernel_does_not_tell_is_a_question_mark() -> None:
+    """As in a sandbox: the rest of the screen is there."""
+    listeners = [{"listener": "tcp://[::]:7007", "state": "accepting", "backlog": None, "queued": None}]
+    assert about("listeners", listeners=listeners) == ["  listeners  tcp://[::]:7007 accepting, ? of ? in the backlog"]
+    (_, cells) = screen.connections([row(pending=None, tcp=None)]).splitlines()
+    assert cells.split() == ["1", "192.0.2.1:40000", "1m", "1s", "0s", "1.5", "kB", "?", "open", "?", "?"]
+
+
 def test_who_was_refused_last_is_named() -> None:
     """Below the sums by reason; not all that the answer has."""
     rejections = [
@@ -149,27 +157,26 @@ def test_connections_are_a_table() -> None:
     rows = [
         row(),
         row(
-            id=12345,
+            connection=12345,
             client={"address": "2001:db8::1", "port": 9},
             age=5.0,
             idle=3.4,
-            bytes=2_000_000,
+            bytes_received=2_000_000,
             pending=65536,
             state="stalled",
-            rtt=None,
-            retransmits=None,
+            tcp=None,
         ),
     ]
     assert screen.connections(rows) == (
-        "   ID  CLIENT             AGE  IDLE   BYTES  PENDING  STATE       RTT  RETRANSMITS\n"
-        "    1  192.0.2.1:40000  1m 1s    0s  1.5 kB      0 B  open     250 µs            0\n"
-        "12345  [2001:db8::1]:9     5s    3s  2.0 MB  65.5 kB  stalled       -            -\n"
+        "   ID  CLIENT             AGE  IDLE   BYTES  PENDING  STATE       RTT  RETRANS\n"
+        "    1  192.0.2.1:40000  1m 1s    0s  1.5 kB      0 B  open     250 µs        0\n"
+        "12345  [2001:db8::1]:9     5s    3s  2.0 MB  65.5 kB  stalled       ?        ?\n"
     )
 
 
 def test_without_connections_the_table_is_its_head() -> None:
     """It says what there would be."""
-    assert screen.connections([]) == "ID  CLIENT  AGE  IDLE  BYTES  PENDING  STATE  RTT  RETRANSMITS\n"
+    assert screen.connections([]) == "ID  CLIENT  AGE  IDLE  BYTES  PENDING  STATE  RTT  RETRANS\n"
 
 
 @pytest.mark.parametrize(
