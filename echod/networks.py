@@ -13,34 +13,35 @@ if TYPE_CHECKING:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 EVERYONE: tuple[Network, ...] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
+"""Networks that hold every address."""
 
 
 class Ranges:
-    """A set of addresses, given as networks. Looking one up takes O(log n)."""
+    """A set of addresses, given as networks. A look-up takes O(log n)."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._by_version: dict[int, tuple[list[int], list[int]]] = {4: ([], []), 6: ([], [])}
         for each in sorted(networks, key=lambda network: int(network.network_address)):
             starts, ends = self._by_version[each.version]
             start, end = int(each.network_address), int(each.broadcast_address)
-            if ends and start <= ends[-1] + 1:  # within, beside or across the one before
+            if ends and start <= ends[-1] + 1:  # overlaps or touches the range before it
                 ends[-1] = max(ends[-1], end)
             else:
                 starts.append(start)
                 ends.append(end)
 
     def __contains__(self, address: str) -> bool:
-        """Say whether this numeric address is in the set."""
+        """Return whether this numeric address is in the set. It must not be IPv4-mapped, nor have a zone."""
         version, family = (6, socket.AF_INET6) if ":" in address else (4, socket.AF_INET)
         number = int.from_bytes(socket.inet_pton(family, address))
         return self._holds(version, number, number)
 
     def covers(self, network: Network) -> bool:
-        """Say whether the whole network is in the set."""
+        """Return whether every address of the network is in the set."""
         return self._holds(network.version, int(network.network_address), int(network.broadcast_address))
 
     def covers_all(self, networks: Iterable[Network]) -> bool:
-        """Say whether all of them are in the set."""
+        """Return whether every address of all these networks is in the set."""
         return all(map(self.covers, networks))
 
     def _holds(self, version: int, start: int, end: int) -> bool:

@@ -1,4 +1,4 @@
-"""How values and text of unknown origin are written on one line: in messages, in TOML, on a terminal."""
+"""How values, and text from untrusted sources, are written on one line: in messages, TOML files and on terminals."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import json
 
 
 def literal(value: object) -> str:
-    """Return a value as TOML writes it: JSON's form, which is TOML's too (without a break in the line)."""
+    """Return a value as TOML writes it, on one line. JSON's form is also TOML's."""
     return printable(json.dumps(value, ensure_ascii=False))
 
 
 def shown(value: object) -> str:
-    """Return the value as TOML writes it, cut to a length that fits a message."""
+    """Return a value as TOML writes it, cut to the length that fits in a message."""
     if isinstance(value, bool | str):
         text = literal(value)
     elif isinstance(value, int):
-        text = str(value) if abs(value) < 10**18 else hex(value)  # Python does not write thousands of digits
+        text = str(value) if abs(value) < 10**18 else hex(value)  # str() refuses an integer of thousands of digits
     elif isinstance(value, list | tuple):
         text = "a list" if value else "[]"
     elif isinstance(value, dict):
         text = "a table"
     else:  # a float, or one of TOML's dates and times
         text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - half of a line
 
 
 def printable(text: str) -> str:
-    """Return the text with escapes for what would break a line, or what a terminal would obey or refuse."""
+    """Return the text with escapes for characters that would break the line, or that a terminal would act on."""
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 

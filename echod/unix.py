@@ -1,6 +1,6 @@
-"""Unix sockets at a path: listening there, and connecting to who does.
+"""Unix stream sockets at a path: listening, and connecting.
 
-The mode of the socket's file says who may connect: its owner and its group (unix(7)).
+The mode of the socket's file decides who may connect: its owner and its group (unix(7)).
 """
 
 from __future__ import annotations
@@ -23,53 +23,43 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BACKLOG = 128
-_ATTEMPTS, _BETWEEN = 100, 0.01  # seconds; what the lock is held for takes microseconds
-_UMASK = 0o117  # leaves 0660
+_ATTEMPTS, _PAUSE = 100, 0.01  # seconds; a daemon holds the lock for microseconds
+_UMASK = 0o117  # leaves mode 0660
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
 
 
 def url(path: Path) -> str:
-    """Return its name in logs and messages."""
+    """Return the path as logs and messages show it."""
     return printable(f"unix:{path}")
 
 
 def connect(path: Path, timeout: float | None = None) -> socket.socket:
-    """Return a socket that is connected to the daemon. Raises `OSError`; with a timeout of 0, if the backlog is full."""
+    """Return a socket that is connected to this path, with this timeout (seconds).
+
+    If the backlog is full, waits for room; with a timeout of 0, raises `BlockingIOError`. Raises `OSError`.
+    """
     sock = socket.socket(socket.AF_UNIX)
     try:
         if timeout:
-            # Not Python's timeout, with which the socket does not block: then connect(2) does not wait for room.
+            # Python's timeout makes the socket non-blocking, and then connect(2) doesn't wait for room in the backlog.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6)))
         else:
             sock.settimeout(timeout)
-        while not _is_connected(sock):
-            sock.connect(str(path))
+        sock.connect(str(path))
         sock.settimeout(timeout)
-    except BlockingIOError:
+    except BaseException as error:
         sock.close()
-        if timeout:
+        if timeout and isinstance(error, BlockingIOError):
             raise TimeoutError from None
-        raise
-    except BaseException:
-        sock.close()
         raise
     return sock
 
 
-def _is_connected(sock: socket.socket) -> bool:
-    """Ask the kernel: an interrupted connect(2) looks done to Python, which waits then until the socket is writable."""
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """Keep out other daemons that start: of two that find a stale socket, one could remove what the other has made.
+    """Lock the directory while a socket is made: of two daemons that find a stale one, the second could remove the new one.
 
-    Only for a moment: anyone who may read the directory can lock it.
+    Anyone who may read the directory can lock it, so the wait for the lock is short, and then it is ignored.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -77,7 +67,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(_BETWEEN)
+                time.sleep(_PAUSE)
             else:
                 break
         yield
@@ -86,10 +76,10 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 
 class UnixSocket:
-    """Listens at a path, and removes it at the end.
+    """A socket that listens at a path. `setting` is the name that messages give.
 
-    What a daemon has left there that is gone is replaced; one that lives is respected, as is any file that is no socket.
-    Raises `Refusal` with exit code 69, 77 or 78.
+    A stale socket of a dead process is replaced; a live one, or a file that is not a socket, is left alone. Raises
+    `Refusal` with exit code 69, 77 or 78.
     """
 
     def __init__(self, path: Path, setting: str, *, make_directory: bool) -> None:
@@ -112,12 +102,12 @@ class UnixSocket:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(mode):
-            raise Refusal(f"{self._where}: is there and no socket: remove it, or name another path")
+            raise Refusal(f"{self._where}: exists and is not a socket: remove it, or set another path")
         try:
             connect(self._path, timeout=0).close()
-        except ConnectionRefusedError:  # nobody listens any more
+        except ConnectionRefusedError:  # stale
             self._path.unlink()
-        except BlockingIOError:  # its backlog is full: it lives
+        except BlockingIOError:  # the backlog is full: somebody listens
             raise OSError(errno.EADDRINUSE, "") from None
         else:
             raise OSError(errno.EADDRINUSE, "")
@@ -137,16 +127,18 @@ class UnixSocket:
 
     def _refusal(self, error: OSError) -> Refusal:
         if error.errno == errno.EADDRINUSE:
-            return Refusal(f"{self._where}: address in use: another daemon answers there", exit_code=os.EX_UNAVAILABLE)
+            return Refusal(f"{self._where}: address in use: another process listens there", exit_code=os.EX_UNAVAILABLE)
         if error.errno in (errno.EACCES, errno.EPERM):
-            line = f"{self._where}: no permission: name a path in a directory that echod may write (RuntimeDirectory=)"
+            line = (
+                f"{self._where}: no permission: set a path in a directory that echod may write to (RuntimeDirectory=)"
+            )
             return Refusal(line, exit_code=os.EX_NOPERM)
         return Refusal(f"{self._where}: can't listen: {error.strerror or error}")
 
     def close(self) -> None:
-        """Remove the path, unless somebody else has put another socket there."""
+        """Remove the path, unless another process has put its own socket there."""
         try:
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
         except OSError:
-            pass  # it is gone, or not ours any more
+            pass  # already removed, or no longer accessible

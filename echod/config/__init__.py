@@ -1,1 +1,1 @@
-"""The settings: declared, read from their layers, checked, explained and written out."""
+"""The settings: declared, read from their layers, validated, explained and rendered."""

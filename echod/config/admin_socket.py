@@ -19,10 +19,12 @@ SYSTEM = Path("/run/echod", NAME)
 
 
 class Candidates(NamedTuple):
-    """The paths at which the daemon may listen, likeliest first, and why there may be others: the file can't be read."""
+    """Where the daemon may listen."""
 
     paths: list[Path]
+    """Likeliest first."""
     trouble: Refusal | None = None
+    """Why the file can't be read, which may name another path."""
 
 
 def of_daemon(setting: str, environ: Mapping[str, str]) -> Path | None:
@@ -33,9 +35,10 @@ def of_daemon(setting: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def candidates(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]) -> Candidates:
-    """Return where the daemon may listen, by `admin.socket` alone: it may run although another setting is wrong by now.
+    """Return where the daemon may listen.
 
-    Raises `Refusal` if `admin.socket` itself is wrong.
+    Only `admin.socket` is validated: the daemon may run although another setting has become invalid since it started.
+    Raises `Refusal` if `admin.socket` is invalid.
     """
     trouble = None
     try:
@@ -50,7 +53,8 @@ def candidates(file: Path | None, flags: Mapping[str, str], environ: Mapping[str
             found = load.problems_of(alone)
             if found:
                 raise Refusal(*found)
-            # The default file may have been edited since the daemon read it. With -c, the daemon of that file is meant.
+            # The default file may have changed since the daemon read it: look where "auto" has the socket, too. With
+            # -c, only the daemon of that file is meant.
             edited = layer is layers[-1] and file is None
             return Candidates(_paths(section["socket"], environ, edited=edited))
     return Candidates(_paths(Settings.model_fields["admin"].default.socket, environ), trouble)

@@ -1,4 +1,4 @@
-"""What is wrong with values that are right by themselves: on this machine, or together."""
+"""Checks of valid values against this machine and against each other."""
 
 from __future__ import annotations
 
@@ -24,17 +24,8 @@ if TYPE_CHECKING:
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 
-def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield a warning for each `ECHOD_…` variable that names no setting."""
-    known = {setting.variable.removeprefix(ENV_PREFIX): setting.variable for setting in declared()}
-    for name in sorted(environ):
-        key = name.removeprefix(ENV_PREFIX)
-        if key != name != ENV_FILE and key not in known:
-            yield f"{name}: unknown variable, ignored{explain.did_you_mean(key, known)}"
-
-
 def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
-    """Yield a line for each value that is right by itself and still can't be: on this machine, or with the others."""
+    """Yield a line for each value that is valid by itself but impossible on this machine or with other values."""
     yield from _too_many_workers(settings, layers)
     yield from _no_interface(settings, layers)
     yield from _nobody(settings, layers)
@@ -68,10 +59,10 @@ def _nobody(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     versions = {4, 6} if hosts == ("*",) else {ipaddress.ip_address(host).version for host in hosts}
     allowed = [network for network in access.allow or EVERYONE if network.version in versions]
     if not allowed:
-        where = explain.origin(("access", "allow"), layers)
-        yield f"{where}: access.allow: has no network of IPv{versions.pop()}, on which alone is listened: nobody could connect"
+        where, version = explain.origin(("access", "allow"), layers), versions.pop()
+        yield f"{where}: access.allow: has no IPv{version} network, and listen.host no other address: nobody could connect"
     elif Ranges(access.deny).covers_all(allowed):
-        what = "all that access.allow holds" if access.allow else "every address"
+        what = "all of access.allow" if access.allow else "every address"
         yield f"{explain.origin(('access', 'deny'), layers)}: access.deny: covers {what}: nobody could connect"
 
 
@@ -83,7 +74,7 @@ def _taken(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     for other in settings.listen.host:
         if other == "*" or _overlap(address, ipaddress.ip_address(other)):
             where = explain.origin(("admin", "http"), layers)
-            yield f"{where}: admin.http: listen.port is {port} too, on {other}: take another port for one of them"
+            yield f"{where}: admin.http: port {port} is also listen.port, on {other}: change one of them"
             return
 
 
@@ -91,8 +82,17 @@ def _overlap(one: _Address, other: _Address) -> bool:
     return one.version == other.version and (one == other or one.is_unspecified or other.is_unspecified)
 
 
+def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield a warning for each `ECHOD_…` variable that names no setting."""
+    known = {setting.variable.removeprefix(ENV_PREFIX): setting.variable for setting in declared()}
+    for name in sorted(environ):
+        key = name.removeprefix(ENV_PREFIX)
+        if key != name != ENV_FILE and key not in known:
+            yield f"{name}: unknown variable, ignored{explain.did_you_mean(key, known)}"
+
+
 def cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
-    """Yield a line for each value that works and is surely a mistake."""
+    """Yield a warning for each value that works but is probably a mistake."""
 
     def line(text: str, *path: str | int) -> str:
         return f"{explain.origin(path, layers)}: {path[0]}.{path[1]}: {text}"

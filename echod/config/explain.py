@@ -1,7 +1,4 @@
-"""From what pydantic found wrong to lines for people: `FILE:LINE: pool.size: must be at least 1, got 0`.
-
-Knows nothing of files and variables beyond what the layers say of them.
-"""
+"""Errors of pydantic as lines for people: `FILE:LINE: pool.size: must be at least 1, got 0`."""
 
 from __future__ import annotations
 
@@ -25,44 +22,44 @@ _TYPES = {
     "int_type": "a whole number",
     "model_type": "a table",
     "string_type": "a string",
-    "string_unicode": "a text in Unicode",
+    "string_unicode": "valid Unicode",
 }
 _BARE = re.compile(r"[\w-]+", re.ASCII)
 MOST = 100
-"""Lines for one source; who has more problems has the wrong file."""
+"""Lines for one source. A file with more problems is not a configuration of echod."""
 
 
 def explain(errors: Sequence[ErrorDetails], layer: Layer) -> list[str]:
-    """Return a line for each error of a layer, in its order (a file's: from top to bottom), but at most `MOST`."""
+    """Return a line for each error of a layer, in the layer's order (a file's: from top to bottom), capped."""
     order = {path: number for number, path in enumerate(layer.origins)}
-    stands = sorted(((_stand(error["loc"], layer), error) for error in errors), key=lambda each: order[each[0]])
-    # Only what is said is worked out: among many keys, to look for the nearest known one takes long.
-    lines = [f"{layer.origins[path]}: {_key(error['loc'])}: {_message(error)}" for path, error in stands[:MOST]]
-    return capped(lines, len(stands))
+    located = sorted(((_located(error["loc"], layer), error) for error in errors), key=lambda each: order[each[0]])
+    # Only the lines that are shown are made: the search for the nearest known key is slow.
+    lines = [f"{layer.origins[path]}: {_key(error['loc'])}: {_message(error)}" for path, error in located[:MOST]]
+    return capped(lines, len(located))
 
 
 def capped(lines: list[str], number: int) -> list[str]:
-    """Return at most `MOST` lines of so many, and how many are left out."""
+    """Return at most `MOST` lines of this number, and a line that says how many are left out."""
     return [*lines[:MOST], f"and {number - MOST} more"] if number > MOST else lines
 
 
 def origin(loc: KeyPath, layers: Sequence[Layer]) -> str:
-    """Return where the value in force stands: a flag, a variable, `FILE:LINE`, or "default"."""
+    """Return where the value in force comes from: a flag, a variable, `FILE:LINE`, or "default"."""
     for layer in layers:
         if loc[:2] in layer.origins:
-            return layer.origins[_stand(loc, layer)]
+            return layer.origins[_located(loc, layer)]
     return "default"
 
 
-def _stand(loc: KeyPath, layer: Layer) -> KeyPath:
-    """Return the path that comes nearest: what pydantic adds below a key stands nowhere."""
+def _located(loc: KeyPath, layer: Layer) -> KeyPath:
+    """Return the longest part of the path that has an origin. Pydantic's own path components have none."""
     while loc not in layer.origins:
         loc = loc[:-1]
     return loc
 
 
 def _key(loc: KeyPath) -> str:
-    """Return the dotted name; below the setting, pydantic names its own types."""
+    """Return the dotted name of the setting, without pydantic's own path components."""
     return ".".join(part if _BARE.fullmatch(part) else shown(part) for part in map(str, loc[:2]))
 
 
@@ -99,13 +96,13 @@ def _unknown(loc: KeyPath, value: object) -> str:
 
 
 def _known(names: Mapping[str, str]) -> str:
-    return f"; known are {', '.join(names.values())}"
+    return f"; known: {', '.join(names.values())}"
 
 
 def did_you_mean(name: object, known: Mapping[str, str]) -> str:
-    """Return a hint if the name is near a known one, else nothing. The values are what to call those."""
+    """Return a hint if the name is similar to a known one, else nothing. The values of `known` are the names to show."""
     if not isinstance(name, str):
         return ""
-    names = {each.casefold(): called for each, called in known.items()}
+    names = {each.casefold(): display for each, display in known.items()}
     near = difflib.get_close_matches(name.casefold(), names, n=1)
     return f"; did you mean {names[near[0]]}?" if near else ""

@@ -1,7 +1,4 @@
-"""Where values come from: flags, environment variables and the file, each as a layer that knows its origins.
-
-Knows nothing of what a valid value is.
-"""
+"""The layers of values: flags, environment variables and the file, each with the origin of every value."""
 
 from __future__ import annotations
 
@@ -23,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """The values of one source, and where each stands: a flag, a variable or `FILE:LINE`."""
+    """The values of one layer, and the origin of each: a flag, a variable or `FILE:LINE`."""
 
     values: dict[str, Any]
     origins: Mapping[KeyPath, str]
 
 
 def read_layers(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]) -> list[Layer]:
-    """Return flags (by dotted name), environment and file: highest precedence first.
+    """Return the flags (by dotted name), the environment and the file, in the order of precedence.
 
-    Raises `Refusal` if the file can't be read or is no TOML.
+    Raises `Refusal` if the file can't be read or is not TOML.
     """
     return [
         _text_layer(flags, lambda setting: (setting.name, f"--{setting.name}")),
@@ -60,7 +57,7 @@ def _file_layer(file: Path | None) -> Layer:
 
 
 class LayerSource(PydanticBaseSettingsSource):
-    """Hands a layer to pydantic-settings."""
+    """Passes a layer to pydantic-settings."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(Settings)
@@ -70,5 +67,5 @@ class LayerSource(PydanticBaseSettingsSource):
         return self._layer.values
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Not asked: `__call__` gives all values at once."""
-        raise NotImplementedError  # pragma: no cover - abstract in the base class, called only by its own __call__
+        """Never called: `__call__` returns all values at once."""
+        raise NotImplementedError  # pragma: no cover - abstract in the base class, which calls it in its own __call__

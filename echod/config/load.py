@@ -1,7 +1,4 @@
-"""From the layers of values to the settings in force.
-
-Knows nothing of the command line's grammar, and of what a setting means only what is checked against this machine.
-"""
+"""From the layers of values to the settings in force: choose the file, validate each layer, merge, check the result."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ DEFAULT_FILE = Path("/etc/echod/echod.toml")
 
 
 class Loaded(NamedTuple):
-    """The settings in force, where their values stand, and warnings: values that work but are surely a mistake."""
+    """The settings in force, the file and the layers that they come from, and warnings about likely mistakes."""
 
     settings: Settings
     file: Path | None
@@ -35,13 +32,13 @@ class Loaded(NamedTuple):
 
 
 def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str], *, again: bool = False) -> Loaded:
-    """Merge flags (by dotted name), environment, file and defaults, in this precedence, and validate the result.
+    """Merge flags (by dotted name), environment, file and defaults, in this order of precedence, and validate them.
 
-    With `again`, a file that can be read only once is refused. Raises `Refusal` with a line for each problem, also for
-    those in values that a higher source overrides.
+    `again` is for a reload: a file that can be read only once is refused. Raises `Refusal` with a line for each problem,
+    also in values that a higher layer overrides.
     """
     file = choose_file(file, environ)
-    if file and again and _can_be_read_once(file):
+    if file and again and _is_read_once(file):
         raise Refusal(f"{file}: a reload needs a regular file, not a pipe or a device", exit_code=os.EX_NOINPUT)
     layers = read_layers(file, flags, environ)
     found = [line for layer in layers if layer.values for line in problems_of(layer)]
@@ -55,16 +52,16 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     return Loaded(settings, file, layers, explain.capped(warnings, len(warnings)))
 
 
-def _can_be_read_once(file: Path) -> bool:
+def _is_read_once(file: Path) -> bool:
     try:
         mode = file.stat().st_mode
     except OSError:
-        return False  # reading it says what is wrong
+        return False  # reading it gives the message
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def problems_of(layer: Layer) -> list[str]:
-    """Return a line for each value of a layer that is wrong by itself."""
+    """Return a line for each invalid value of a layer."""
     try:
         _merge([layer])
     except ValidationError as error:
@@ -73,12 +70,12 @@ def problems_of(layer: Layer) -> list[str]:
 
 
 def _merge(layers: Sequence[Layer]) -> Settings:
-    # The keyword reaches settings_customise_sources, which BaseSettings does not let a type checker see.
+    # The keyword is for settings_customise_sources; BaseSettings hides it from type checkers.
     return Settings(sources=[LayerSource(layer) for layer in layers])  # type: ignore[call-arg]
 
 
 def choose_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """Return the file that was named, else that of $ECHOD_CONFIG, else the default file if it exists."""
+    """Return the named file, else that of $ECHOD_CONFIG, else the default file if it exists."""
     if named:
         return named
     if environ.get(ENV_FILE):
@@ -88,5 +85,5 @@ def choose_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
-        pass  # it may be there: reading it says what is wrong
+        pass  # it may exist: reading it gives the message
     return DEFAULT_FILE

@@ -1,4 +1,4 @@
-"""The settings written down: as TOML, and as JSON Schema of the file."""
+"""The settings as text: as a TOML document, and the JSON Schema of the file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from echod.config.settings import Setting
 
 
-def toml(settings: Settings, remark: Callable[[Setting], str] | None = None) -> str:
-    """Return the settings as a TOML document, which gives the same settings again; a remark ends its line."""
+def toml(settings: Settings, comment: Callable[[Setting], str] | None = None) -> str:
+    """Return the settings as a TOML document that is read as the same settings, with a comment after each value."""
     written = settings.model_dump(mode="json")
     lines: list[str] = []
     section = None
@@ -24,12 +24,12 @@ def toml(settings: Settings, remark: Callable[[Setting], str] | None = None) -> 
             section = setting.section
             lines.append(f"\n[{section}]" if lines else f"[{section}]")
         line = f"{setting.key} = {literal(written[section][setting.key])}"
-        lines.append(f"{line}  # {remark(setting)}" if remark else line)
+        lines.append(f"{line}  # {comment(setting)}" if comment else line)
     return "\n".join(lines) + "\n"
 
 
 def schema() -> str:
-    """Return the JSON Schema (draft 7, as most editors know it) of the file."""
+    """Return the JSON Schema of the file, in draft 7, which most editors support."""
     properties: dict[str, Any] = {}
     for section, field in Settings.model_fields.items():
         properties[section] = {
@@ -56,7 +56,7 @@ def _property(setting: Setting) -> dict[str, Any]:
 
 
 def described(setting: Setting) -> str:
-    """Return what a setting means, its bounds, and whether it needs a restart."""
+    """Return a setting's description, its bounds, and whether a change needs a restart."""
     bounds = setting.bounds
-    within = f" {bounds['minimum']} to {bounds['maximum']}." if len(bounds) > 1 else ""
-    return f"{setting.field.description}{within}{'' if setting.live else ' A change needs a restart.'}"
+    between = f" From {bounds['minimum']} to {bounds['maximum']}." if len(bounds) > 1 else ""
+    return f"{setting.field.description}{between}{'' if setting.live else ' A change needs a restart.'}"

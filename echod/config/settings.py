@@ -1,7 +1,7 @@
-"""The settings: each declared here once, with type, default, bounds, help, and whether a reload may change it.
+"""The settings: each is declared here once, with type, default, bounds, help, and whether a reload may change it.
 
-Knows nothing of the parts that use them, nor of where values come from. From the declarations come the validation, the
-flags, the `ECHOD_…` variables, the error messages, what a reload may change, and all that `reference` writes.
+Everything else follows from the declaration: validation, flags, `ECHOD_…` variables, error messages, what a reload
+accepts, and all that `make reference` writes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "ECHOD_"
 ENV_FILE = "ECHOD_CONFIG"
-"""The variable that names the file."""
+"""The variable that holds the path of the file."""
 
 WhenFull = Literal["reject", "wait"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -41,14 +41,14 @@ Format = Literal["auto", "json", "console"]
 Lifecycle = Literal["all", "closed", "none"]
 
 LEVELS = get_args(Level)
-"""The most talkative first."""
+"""The most verbose first."""
 
 MAX_WORKERS = 1_000_000
 MAX_QUEUE = 100_000_000
 
 
 def _setting(default: Any, description: str, *, live: bool = True, **bounds: Any) -> Any:  # noqa: ANN401 - as Field has it
-    """Declare a setting: its default, what it means, whether a reload may change it, and its bounds (`ge`, `le`)."""
+    """Declare a setting. `live`: a reload may change it. The bounds are `ge` and `le`."""
     return Field(default, description=description, json_schema_extra={"live": live}, **bounds)
 
 
@@ -61,24 +61,19 @@ class Listen(_Section):
 
     host: Hosts = _setting(
         ("*",),
-        '"*" for every address, IPv4 and IPv6; or one address; or up to 16, e.g. ["127.0.0.1", "::1"]. Not names.',
+        'Addresses to listen on: "*" for all of IPv4 and IPv6, one numeric address, or a list of up to 16.',
     )
-    port: Count = _setting(
-        7007,
-        "TCP port. 0 takes any free one; the log tells which. The echo service's own is 7, which needs CAP_NET_BIND_SERVICE.",
-        ge=0,
-        le=MAX_PORT,
-    )
+    port: Count = _setting(7007, "TCP port; 0 takes any free port, which the log names.", ge=0, le=MAX_PORT)
     backlog: Count = _setting(
         1024,
-        "Handshakes that the kernel completes ahead of accept. It caps them at net.core.somaxconn.",
+        "The most connections that the kernel queues until they are accepted, capped at net.core.somaxconn.",
         live=False,
         ge=1,
         le=2**31 - 1,
     )
     reuse_port: bool = _setting(
         default=False,
-        description="Several echod processes on one port, one per core: the kernel spreads the connections.",
+        description="Lets several echod processes listen on the same port; the kernel spreads connections over them.",
         live=False,
     )
 
@@ -88,40 +83,42 @@ class PoolSection(_Section):
 
     size: Count = _setting(
         1024,
-        "Workers, all made at start: the most connections at one time. Each needs a file descriptor.",
+        "Workers, all created at start: the most connections at one time, over all listeners.",
         ge=1,
         le=MAX_WORKERS,
     )
     when_full: WhenFull = _setting(
         "reject",
-        'When all workers are busy: "reject" accepts and closes at once; "wait" stops accepting, and the kernel\'s backlog'
-        " queues.",
+        'When all workers are busy, "reject" closes a new connection at once, and "wait" leaves it in the backlog.',
     )
 
 
 class Timeouts(_Section):
-    """When connections are ended: "500ms", "30s", "5m", "1h30m", or "off" for never."""
+    """When connections are closed: a duration such as "500ms", "30s", "5m" or "1h30m", or "off" for never."""
 
-    idle: Timeout = _setting(300.0, "A connection ends when no byte has moved either way for so long.")
-    write: Timeout = _setting(30.0, "A connection ends when the peer has not taken any of its echo for so long.")
+    idle: Timeout = _setting(300.0, "Closes a connection on which no byte has moved in either direction for this long.")
+    write: Timeout = _setting(30.0, "Closes a connection whose client has taken none of the echo for this long.")
     drain: Duration = _setting(
-        10.0, 'At stop, how long open connections may finish before they are closed. "off": as long as they like.'
+        10.0, 'How long open connections may continue when the daemon stops; "off" waits until all have ended.'
     )
 
 
 class Access(_Section):
-    """Who may connect. Who may not is closed as soon as it is accepted. A reload leaves open connections alone."""
+    """Who may connect. Any other client is closed as soon as it is accepted. A reload closes no open connection."""
 
-    allow: Networks = _setting((), 'Networks that may connect, e.g. ["10.0.0.0/8", "2001:db8::/32"]; empty: everyone.')
-    deny: Networks = _setting((), "Networks that may not connect; wins over allow.")
+    allow: Networks = _setting(
+        (), 'Networks that may connect, e.g. ["10.0.0.0/8", "2001:db8::/32"]; an empty list allows everyone.'
+    )
+    deny: Networks = _setting((), "Networks that may not connect, even if access.allow contains them.")
     per_source: Count = _setting(
         0,
-        "Connections at one time from one address; in IPv6, from one /64 network. 0: no limit.",
+        "The most connections at one time from one IPv4 address or one IPv6 /64 network; 0 sets no limit.",
         ge=0,
         le=MAX_WORKERS,
     )
     accept_rate: Rate = _setting(
-        None, 'New connections per second over all sources, e.g. "500/s", with a burst of one second; or "off".'
+        None,
+        'The most new connections per second over all sources, e.g. "500/s", with bursts of one second; "off" sets no limit.',
     )
 
 
@@ -130,39 +127,39 @@ class Log(_Section):
 
     level: Level = _setting("info", "The least severe level that is logged.")
     format: Format = _setting(
-        "auto", '"json": one object a line; "console": for people; "auto": console on a terminal, else json.'
+        "auto",
+        '"json" writes one object a line, "console" text for people; "auto" is console on a terminal, else json.',
     )
     connections: Lifecycle = _setting(
-        "all", 'Which lines about connections: "all", "closed" (without connection.opened) or "none".'
+        "all",
+        'Whether connection.opened and connection.closed are logged: "all", "closed" for the latter only, or "none".',
     )
     queue: Count = _setting(
         65536,
-        "Lines held while the sink is slow; beyond, the newest are dropped and counted (log.dropped).",
+        "The most lines kept in memory while the output is slow; any more are dropped and counted.",
         ge=1,
         le=MAX_QUEUE,
     )
 
 
 class Admin(_Section):
-    """How the running daemon is asked."""
+    """How the running daemon is queried and controlled."""
 
     socket: SocketPath = _setting(
         "auto",
-        'Unix socket for status, connections, kill and reload: a path, "off", or "auto": admin.sock in'
-        " $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR/echod, else none. Of several daemons, each needs its own."
-        " `systemctl reload` needs it; without: `systemctl kill -s HUP`.",
+        'Unix socket for status, connections, kill and reload: a path, "off", or "auto" for admin.sock in'
+        " $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR/echod.",
         live=False,
     )
     http: HttpAddress = _setting(
         "off",
-        'Read-only HTTP for /metrics, /livez, /readyz and /status, e.g. "127.0.0.1:9107"; or "off". To be asked by an address,'
-        " localhost, or this machine's host name, with or without a domain.",
+        'Address of a read-only HTTP server for /metrics, /livez, /readyz and /status, e.g. "127.0.0.1:9107", or "off".',
         live=False,
     )
 
 
 class Settings(BaseSettings):
-    """All settings. Immutable: a reload builds another one."""
+    """All settings. Immutable: a reload builds a new object."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False)
 
@@ -182,12 +179,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the sources that are handed to the constructor, highest precedence first."""
+        """Use the sources that are passed to the constructor, in the order of precedence."""
         return tuple(init_settings.init_kwargs["sources"])  # type: ignore[attr-defined] # it is an InitSettingsSource
 
 
 class Setting(NamedTuple):
-    """One declared setting."""
+    """A declared setting."""
 
     section: str
     key: str
@@ -196,7 +193,7 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The dotted name, also that of the flag."""
+        """The dotted name, which is also the flag's."""
         return f"{self.section}.{self.key}"
 
     @property
@@ -222,7 +219,7 @@ class Setting(NamedTuple):
 
     @property
     def bounds(self) -> dict[str, int]:
-        """The least and the most, by JSON Schema's names."""
+        """The lower and the upper bound, by JSON Schema's names."""
         limits = (("minimum", "ge"), ("maximum", "le"))
         return {
             name: getattr(entry, limit)
@@ -232,14 +229,14 @@ class Setting(NamedTuple):
         }
 
     def of(self, settings: Settings) -> Any:  # noqa: ANN401 - any setting's value
-        """Return the value that these settings have."""
+        """Return its value in these settings."""
         return getattr(getattr(settings, self.section), self.key)
 
     def from_text(self, text: str) -> object:
-        """Return what TOML would have given for a text from a flag or variable; bad text stays, for validation.
+        """Return the TOML value for the text of a flag or a variable. Invalid text is returned as it is, for validation.
 
-        Lists are separated by commas, or in JSON, as pydantic-settings has them; an empty one is "[]": an empty text is
-        rather a variable that should have been set.
+        The items of a list are separated by commas, or written in JSON. An empty list is "[]": an empty text more likely
+        comes from a variable that was not set.
         """
         if self.field.annotation is bool:
             return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,8 +1,8 @@
-"""The TOML file: its values, and the line on which each key stands.
+"""The TOML file: its values, and the line of each key.
 
-Knows nothing of which settings exist. The standard library parses (and judges) the file but keeps no positions, and no
-maintained TOML library for Python gives them, so a scanner walks the text once more. It runs only on text that
-`tomllib` has accepted, and so may take the grammar for granted (https://toml.io/en/v1.0.0).
+The standard library parses the file but keeps no positions, and no maintained TOML library for Python has them. So a
+scanner walks the text a second time. It only gets text that `tomllib` has accepted, and relies on its grammar
+(https://toml.io/en/v1.0.0).
 """
 
 from __future__ import annotations
@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KeyPath = tuple[str | int, ...]
-"""Where a value stands: table and key names, and the index within an array."""
+"""The names of the tables and of the key that lead to a value, and its index within an array."""
 
 MAX_SIZE = 1 << 20
-"""Bytes. A configuration has a few hundred; what is a thousand times larger was named by mistake."""
-
-_MOST_DOTS = 50
-"""In a line, outside of strings: the settings' names have one."""
-_OPAQUE = re.compile(r"""\"(?>\\.|[^"\\])*"?|'[^']*'?|\#.*""")
+"""Bytes. A configuration has a few hundred; a file a thousand times larger was named by mistake."""
 
 
 class Document(NamedTuple):
@@ -40,7 +36,7 @@ class Document(NamedTuple):
 def read(path: Path) -> Document:
     """Read and parse the file.
 
-    Raises `Refusal` with exit code 66 if it can't be read, 78 if it is no TOML (`FILE:LINE: message`).
+    Raises `Refusal` with exit code 66 if it can't be read, 78 if it is not TOML (`FILE:LINE: message`).
     """
     try:
         with path.open("rb") as file:
@@ -55,59 +51,51 @@ def read(path: Path) -> Document:
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
         raise Refusal(f"{path}:{number}: not UTF-8: byte 0x{raw[error.start]:02x}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        # tomllib's time and memory grow with the square of the number of parts in a key.
-        if line.count(".") > _MOST_DOTS and _OPAQUE.sub("", line).count(".") > _MOST_DOTS:
-            raise Refusal(f"{path}:{number}: nested too deeply")
     try:
-        values = tomllib.loads(text)
-        return Document(values, _Scanner(text.replace("\r\n", "\n")).scan())
-    except ValueError as error:  # TOMLDecodeError, and plainly ValueError for an integer of thousands of digits
+        return Document(tomllib.loads(text), _Scanner(text.replace("\r\n", "\n")).scan())
+    except tomllib.TOMLDecodeError as error:
         number, message = _position(str(error), text)
         raise Refusal(f"{path}:{number}: {message}") from None
+    except ValueError:  # int() refuses it
+        raise Refusal(f"{path}: a number has thousands of digits") from None
     except RecursionError:
         raise Refusal(f"{path}: nested too deeply") from None
 
 
 def _position(message: str, text: str) -> tuple[int, str]:
-    """Split tomllib's "… (at line 3, column 5)" into the line and the rest."""
-    found = re.fullmatch(r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message)
-    if found is None:
-        digits = re.search(r"[\d_]{4300}", text, re.ASCII)  # the default of sys.set_int_max_str_digits()
-        return text.count("\n", 0, digits.start() if digits else 0) + 1, "a number with thousands of digits"
-    what, line, column = found.groups()
-    number = int(line) if line else text.count("\n") + 1
+    """Split the message of tomllib into the line and the rest, and add what is probably wrong."""
+    what, _, place = message.rpartition(" (at ")
+    position = re.match(r"line (\d+), column (\d+)", place)
+    number = int(position[1]) if position else text.count("\n") + 1
     if what.startswith(("Invalid value", "Expected newline", "Unclosed array")):
         what += _hint(text.split("\n")[number - 1])
     elif twice := re.fullmatch(r"Cannot declare (\(.*\)) twice", what):
         table = ".".join(ast.literal_eval(twice[1]))
-        what = f"[{table}] is there twice; put its keys under the first one"
+        what = f"[{table}] is defined twice; put all its keys under the first one"
     elif what == r"Illegal character '\n'":
         what += "; the closing quote is missing"
     elif what == "Cannot overwrite a value":
-        what = "The same name is there before"
-    return number, f"{what} ({f'column {column}' if column else 'at the end of the file'})"
+        what = "The key is defined twice"
+    return number, f"{what} ({f'column {position[2]}' if position else 'at the end of the file'})"
 
 
 def _hint(line: str) -> str:
-    """Return what is probably wrong with a value, or nothing."""
+    """Return what is probably wrong with the value on this line, or nothing."""
     found = re.fullmatch(r"\s*[\w.\"'-]+\s*=\s*([^#]*?)\s*(?:#.*)?", line)
     if found is None:
         return ""
-    value = found[1]
-    if not value:
-        return "; there is none"
-    if re.fullmatch(r"[+-]?0[0-9_]+", value):
-        return "; a number does not begin with 0"
-    return (
-        "; strings need quotes, true and false are written small"
-        if re.fullmatch(r"(?=.*[A-Za-z.:])[\w.:/*%, \[\]-]+", value)
-        else ""
-    )
+    if re.fullmatch(r"[+-]?0[0-9_]+", found[1]):
+        return "; a number has no leading zeros"
+    if re.fullmatch(r"(?=.*[A-Za-z.:])[\w.:/*%, \[\]-]+", found[1]):
+        return "; strings need quotes, true and false are lowercase"
+    return ""
 
 
 class _Scanner:
-    """Finds the line of each key path in a valid TOML text."""
+    """Finds the line of each key path in a valid TOML text.
+
+    Of an array of tables, which no setting is, all tables count as one.
+    """
 
     _GAP = re.compile(r"(?:[ \t\n]|#[^\n]*)*")
     _KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*'""")
@@ -125,18 +113,14 @@ class _Scanner:
         self._at = 0
         self._line = 1
         self._lines: dict[KeyPath, int] = {}
-        self._tables: dict[KeyPath, int] = {}  # how many there are in each array of tables, so far
 
     def scan(self) -> dict[KeyPath, int]:
-        """Return the line on which each path first stands, in file order."""
+        """Return the line on which each path appears first, in the order of the file."""
         table: KeyPath = ()
         while self._skip_gap():
             line = self._line
             if self._take("[["):
                 table = self._key((), line)
-                self._tables[table] = index = self._tables.get(table, -1) + 1
-                table = (*table, index)
-                self._lines[table] = line
                 self._take("]]")
             elif self._take("["):
                 table = self._key((), line)
@@ -168,8 +152,6 @@ class _Scanner:
     def _key(self, path: KeyPath, line: int) -> KeyPath:
         """Read a dotted key below `path`, and note the line of each of its parts."""
         while True:
-            if path in self._tables:  # below an array of tables, the last one is meant
-                path = (*path, self._tables[path])
             path = (*path, self._key_part())
             self._lines.setdefault(path, line)
             if not self._take("."):
@@ -181,11 +163,12 @@ class _Scanner:
         return str(tomllib.loads(f"key = {part}")["key"]) if part[0] in "\"'" else part
 
     def _skip_gap(self) -> bool:
-        """Skip space, newlines and comments; say whether anything is left."""
+        """Skip space, newlines and comments; return whether anything is left."""
         self._advance(self._GAP)
         return self._at < len(self._text)
 
     def _take(self, token: str) -> bool:
+        """Skip the gap and this token; return whether the token was there."""
         self._skip_gap()
         if not self._text.startswith(token, self._at):
             return False
@@ -194,7 +177,7 @@ class _Scanner:
 
     def _advance(self, pattern: re.Pattern[str]) -> str:
         found = pattern.match(self._text, self._at)
-        assert found, "tomllib accepted what this grammar does not know"  # noqa: S101 - the invariant of this class
+        assert found, "tomllib accepted text outside of this grammar"  # noqa: S101 - the invariant of this class
         self._at = found.end()
         self._line += found[0].count("\n")
         return found[0]

@@ -1,9 +1,8 @@
 """The forms in which people write values: durations, counts, addresses, networks, rates.
 
-Each form is a type for `settings`, made of a parser and its inverse. The parser takes what a source gave (any TOML value, or
-the text of a flag or variable) and returns what the program uses; it raises `ValueError` with a message that begins with
-"must" and names a good example. What is of another type passes through, for pydantic to judge. Knows nothing of which
-setting has which form.
+Each form is a type for a setting, made of a parser and its inverse. The parser takes what a source gives: any TOML value,
+or the text of a flag or a variable. It returns what the program uses, or raises `ValueError` with a message that begins
+with "must" and gives an example. A value of another type passes through and is refused by pydantic.
 """
 
 from __future__ import annotations
@@ -19,47 +18,43 @@ from echod.networks import Network
 from echod.text import shown
 
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d) *)+")
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_DECIMAL = r"[0-9]{1,20}(?:\.[0-9]{1,40})?"
+_DURATION = re.compile(rf"(?:{_DECIMAL}(?:ms|s|m|h|d) *)+")
+_DURATION_PART = re.compile(rf"({_DECIMAL})(ms|s|m|h|d)")
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "Ki": 2**10, "Mi": 2**20}
-_COUNT = re.compile(r"(-?[0-9]+(?:_[0-9]+)*)(k|M|Ki|Mi|)")
-_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|h)")
+_COUNT = re.compile(r"(-?[0-9](?:_?[0-9]){0,19})(k|M|Ki|Mi|)")
+_RATE = re.compile(rf"({_DECIMAL})/(s|m|h)")
 _HTTP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _ZONE = re.compile(r"[!-~]{0,15}")
-"""After "%" in a link-local address, the name of an interface (netdevice(7), IFNAMSIZ)."""
+"""The interface after the "%" of a link-local address. Its name has at most 15 bytes (netdevice(7), IFNAMSIZ)."""
 LONGEST = 366 * 86400.0
-"""Seconds. What is above is a slip of the keyboard, and timers take no more."""
-
+"""Seconds. A longer duration is a typing error."""
 FASTEST = 1e9
-"""Per second. What is above is no limit."""
-_MAPPED = 96  # bits before the IPv4 address in an IPv4-mapped one
+"""Per second. A higher rate limits nothing."""
+_MAPPED_PREFIX = 96  # bits before the IPv4 address in an IPv4-mapped one (RFC 4291, 2.5.5.2)
 MAX_PORT = 65535
 MAX_HOSTS = 16
-"""Listeners. A move holds twice as many, of `descriptors.RESERVE`."""
-_LONGEST_PATH = 107  # bytes: sun_path of unix(7), less its NUL
+"""A reload that moves the listeners has twice as many open at one time; `limits.RESERVE` includes them."""
+_LONGEST_PATH = 107  # bytes: sun_path of unix(7) without its NUL
 
 
 def duration(value: object) -> float | None:
-    """Seconds from "500ms", "30s", "1h30m"; `None` from "off"."""
+    """Return seconds from "500ms", "30s", "1h30m"; `None` from "off"."""
     if value == "off":
         return None
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         raise ValueError(
             f'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got {shown(value)}'
         )
-    try:
-        seconds = float(
-            sum(Decimal(number) * _MILLISECONDS[unit] for number, unit in _DURATION_PART.findall(value)) / 1000
-        )
-    except ArithmeticError:  # a million digits
-        seconds = float("inf")
+    parts = _DURATION_PART.findall(value)
+    seconds = float(sum(Decimal(number) * _MILLISECONDS[unit] for number, unit in parts) / 1000)
     if seconds > LONGEST:
         raise ValueError(f"must be at most 366 days, got {shown(value)}")
     return seconds
 
 
 def timeout(value: object) -> float | None:
-    """Return `duration(value)`, but never 0, which would end every connection at once."""
+    """Return `duration(value)`. Raises `ValueError` for 0, which would close every connection at once."""
     seconds = duration(value)
     if seconds == 0:
         raise ValueError(f'must be more than 0, or "off"; got {shown(value)}')
@@ -67,10 +62,10 @@ def timeout(value: object) -> float | None:
 
 
 def count(value: object) -> object:
-    """Return a whole number from a number, or from "10k", "64Ki", "10_000"."""
+    """Return a whole number from "10k", "64Ki" or "10_000"; a number as it is."""
     if isinstance(value, str):
         found = _COUNT.fullmatch(value)
-        if found is None or len(value) > 20:  # noqa: PLR2004 - more digits than any count has
+        if found is None:
             raise ValueError(f'must be a whole number, e.g. 1024 or "64Ki", got {shown(value)}')
         return int(found[1]) * _MULTIPLES[found[2]]
     return value
@@ -86,7 +81,10 @@ def listed(value: object) -> tuple[object, ...]:
 
 
 def host(name: str) -> str:
-    """Accept "*" or a numeric address that can be listened on. Names are not resolved: a resolver can hang or lie."""
+    """Accept "*" or a numeric address that a socket can listen on.
+
+    Names are not resolved: a resolver can hang, and its answer can change.
+    """
     if name == "*":
         return name
     try:
@@ -95,7 +93,7 @@ def host(name: str) -> str:
         address = None
     zone = name.partition("%")[2]
     if address is None or not _ZONE.fullmatch(zone):
-        raise ValueError(f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}{_several(name)}')
+        raise ValueError(f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}{_list_hint(name)}')
     if address.version == 6 and address.ipv4_mapped:  # noqa: PLR2004 - of IP
         raise ValueError(f'must be written as IPv4: "{address.ipv4_mapped}", got {shown(name)}')
     if zone and not address.is_link_local:
@@ -107,12 +105,12 @@ def host(name: str) -> str:
     return name
 
 
-def _several(value: object) -> str:
-    return '; several make a list: ["...", "..."]' if isinstance(value, str) and "," in value else ""
+def _list_hint(value: object) -> str:
+    return '; write several as a list: ["...", "..."]' if isinstance(value, str) and "," in value else ""
 
 
 def hosts(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Accept addresses that can be bound beside each other."""
+    """Accept addresses that can all be bound to the same port."""
     if not names:
         raise ValueError('must name an address, or "*" for all')
     if "*" in names and len(names) > 1:
@@ -131,19 +129,19 @@ def hosts(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def network(value: object) -> Network:
-    """Return the network; an address alone is a network of one, and an IPv4-mapped one is IPv4 (RFC 4291, 2.5.5.2)."""
+    """Return the network. An address alone is a network of one; an IPv4-mapped network is returned as IPv4."""
     try:
-        if not isinstance(value, str) or "%" in value:  # the library takes numbers and zones
-            raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
+        if not isinstance(value, str) or "%" in value:  # ipaddress accepts numbers and zones
+            raise ValueError  # noqa: TRY301 - gets the same message as an error of ipaddress
         found = ipaddress.ip_network(value, strict=False)
     except ValueError:
         raise ValueError(
-            f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}{_several(value)}'
+            f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}{_list_hint(value)}'
         ) from None
     if found.network_address != ipaddress.ip_address(value.partition("/")[0]):
         raise ValueError(f'must be a network; {shown(value)} is an address within "{found}"')
     if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped:
-        return ipaddress.IPv4Network((found.network_address.ipv4_mapped, found.prefixlen - _MAPPED))
+        return ipaddress.IPv4Network((found.network_address.ipv4_mapped, found.prefixlen - _MAPPED_PREFIX))
     return found
 
 
@@ -152,10 +150,7 @@ def rate(value: object) -> float | None:
     if value == "off":
         return None
     found = _RATE.fullmatch(value) if isinstance(value, str) else None
-    try:
-        per_second = float(Decimal(found[1]) * 1000 / _MILLISECONDS[found[2]]) if found else 0
-    except ArithmeticError:  # a million digits
-        per_second = float("inf")
+    per_second = float(Decimal(found[1]) * 1000 / _MILLISECONDS[found[2]]) if found else 0
     if per_second == 0:
         raise ValueError(f'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got {shown(value)}')
     if per_second > FASTEST:
@@ -170,7 +165,7 @@ def http_address(text: str) -> str:
     found = _HTTP_ADDRESS.fullmatch(text)
     try:
         if found is None or int(found[3]) > MAX_PORT:
-            raise ValueError  # noqa: TRY301 - it is handled just as what the library finds
+            raise ValueError  # noqa: TRY301 - gets the same message as an error of ipaddress
         ipaddress.ip_address(found[1] or found[2])
     except ValueError:
         raise ValueError(
@@ -180,13 +175,13 @@ def http_address(text: str) -> str:
 
 
 def split_http_address(text: str) -> tuple[str, int]:
-    """Return the address and the port of what `http_address` accepts; for "off", none and 0."""
+    """Return the address and the port of an HTTP address; for "off", an empty address and port 0."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), 0 if text == "off" else int(port)
 
 
 def socket_path(text: str) -> str:
-    """Accept an absolute path that fits into a Unix socket's address, "auto" or "off"."""
+    """Accept "auto", "off", or an absolute path that fits into the address of a Unix socket."""
     if text not in ("auto", "off") and (not text.startswith("/") or not text.isprintable()):
         raise ValueError(f'must be a path that begins with "/", or "auto" or "off"; got {shown(text)}')
     if len(text.encode()) > _LONGEST_PATH:
@@ -194,7 +189,7 @@ def socket_path(text: str) -> str:
     return text
 
 
-# And back: what the parser reads as the same value.
+# The inverses: each text is parsed as the same value.
 
 
 def duration_text(seconds: float | None) -> str:
@@ -226,7 +221,7 @@ def rate_text(per_second: float | None) -> str:
 
 
 def _decimal(number: float) -> str:
-    """Write a number without an exponent, such that it is read as the same."""
+    """Return the shortest decimal without an exponent that is parsed as this number."""
     text = f"{Decimal(repr(number)):f}"
     return text.removesuffix(".0")
 
@@ -240,14 +235,14 @@ def _networks_text(networks: tuple[Network, ...]) -> list[str]:
 
 
 class Form(NamedTuple):
-    """How a value is written: one word for help texts, and the JSON Schema of what the file may hold."""
+    """How a value is written: a word for help texts, and the JSON Schema of the value in a file."""
 
     word: str
     schema: dict[str, Any]
 
 
 def _text(pattern: re.Pattern[str], *, off: bool = True) -> dict[str, Any]:
-    """Return the schema of a text; JSON Schema's regular expressions are ECMA-262's, and search."""
+    """Return the schema of a string. JSON Schema does not anchor its regular expressions (ECMA-262)."""
     return {"type": "string", "pattern": f"^(?:{'off|' if off else ''}{pattern.pattern})$"}
 
 

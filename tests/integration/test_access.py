@@ -117,7 +117,7 @@ def test_a_rule_that_lets_nobody_in_is_refused(echod: Daemon) -> None:
     """Before it hurts, by `check`, and by a reload."""
     text = "[access]\nallow = ['10.0.0.0/8', '192.0.2.1']\ndeny = ['10.0.0.0/9', '10.128.0.0/9', '192.0.2.0/24']"
     with echod("[access]\nallow = ['127.0.0.0/8']") as daemon:
-        line = f"{daemon.file}:3: access.deny: covers all that access.allow holds: nobody could connect"
+        line = f"{daemon.file}:3: access.deny: covers all of access.allow: nobody could connect"
         assert daemon.reload(text)["errors"] == [line]
         done = command("check", "-c", str(daemon.file))
         assert (done.returncode, done.stdout, done.stderr) == (78, "", f"{line}\n")

@@ -136,15 +136,19 @@ def documents(draw: st.DrawFn) -> str:
 # What must hold of the lines, whatever wrote the text.
 
 
-def keys(value: Any, path: toml.KeyPath = ()) -> Iterator[toml.KeyPath]:
-    """Yield the path of every table and key below the value."""
+def keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the names that lead to every table and key below the value; the items of an array are not told apart."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield (*path, key)
             yield from keys(item, (*path, key))
     elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from keys(item, (*path, index))
+        for item in value:
+            yield from keys(item, path)
+
+
+def names(path: toml.KeyPath) -> tuple[str, ...]:
+    return tuple(part for part in path if isinstance(part, str))
 
 
 def stands_on(line: str, key: str) -> bool:
@@ -174,9 +178,9 @@ def read(raw: bytes) -> toml.Document:
 
 def check(document: toml.Document, text: str) -> None:
     lines = text.split("\n")
-    for path in keys(document.values):
-        assert path in document.lines
-        assert stands_on(lines[document.lines[path] - 1], str(path[-1]))
+    for path, line in document.lines.items():
+        assert isinstance(path[-1], int) or stands_on(lines[line - 1], path[-1])
+    assert set(keys(document.values)) == set(map(names, document.lines)) - {()}
 
 
 @settings(max_examples=100)

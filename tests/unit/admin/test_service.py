@@ -122,7 +122,7 @@ async def test_a_socket_that_nobody_named_and_can_not_be_is_a_warning(
     assert started(daemon) == [f"unix:{path}"]
     second = Admin(asyncio.get_running_loop(), daemon.running, settings("auto"))
     (line,) = daemon.lines.events("config.warning")
-    assert line["message"].endswith("address in use: another daemon answers there")
+    assert line["message"].endswith("address in use: another process listens there")
     await second.close()
     assert path.is_socket()
     await first.close()

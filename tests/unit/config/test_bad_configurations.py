@@ -64,22 +64,22 @@ def _missing(_: Path) -> None:
     pass
 
 
-HINT = "; strings need quotes, true and false are written small"
+HINT = "; strings need quotes, true and false are lowercase"
 STATEMENT = "Expected newline or end of document after a statement"
-SECTIONS = "known are [listen], [pool], [timeouts], [access], [log], [admin]"
+SECTIONS = "known: [listen], [pool], [timeouts], [access], [log], [admin]"
 HOST = 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got'
 NETWORK = 'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got'
 DURATION = 'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got'
 RATE = 'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got'
 NUMBER = 'must be a whole number, e.g. 1024 or "64Ki", got'
-ENDPOINT = 'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got'
+HTTP_ADDRESS = 'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got'
 LEVEL = 'must be "debug" or "info" or "warning" or "error", got'
 SOCKET = 'must be a path that begins with "/", or "auto" or "off"; got'
 
 TABLE: dict[str, Bad] = {
     # No TOML
-    "no value": wrong("[pool]\nsize =\n", "FILE:2: Invalid value; there is none (column 7)"),
-    "no value at the end": wrong("[pool]\nsize =", "FILE:2: Invalid value; there is none (at the end of the file)"),
+    "no value": wrong("[pool]\nsize =\n", "FILE:2: Invalid value (column 7)"),
+    "no value at the end": wrong("[pool]\nsize =", "FILE:2: Invalid value (at the end of the file)"),
     "only a word": wrong("pool", "FILE:1: Expected '=' after a key in a key/value pair (at the end of the file)"),
     "no key": wrong("= 1", "FILE:1: Invalid statement (column 1)"),
     "an empty header": wrong("[]", "FILE:1: Invalid initial character for a key part (column 2)"),
@@ -106,15 +106,15 @@ TABLE: dict[str, Bad] = {
     "an inline table over two lines": wrong(
         "pool = {\nsize = 1}", "FILE:1: Invalid initial character for a key part (column 9)"
     ),
-    "a key twice": wrong("[pool]\nsize = 1\nsize = 2\n", "FILE:3: The same name is there before (column 9)"),
+    "a key twice": wrong("[pool]\nsize = 1\nsize = 2\n", "FILE:3: The key is defined twice (column 9)"),
     "a section twice": wrong(
         "[pool]\nsize = 1\n[log]\n[pool]\n",
-        "FILE:4: [pool] is there twice; put its keys under the first one (column 6)",
+        "FILE:4: [pool] is defined twice; put all its keys under the first one (column 6)",
     ),
     "a section after its dotted key": wrong(
-        "pool.size = 1\n[pool]\n", "FILE:2: [pool] is there twice; put its keys under the first one (column 6)"
+        "pool.size = 1\n[pool]\n", "FILE:2: [pool] is defined twice; put all its keys under the first one (column 6)"
     ),
-    "a leading zero": wrong("[listen]\nport = 0777", f"FILE:2: {STATEMENT}; a number does not begin with 0 (column 9)"),
+    "a leading zero": wrong("[listen]\nport = 0777", f"FILE:2: {STATEMENT}; a number has no leading zeros (column 9)"),
     "a NUL byte": wrong("[pool]\n\0", "FILE:2: Invalid statement (column 1)"),
     "a NUL byte in a string": wrong("[log]\nlevel = 'in\0fo'", "FILE:2: Found invalid character '\\x00' (column 12)"),
     "only NUL bytes": Bad(bytes(4096), ["FILE:1: Invalid statement (column 1)"]),
@@ -134,8 +134,6 @@ TABLE: dict[str, Bad] = {
     # Nested too deeply
     "lists in lists": wrong(f"a = {'[' * 100_000}{']' * 100_000}", "FILE: nested too deeply"),
     "tables in tables": wrong(f"a = {'{a=' * 100_000}1{'}' * 100_000}", "FILE: nested too deeply"),
-    "a header of many parts": wrong(f"\n[{'.'.join('a' * 100_000)}]", "FILE:2: nested too deeply"),
-    "a key of many parts": wrong(f"[pool]\n{'.'.join('a' * 52)} = 1", "FILE:2: nested too deeply"),
     "tables in tables below a setting": wrong(
         f"[pool]\nsize = {'{a=' * 20}1{'}' * 20}", "FILE:2: pool.size: must be a whole number, got a table"
     ),
@@ -143,7 +141,7 @@ TABLE: dict[str, Bad] = {
     "an unknown section": wrong("[tls]", f"FILE:1: tls: unknown section; {SECTIONS}"),
     "a section with a slip": wrong("[timeout]\nidle = 1", "FILE:1: timeout: unknown section; did you mean [timeouts]?"),
     "a section in capitals": wrong("[POOL]", "FILE:1: POOL: unknown section; did you mean [pool]?"),
-    "an unknown key": wrong("[pool]\nzzz = 1", "FILE:2: pool.zzz: unknown key; known are pool.size, pool.when_full"),
+    "an unknown key": wrong("[pool]\nzzz = 1", "FILE:2: pool.zzz: unknown key; known: pool.size, pool.when_full"),
     "a key with a slip": wrong("[pool]\nsise = 1", "FILE:2: pool.sise: unknown key; did you mean pool.size?"),
     "a key with a hyphen": wrong(
         "[pool]\nwhen-full = 'wait'", "FILE:2: pool.when-full: unknown key; did you mean pool.when_full?"
@@ -154,7 +152,7 @@ TABLE: dict[str, Bad] = {
     ),
     "an unknown table in a section": wrong(
         "[listen.tls]\ncert = 'x'",
-        ("FILE:1: listen.tls: unknown key; known are listen.host, listen.port, listen.backlog, listen.reuse_port"),
+        ("FILE:1: listen.tls: unknown key; known: listen.host, listen.port, listen.backlog, listen.reuse_port"),
     ),
     "a setting as a table": wrong("[pool.size]\nmin = 1", "FILE:1: pool.size: must be a whole number, got a table"),
     "a key that is no word": wrong('"a\\u001b[31m" = 1', f'FILE:1: "a\\u001b[31m": unknown key; {SECTIONS}'),
@@ -187,7 +185,7 @@ TABLE: dict[str, Bad] = {
     "a table for networks": wrong(
         "[access]\nallow = {}", "FILE:2: access.allow: must be a string or a list of strings, got a table"
     ),
-    "a number for an endpoint": wrong("[admin]\nhttp = 9107", "FILE:2: admin.http: must be a string, got 9107"),
+    "a number for an HTTP address": wrong("[admin]\nhttp = 9107", "FILE:2: admin.http: must be a string, got 9107"),
     # Bounds
     "no workers": wrong("[pool]\nsize = 0", "FILE:2: pool.size: must be at least 1, got 0"),
     "too many workers": wrong("[pool]\nsize = '2M'", "FILE:2: pool.size: must be at most 1000000, got 2000000"),
@@ -208,9 +206,7 @@ TABLE: dict[str, Bad] = {
     "a hexadecimal number of thousands of digits": wrong(
         f"[pool]\nsize = 0x{'f' * 5000}", f"FILE:2: pool.size: must be at most 1000000, got 0x{'f' * 55}..."
     ),
-    "a number of thousands of digits": wrong(
-        f"[pool]\nsize = {'1' * 5000}", "FILE:2: a number with thousands of digits"
-    ),
+    "a number of thousands of digits": wrong(f"[pool]\nsize = {'1' * 5000}", "FILE: a number has thousands of digits"),
     "a string of a million digits": wrong(
         f"[pool]\nsize = '{'1' * 1_000_000}'", f'FILE:2: pool.size: {NUMBER} "{"1" * 56}...'
     ),
@@ -271,7 +267,7 @@ TABLE: dict[str, Bad] = {
     "a path that is too long": wrong(
         f"[admin]\nsocket = '/{'x' * 107}'", "FILE:2: admin.socket: must be at most 107 bytes long (unix(7)), got 108"
     ),
-    "a port alone": wrong("[admin]\nhttp = ':9107'", f'FILE:2: admin.http: {ENDPOINT} ":9107"'),
+    "a port alone": wrong("[admin]\nhttp = ':9107'", f'FILE:2: admin.http: {HTTP_ADDRESS} ":9107"'),
     # Values that do not go together, here or anywhere
     "an address twice": wrong(
         "[listen]\nhost = ['::1', '0::1']", 'FILE:2: listen.host: must name each address once, got "0::1" twice'
@@ -289,7 +285,7 @@ TABLE: dict[str, Bad] = {
     ),
     "all that is allowed denied": wrong(
         "[access]\nallow = '10.0.0.0/24'\ndeny = '10.0.0.0/8'",
-        "FILE:3: access.deny: covers all that access.allow holds: nobody could connect",
+        "FILE:3: access.deny: covers all of access.allow: nobody could connect",
     ),
     "an interface that there is not": wrong(
         "[listen]\nhost = 'fe80::1%nope0'", 'FILE:2: listen.host: this machine has no interface "nope0"'
@@ -309,7 +305,7 @@ TABLE: dict[str, Bad] = {
     "a flag with a list that is no JSON": flag("access.allow", "[::1]", f'{NETWORK} "[::1]"'),
     "a flag with a list of numbers": flag("listen.host", "[1]", "must be a string, got 1"),
     "a flag that says yes": flag("listen.reuse_port", "yes", 'must be true or false, got "yes"'),
-    "a flag that is no UTF-8": flag("log.level", "\udcff", 'must be a text in Unicode, got "\\udcff"'),
+    "a flag that is no UTF-8": flag("log.level", "\udcff", 'must be valid Unicode, got "\\udcff"'),
     "a flag with a terminal's commands": flag("log.level", "\x1b[2J", f'{LEVEL} "\\u001b[2J"'),
     "a flag of a million digits": flag("listen.port", "7" * 100_000, f'{NUMBER} "{"7" * 56}...'),
     "a variable out of bounds": variable("listen.port", "-1", "must be at least 0, got -1"),

@@ -172,9 +172,9 @@ def test_a_pool_above_the_hard_limit_is_refused_with_both_numbers(
         ("deny = ['0.0.0.0/0', '::/0']", "every address", 2),
         ("deny = ['0.0.0.0/1', '128.0.0.0/1', '::/1', '8000::/1']", "every address", 2),
         ("deny = ['::ffff:0:0/96', '::/0']", "every address", 2),
-        ("allow = '10.1.0.0/16'\ndeny = '10.0.0.0/8'", "all that access.allow holds", 3),
-        ("allow = ['10.1.0.0/16', '::1']\ndeny = ['10.0.0.0/8', '::/0']", "all that access.allow holds", 3),
-        ("deny = '0.0.0.0/0'\nallow = '0.0.0.0/0'", "all that access.allow holds", 2),
+        ("allow = '10.1.0.0/16'\ndeny = '10.0.0.0/8'", "all of access.allow", 3),
+        ("allow = ['10.1.0.0/16', '::1']\ndeny = ['10.0.0.0/8', '::/0']", "all of access.allow", 3),
+        ("deny = '0.0.0.0/0'\nallow = '0.0.0.0/0'", "all of access.allow", 2),
     ],
 )
 def test_a_configuration_that_lets_nobody_in_is_refused(file: Path, text: str, what: str, line: int) -> None:
@@ -217,13 +217,21 @@ def test_the_number_of_an_interface_that_does_not_exist_is_refused(number: str) 
 @pytest.mark.parametrize(
     ("host", "access", "line"),
     [
-        ("127.0.0.1", "allow = ['::/0']", "FILE:4: access.allow: has no network of IPv4, on which alone is listened"),
-        ("::1", "allow = ['10.0.0.0/8']", "FILE:4: access.allow: has no network of IPv6, on which alone is listened"),
+        (
+            "127.0.0.1",
+            "allow = ['::/0']",
+            "FILE:4: access.allow: has no IPv4 network, and listen.host no other address",
+        ),
+        (
+            "::1",
+            "allow = ['10.0.0.0/8']",
+            "FILE:4: access.allow: has no IPv6 network, and listen.host no other address",
+        ),
         ("::1", "deny = ['::/0']", "FILE:4: access.deny: covers every address"),
         (
             "::1",
             "allow = ['10.0.0.0/8', '::1']\ndeny = '::/64'",
-            "FILE:5: access.deny: covers all that access.allow holds",
+            "FILE:5: access.deny: covers all of access.allow",
         ),
     ],
 )
@@ -247,7 +255,7 @@ def test_rules_that_let_nobody_in_are_refused_by_what_is_listened_on(
 def test_one_port_for_both_is_refused(file: Path, host: str, http: str, on: str) -> None:
     """As far as the addresses overlap."""
     text = f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}:7007'"
-    line = f"FILE:4: admin.http: listen.port is 7007 too, on {on}: take another port for one of them"
+    line = f"FILE:4: admin.http: port 7007 is also listen.port, on {on}: change one of them"
     assert problems(file, text) == [line]
 
 

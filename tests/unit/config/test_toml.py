@@ -75,35 +75,9 @@ CONSTRUCTS = {
         "a = [\n{ b = 1 },\n{ b = [\n2] },\n]",
         {("a",): 1, ("a", 0): 2, ("a", 0, "b"): 2, ("a", 1): 3, ("a", 1, "b"): 3, ("a", 1, "b", 0): 4},
     ),
-    "arrays of tables": (
-        "[[a]]\nb = 1\n[[a]]\nb = 2",
-        {("a",): 1, ("a", 0): 1, ("a", 0, "b"): 2, ("a", 1): 3, ("a", 1, "b"): 4},
-    ),
-    "tables within arrays of tables": (
-        "[[a]]\n[a.b]\nc = 1\n[[a]]\n[a.b]\nc = 2",
-        {
-            ("a",): 1,
-            ("a", 0): 1,
-            ("a", 0, "b"): 2,
-            ("a", 0, "b", "c"): 3,
-            ("a", 1): 4,
-            ("a", 1, "b"): 5,
-            ("a", 1, "b", "c"): 6,
-        },
-    ),
-    "arrays of tables within arrays of tables": (
-        "[[a]]\n[[a.b]]\n[[a.b]]\n[[a]]\n[[a.b]]\nc = 1",
-        {
-            ("a",): 1,
-            ("a", 0): 1,
-            ("a", 0, "b"): 2,
-            ("a", 0, "b", 0): 2,
-            ("a", 0, "b", 1): 3,
-            ("a", 1): 4,
-            ("a", 1, "b"): 5,
-            ("a", 1, "b", 0): 5,
-            ("a", 1, "b", 0, "c"): 6,
-        },
+    "arrays of tables, which count as one": (
+        "[[a]]\nb = 1\n[[a]]\n[a.c]\nd = 2\n[[a]]\n[[a.e]]",
+        {("a",): 1, ("a", "b"): 2, ("a", "c"): 4, ("a", "c", "d"): 5, ("a", "e"): 7},
     ),
     "strings with what has a meaning elsewhere": (
         'a = "\\"# [ \\\\" # "\nb = \'\\\' # \'\nc = \'\'\nd = ""\ne = 1',
@@ -210,7 +184,7 @@ def test_a_syntax_error_has_line_and_column(file: Path, text: str, line: int, co
     assert re.fullmatch(rf"{re.escape(str(file))}:{line}: .+ \(column {column}\)", message)
 
 
-HINT = "; strings need quotes, true and false are written small"
+HINT = "; strings need quotes, true and false are lowercase"
 
 
 @pytest.mark.parametrize(
@@ -224,14 +198,14 @@ HINT = "; strings need quotes, true and false are written small"
         ("[a]\nb = [1.2.3.4]\n", f"2: Unclosed array{HINT} (column 9)"),
         (
             "[a]\nb = 007 # bond\n",
-            "2: Expected newline or end of document after a statement; a number does not begin with 0 (column 6)",
+            "2: Expected newline or end of document after a statement; a number has no leading zeros (column 6)",
         ),
         ("[a]\nb = 80 80\n", "2: Expected newline or end of document after a statement (column 8)"),
         ('[a]\nb = "x\nc = 1\n', "2: Illegal character '\\n'; the closing quote is missing (column 7)"),
         ("[a] b = 1\n", "1: Expected newline or end of document after a statement (column 5)"),
         ("[a]\nb = 1;\n", "2: Expected newline or end of document after a statement (column 6)"),
-        ("[a]\nb =\n", "2: Invalid value; there is none (column 4)"),
-        ("[a]\nb =", "2: Invalid value; there is none (at the end of the file)"),
+        ("[a]\nb =\n", "2: Invalid value (column 4)"),
+        ("[a]\nb =", "2: Invalid value (at the end of the file)"),
     ],
 )
 def test_a_value_that_is_none_may_lack_its_quotes(file: Path, text: str, problem: str) -> None:
@@ -242,13 +216,13 @@ def test_a_value_that_is_none_may_lack_its_quotes(file: Path, text: str, problem
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[a]\n[b]\n[a]\n", "3: [a] is there twice; put its keys under the first one (column 3)"),
-        ("[a.b]\n[c]\n[a.b]\nd = 1\n", "3: [a.b] is there twice; put its keys under the first one (column 5)"),
-        ("a.b = 1\n[a]\n", "2: [a] is there twice; put its keys under the first one (column 3)"),
-        ("a = {}\n[a]\n", "2: [a] is there twice; put its keys under the first one (column 3)"),
-        ('["a b"]\n["a b"]', "2: [a b] is there twice; put its keys under the first one (column 7)"),
-        ("[a]\nb = 1\nc = 2\nb = 1\n", "4: The same name is there before (column 6)"),
-        ("a = 1\na = 2", "2: The same name is there before (at the end of the file)"),
+        ("[a]\n[b]\n[a]\n", "3: [a] is defined twice; put all its keys under the first one (column 3)"),
+        ("[a.b]\n[c]\n[a.b]\nd = 1\n", "3: [a.b] is defined twice; put all its keys under the first one (column 5)"),
+        ("a.b = 1\n[a]\n", "2: [a] is defined twice; put all its keys under the first one (column 3)"),
+        ("a = {}\n[a]\n", "2: [a] is defined twice; put all its keys under the first one (column 3)"),
+        ('["a b"]\n["a b"]', "2: [a b] is defined twice; put all its keys under the first one (column 7)"),
+        ("[a]\nb = 1\nc = 2\nb = 1\n", "4: The key is defined twice (column 6)"),
+        ("a = 1\na = 2", "2: The key is defined twice (at the end of the file)"),
     ],
 )
 def test_what_is_there_twice_is_named(file: Path, text: str, problem: str) -> None:
@@ -258,7 +232,7 @@ def test_what_is_there_twice_is_named(file: Path, text: str, problem: str) -> No
 
 def test_a_table_with_an_apostrophe_that_is_there_twice_is_named(file: Path) -> None:
     """Whatever its name is."""
-    assert "[it's] is there twice" in refusal(file, b'["it\'s"]\n["it\'s"]\n').lines[0]
+    assert "[it's] is defined twice" in refusal(file, b'["it\'s"]\n["it\'s"]\n').lines[0]
 
 
 @pytest.mark.parametrize(
@@ -276,19 +250,9 @@ def test_a_carriage_return_alone_is_a_syntax_error(file: Path, text: str) -> Non
     refusal(file, text.encode())
 
 
-def test_an_integer_of_thousands_of_digits_is_refused_with_its_line(file: Path) -> None:
-    """Python refuses to convert it, and does so with an error that knows no place."""
-    (message,) = refusal(file, b"[pool]\n\nsize = " + b"1" * 5000 + b"\n").lines
-    assert message.startswith(f"{file}:3: ")
-    assert "digits" in message
-
-
-@pytest.mark.parametrize("form", ["{} = 1", "[{}]", "[[{}]]", "a = {{ {} = 1 }}"])
-@pytest.mark.parametrize("part", ["a", '"a"', "'a'", "a ", '"a.b"', r'"\"x"'])
-def test_a_key_of_thousands_of_parts_is_refused_at_once(file: Path, form: str, part: str) -> None:
-    """The parser would need gigabytes for it."""
-    text = "# a comment\n" + form.format(".".join([part] * 100_000))
-    assert refusal(file, text.encode()).lines == (f"{file}:2: nested too deeply",)
+def test_an_integer_of_thousands_of_digits_is_refused(file: Path) -> None:
+    """Python refuses to convert it, and gives no position."""
+    assert refusal(file, b"[pool]\n\nsize = " + b"1" * 5000).lines == (f"{file}: a number has thousands of digits",)
 
 
 @pytest.mark.parametrize(
@@ -299,26 +263,3 @@ def test_a_key_of_thousands_of_parts_is_refused_at_once(file: Path, form: str, p
 def test_nesting_without_end_is_refused(file: Path, text: str) -> None:
     """A recursion that is too deep for Python is a message, not a traceback."""
     assert refusal(file, text.encode()).lines == (f"{file}: nested too deeply",)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "# " + ".".join(["a"] * 1000),
-        'a = "' + ".".join(["a"] * 1000) + '"',
-        "a = [" + ", ".join(["'10.0.0.0/8'"] * 1000) + "]",
-        "# " + "a" * 1_000_000,
-        'a = "' + "a" * 1_000_000 + '"',
-    ],
-    ids=["comment", "string", "networks", "long word", "long string"],
-)
-def test_a_long_line_is_no_deep_nesting(file: Path, text: str) -> None:
-    """Dots in strings and comments are not parts of a key; and looking takes no time to speak of."""
-    file.write_text(text)
-    assert toml.read(file).values.keys() <= {"a"}
-
-
-def test_quotes_without_end_take_no_time(file: Path) -> None:
-    """An error, as soon as the text has been read once."""
-    text = '"""\\"' * 100_000 + "." * 100
-    assert refusal(file, text.encode()).lines[0].startswith(f"{file}:1: ")

@@ -56,7 +56,7 @@ def test_what_is_no_duration_is_refused_with_examples(value: object) -> None:
         )
 
 
-@pytest.mark.parametrize("text", ["367d", "366d1ms", "9" * 400 + "ms"])
+@pytest.mark.parametrize("text", ["367d", "366d1ms", "9" * 20 + "ms"])
 def test_a_duration_above_a_year_is_refused(text: str) -> None:
     """Timers take no such time, nor does anyone wait for it."""
     assert message(types.duration, text).startswith("must be at most 366 days, got ")
@@ -189,7 +189,7 @@ def test_a_mapped_address_is_to_be_written_as_ipv4(name: str) -> None:
 def test_several_in_one_string_are_told_to_be_a_list() -> None:
     """In a flag, a comma does separate them."""
     for parse in (types.host, types.network):
-        assert message(parse, "10.0.0.1, 10.0.0.2").endswith('; several make a list: ["...", "..."]')
+        assert message(parse, "10.0.0.1, 10.0.0.2").endswith('; write several as a list: ["...", "..."]')
 
 
 @pytest.mark.parametrize("name", ["::1%lo", "2001:db8::1%eth0", "ff02::1%eth0"])
@@ -335,15 +335,10 @@ def test_what_is_no_rate_is_refused_with_examples(value: object) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["1000000001/s", "60000000001/m", "9" * 400 + "/h"])
+@pytest.mark.parametrize("text", ["1000000001/s", "60000000001/m", "9" * 20 + "/h"])
 def test_a_rate_that_limits_nothing_is_refused(text: str) -> None:
     """It is a slip of the keyboard; who wants no limit says so."""
     assert message(types.rate, text) == (f'must be at most "1000000000/s", or "off" for no limit; got {shown(text)}')
-
-
-def test_a_rate_that_underflows_is_refused() -> None:
-    """Whoever wants next to nobody in must not get everyone."""
-    assert message(types.rate, f"0.{'0' * 322}5/h").startswith("must be a rate above 0")
 
 
 @pytest.mark.parametrize(
@@ -417,11 +412,14 @@ def test_a_socket_path_has_to_fit_into_its_address(text: str, size: int) -> None
     assert message(types.socket_path, text) == f"must be at most 107 bytes long (unix(7)), got {size}"
 
 
-@pytest.mark.parametrize("parse", [types.duration, types.rate])
-def test_a_million_digits_are_out_of_bounds(parse: Callable[[Any], object]) -> None:
-    """A file of the greatest size has room for them."""
-    unit = "s" if parse is types.duration else "/s"
-    assert message(parse, "9" * 1_000_010 + unit).startswith("must be at most ")
+@pytest.mark.parametrize(
+    ("parse", "unit", "kind"),
+    [(types.duration, "s", "duration"), (types.rate, "/s", "rate"), (types.count, "", "whole")],
+)
+def test_a_number_has_at_most_20_digits(parse: Callable[[Any], object], unit: str, kind: str) -> None:
+    """And 40 after the point: more is no number that anyone means."""
+    for digits in ("9" * 21, "9" * 1_000_000, f"0.{'1' * 41}"):
+        assert message(parse, digits + unit).startswith(f"must be a {kind}")
 
 
 # And back
