@@ -1,3 +1,5 @@
+"""Any configuration is valid or refused with an exit code and lines, never with a traceback."""
+
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 SETTINGS = list(declared())
 FINE = {os.EX_OK, os.EX_NOINPUT, os.EX_CONFIG}
 
-# TOML of any values, with names that mean something among those that mean nothing.
+# TOML with any values, and with known and unknown names.
 
 
 def _string(text: str) -> str:
@@ -80,7 +82,7 @@ _VALUES = st.recursive(
 
 
 def _values_of(setting: Setting) -> st.SearchStrategy[str]:
-    """Return values for the setting, most of which are of the right kind."""
+    """Return values for the setting, most of them of the right type."""
     if "enum" in setting.form.schema:
         return st.sampled_from(setting.form.schema["enum"]).map(_string)
     return st.one_of(_TEMPTING.map(_string), _VALUES, st.just(setting.default))
@@ -94,7 +96,7 @@ _JUNK = st.tuples(_NAMES, _NAMES, _VALUES)
 
 @st.composite
 def _documents(draw: st.DrawFn) -> str:
-    """Draw sections with keys, each once, and now and then a key beside them."""
+    """Draw sections with distinct keys, and sometimes a key outside of them."""
     sections: dict[str, dict[str, str]] = {}
     for section, key, value in draw(st.lists(st.one_of(_KNOWN, _KNOWN, _KNOWN, _JUNK), max_size=8)):
         sections.setdefault(section, {})[key] = value
@@ -105,11 +107,11 @@ def _documents(draw: st.DrawFn) -> str:
     return "\n".join(lines)
 
 
-# What must hold, whatever it says.
+# The properties.
 
 
 def run(*words: str) -> tuple[int, str, str]:
-    """Return exit code, output and errors of a command, on a machine without a configuration."""
+    """Return the exit code, output and errors of a command, on a machine without a configuration."""
     out, errors = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ, clear=True),
@@ -122,7 +124,7 @@ def run(*words: str) -> tuple[int, str, str]:
 
 
 def check(raw: bytes, flags: Sequence[str] = ()) -> int:
-    """Check a file with these bytes; what is right has to stay the same when `config show` has written it."""
+    """Check a file with these bytes; if it is valid, what `config show` prints must give the same settings."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "echod.toml")
         file.write_bytes(raw)
@@ -150,21 +152,21 @@ def check(raw: bytes, flags: Sequence[str] = ()) -> int:
 @example(b"")
 @example(b"\x00")
 def test_any_bytes_are_a_configuration_or_refused(raw: bytes) -> None:
-    """Never a traceback, and never an exit code that a script does not know."""
+    """With a documented exit code."""
     check(raw)
 
 
 @settings(max_examples=80)
 @given(_documents())
 def test_any_toml_is_a_configuration_or_refused(text: str) -> None:
-    """Whatever type stands where: right names with wrong values, wrong names with right ones, and both."""
+    """Known names with any values, and unknown names."""
     check(text.encode())
 
 
 @settings(max_examples=50)
 @given(_documents(), st.integers(min_value=0), st.text(max_size=3))
-def test_a_configuration_with_a_slip_is_one_or_refused(text: str, place: int, slip: str) -> None:
-    """What was valid TOML before somebody's hand slipped."""
+def test_a_configuration_with_a_typing_error_is_valid_or_refused(text: str, place: int, slip: str) -> None:
+    """It was valid TOML before."""
     at = place % (len(text) + 1)
     check((text[:at] + slip + text[at + len(slip) :]).encode("utf-8", "surrogatepass"))
 
@@ -182,8 +184,8 @@ _ARGUMENTS = st.one_of(
 
 @settings(max_examples=80)
 @given(st.dictionaries(st.sampled_from(SETTINGS).map(lambda setting: setting.name), _ARGUMENTS, max_size=4))
-def test_any_flag_is_a_configuration_or_refused(flags: dict[str, str]) -> None:
-    """Also bytes that are no UTF-8, as the kernel hands them on."""
+def test_any_flag_is_valid_or_refused(flags: dict[str, str]) -> None:
+    """Also bytes that are not UTF-8."""
     check(b"", [f"--{name}={text}" for name, text in flags.items()])
 
 
@@ -191,6 +193,6 @@ def test_any_flag_is_a_configuration_or_refused(flags: dict[str, str]) -> None:
 @given(
     st.lists(st.sampled_from(SETTINGS).flatmap(lambda it: _values_of(it).map(lambda value: (it, value))), max_size=3)
 )
-def test_any_values_by_their_names_are_checked(values: list[tuple[Setting, str]]) -> None:
-    """Without junk beside them, so that many are right, alone and together."""
+def test_any_values_of_known_settings_are_valid_or_refused(values: list[tuple[Setting, str]]) -> None:
+    """Without other keys, so that many are valid, alone and together."""
     check("".join({setting.name: f"{setting.name} = {value}\n" for setting, value in values}.values()).encode())

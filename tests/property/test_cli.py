@@ -1,4 +1,4 @@
-"""Any words on the command line: an exit code that a script knows, and lines."""
+"""Any words on the command line give a documented exit code, and printable lines."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ WORDS = st.one_of(
 @example("kill", ["²"])
 @example("kill", ["9" * 5000])
 @example("connections", ["--source", "::/999999999999999999999"])
-def test_any_words_end_in_a_known_exit_code(command: str | None, words: list[str]) -> None:
-    """And never in a traceback."""
+def test_any_words_give_a_known_exit_code(command: str | None, words: list[str]) -> None:
+    """Never a traceback."""
     try:
         code, _, errors = run(*([command] if command else []), *words)
     except SystemExit as ended:  # argparse, after --help

@@ -1,4 +1,4 @@
-"""What answers on a socket may be anything: it is an answer, or it is told in a line that it is none."""
+"""Any bytes on the admin socket are an answer, or refused with one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON = st.recursive(st.none() | st.integers(0, 9) | st.text(max_size=3), st.list
 
 @st.composite
 def answers(draw: st.DrawFn) -> bytes:
-    """Something like an answer: most of its parts are good."""
+    """Draw something like an answer, most of it valid."""
     status = draw(
         st.sampled_from(["HTTP/1.1 200 OK", "HTTP/1.1 404 Not Found", "HTTP/1.0 503 x", "HTTP/1.1 100 Go on"])
     )
@@ -49,7 +49,7 @@ def answers(draw: st.DrawFn) -> bytes:
 @example(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\n")
 @example(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\n")
 @example(b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 5000)
-def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
+def test_any_bytes_are_an_answer_or_refused(data: bytes) -> None:
     """Never a traceback."""
     theirs, ours = socket.socketpair()
     with theirs, ours, mock.patch.object(unix, "connect", return_value=ours):

@@ -1,3 +1,5 @@
+"""Any valid settings are rendered as TOML that is read as the same."""
+
 from __future__ import annotations
 
 import json
@@ -26,7 +28,7 @@ _FORMS: dict[str, st.SearchStrategy[Any]] = {
 
 
 def values_of(setting: Setting) -> st.SearchStrategy[Any]:
-    """Return what a file may hold for the setting; most of it is valid."""
+    """Return values that a file may have for the setting; most are valid."""
     if setting.form.word == "NUMBER":
         return st.integers(setting.bounds["minimum"], min(setting.bounds.get("maximum", 2**63), 2**63))
     if "enum" in setting.form.schema:
@@ -34,7 +36,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     return _FORMS[setting.form.word]
 
 
-# A pool may be larger than this machine allows.
+# A larger pool may need more descriptors than this machine allows.
 _DOCUMENTS = st.fixed_dictionaries({}, optional={setting.name: values_of(setting) for setting in declared()}).map(
     lambda document: document if document.get("pool.size", 0) <= 900 else document | {"pool.size": 900}
 )
@@ -48,9 +50,9 @@ def load(text: str) -> config.Loaded:
 
 @settings(max_examples=80)
 @given(_DOCUMENTS)
-@example({"listen.port": 1, "admin.http": "0.0.0.0:1"})  # one port for two
-def test_what_is_written_of_any_settings_is_read_as_the_same(document: dict[str, Any]) -> None:
-    """Whatever is in force, `config show` gives a file for it; and that file is written the same again."""
+@example({"listen.port": 1, "admin.http": "0.0.0.0:1"})  # both on one port
+def test_rendered_settings_are_read_as_the_same(document: dict[str, Any]) -> None:
+    """And rendered the same again."""
     try:
         found = load(
             "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in document.items())

@@ -1,3 +1,5 @@
+"""Any TOML document has the line of each key; any other bytes are refused."""
+
 from __future__ import annotations
 
 import itertools
@@ -16,7 +18,7 @@ from echod.errors import Refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Documents, piece by piece. Every key ends in a number of its own, so that no document defines one twice.
+# Documents. Every key ends in a unique number, so that no document defines one twice.
 
 _SPACE = st.text(" \t", max_size=2)
 _PRINTABLE = st.characters(exclude_categories=["Cs", "Cc"])
@@ -31,7 +33,7 @@ _BARE = st.text("kx_-19", min_size=1, max_size=3)
 
 
 def _basic(text: str, *, keep: str = "") -> str:
-    """Write the text as the inside of a basic string; what is in `keep` is not escaped."""
+    """Return the text as the inside of a basic string; characters in `keep` are not escaped."""
     return "".join(
         char if char in keep or (char >= " " and char not in '"\\\x7f') else f"\\u{ord(char):04x}" for char in text
     )
@@ -62,7 +64,7 @@ _SCALAR = st.one_of(
 
 
 class _Writer:
-    """Writes one document, drawing what is open."""
+    """Writes one document, and draws its choices."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self._draw = draw
@@ -82,7 +84,7 @@ class _Writer:
         return "".join(f"{self._draw(_SPACE)}{token}" for token in tokens) + self._draw(_SPACE)
 
     def _gap(self) -> str:
-        """Draw what may stand between the elements of an array."""
+        """Draw what may be between the elements of an array."""
         return "".join(self._end() for _ in range(self._draw(st.integers(0, 2))))
 
     def _key(self) -> str:
@@ -133,11 +135,11 @@ def documents(draw: st.DrawFn) -> str:
     return _Writer(draw).document()
 
 
-# What must hold of the lines, whatever wrote the text.
+# The properties of the lines.
 
 
 def keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the names that lead to every table and key below the value; the items of an array are not told apart."""
+    """Yield the names that lead to every table and key below the value; items of an array are not distinguished."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield (*path, key)
@@ -151,8 +153,8 @@ def names(path: toml.KeyPath) -> tuple[str, ...]:
     return tuple(part for part in path if isinstance(part, str))
 
 
-def stands_on(line: str, key: str) -> bool:
-    """Say whether one of the words of the line, bare or quoted, is this key."""
+def is_on(line: str, key: str) -> bool:
+    """Return whether one of the words of the line, bare or quoted, is this key."""
     for start in range(len(line)):
         for form in (r"[A-Za-z0-9_-]+", r'"(?:\\.|[^"\\])*"', r"'[^']*'"):
             word = re.compile(form).match(line, start)
@@ -179,15 +181,15 @@ def read(raw: bytes) -> toml.Document:
 def check(document: toml.Document, text: str) -> None:
     lines = text.split("\n")
     for path, line in document.lines.items():
-        assert isinstance(path[-1], int) or stands_on(lines[line - 1], path[-1])
+        assert isinstance(path[-1], int) or is_on(lines[line - 1], path[-1])
     assert set(keys(document.values)) == set(map(names, document.lines)) - {()}
 
 
 @settings(max_examples=100)
 @given(documents())
 @example("[a.b]\n[[c]]\n[c.d]\n[[c]]\n[c.d]\n")
-def test_every_key_of_a_document_stands_on_its_line(text: str) -> None:
-    """However a document is written, each table and key has a line, and that line holds the key's name."""
+def test_every_key_of_a_document_is_on_its_line(text: str) -> None:
+    """However the document is written."""
     document = read(text.encode())
     assert document.values == tomllib.loads(text) or "nan" in text
     check(document, text)
@@ -198,7 +200,7 @@ def test_every_key_of_a_document_stands_on_its_line(text: str) -> None:
 @example(b"\r\r\na = 1")
 @example(b"\xef\xbb\xbf\n\xff")
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    """There is no file on which the daemon ends in a traceback."""
+    """With one line, never a traceback."""
     try:
         document = read(raw)
     except Refusal as refusal:

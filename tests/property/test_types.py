@@ -1,3 +1,5 @@
+"""Any value of each form is written as it is parsed."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -68,10 +70,10 @@ CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
 
 @settings(max_examples=200)
 @given(st.data(), st.sampled_from(CASES))
-def test_every_form_is_written_as_it_is_read(
+def test_every_form_is_written_as_it_is_parsed(
     data: st.DataObject, case: tuple[str, Any, st.SearchStrategy[Any]]
 ) -> None:
-    """What a form writes of a value is read as the same value, and written the same again."""
+    """The text gives the same value, and the same text again."""
     _, form, texts = case
     adapter = TypeAdapter(form)
     try:
@@ -89,8 +91,8 @@ def test_every_form_is_written_as_it_is_read(
 @example(0.0)
 @example(0.0009999999999999998)
 @example(math.nextafter(types.LONGEST, 0))
-def test_any_number_of_seconds_is_written_as_it_is_read(seconds: float) -> None:
-    """Whatever came out of the arithmetic: no digit is lost, and there is no exponent."""
+def test_any_number_of_seconds_is_written_as_it_is_parsed(seconds: float) -> None:
+    """Without loss of digits, and without an exponent."""
     assert types.duration(types.duration_text(seconds)) == seconds
 
 
@@ -98,15 +100,15 @@ def test_any_number_of_seconds_is_written_as_it_is_read(seconds: float) -> None:
 @given(st.floats(1e-20, types.FASTEST))
 @example(1 / 3)
 @example(1 / 7200)
-def test_any_rate_is_written_as_it_is_read(per_second: float) -> None:
-    """Also one that is no whole number of anything."""
+def test_any_rate_is_written_as_it_is_parsed(per_second: float) -> None:
+    """Also if it is not a whole number in any unit."""
     assert types.rate(types.rate_text(per_second)) == per_second
 
 
 @settings(max_examples=200)
 @given(st.one_of(st.text(max_size=20), st.text("0123456789.:/%smhdkKiM[]*_- abcdef", max_size=20)))
-def test_any_text_is_read_or_refused_with_what_it_must_be(text: str) -> None:
-    """Each parser takes whatever a flag can say, and each problem is told in one line."""
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    """Each message is one line that begins with "must"."""
     for parse in (
         types.duration,
         types.timeout,

@@ -1,3 +1,5 @@
+"""The command line: commands, flags, exit codes and output."""
+
 from __future__ import annotations
 
 import contextlib
@@ -30,17 +32,17 @@ if TYPE_CHECKING:
 
     from echod.systemd import Service
 
-READERS = ["run", "check", "config show"]
+CONFIGURED = ["run", "check", "config show"]
 """The commands that read the configuration."""
-ASKERS = ["status", "connections", "kill 1", "reload"]
-"""The commands that ask the running daemon."""
-COMMANDS = [*READERS, "config schema", *ASKERS[:2], "kill", "reload"]
+ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload"]
+"""The commands about the running daemon."""
+COMMANDS = [*CONFIGURED, "config schema", *ADMIN_COMMANDS[:2], "kill", "reload"]
 SETTINGS = list(declared())
 
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without configuration, whatever the one is like on which the tests run."""
+    """A machine without a configuration, whatever this one has."""
     for name in os.environ:
         if name.startswith("ECHOD_") or name in ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
             monkeypatch.delenv(name)
@@ -74,7 +76,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 # check
 
 
-def test_check_says_ok_of_a_valid_file(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+def test_check_prints_ok_for_a_valid_file(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     """And nothing else."""
     for option in ("-c", "--config"):
         assert run(capsys, "check", option, str(file)) == (os.EX_OK, f"{file}: ok\n", "")
@@ -83,7 +85,7 @@ def test_check_says_ok_of_a_valid_file(capsys: pytest.CaptureFixture[str], file:
 def test_check_finds_the_file_as_run_does(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without one, the defaults are what is checked."""
+    """Without a file, it checks the defaults."""
     assert run(capsys, "check") == (os.EX_OK, "defaults: ok\n", "")
     monkeypatch.setattr(config, "DEFAULT_FILE", file)
     assert run(capsys, "check") == (os.EX_OK, f"{file}: ok\n", "")
@@ -91,11 +93,9 @@ def test_check_finds_the_file_as_run_does(
     assert run(capsys, "check")[0] == os.EX_NOINPUT
 
 
-@pytest.mark.parametrize("command", READERS)
-def test_a_file_that_is_not_there_ends_a_command_with_66(
-    capsys: pytest.CaptureFixture[str], file: Path, command: str
-) -> None:
-    """One line says why."""
+@pytest.mark.parametrize("command", CONFIGURED)
+def test_a_missing_file_gives_exit_code_66(capsys: pytest.CaptureFixture[str], file: Path, command: str) -> None:
+    """With one line."""
     file.unlink()
     assert run(capsys, *command.split(), "-c", str(file)) == (
         os.EX_NOINPUT,
@@ -104,11 +104,11 @@ def test_a_file_that_is_not_there_ends_a_command_with_66(
     )
 
 
-@pytest.mark.parametrize("command", READERS)
-def test_an_invalid_configuration_ends_a_command_with_78(
+@pytest.mark.parametrize("command", CONFIGURED)
+def test_an_invalid_configuration_gives_exit_code_78(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """A line for each problem, wherever it comes from."""
+    """With a line for each problem of each layer."""
     file.write_text("[pool]\nsize = 0\nsise = 1\n")
     monkeypatch.setenv("ECHOD_LISTEN__PORT", "-1")
     assert run(capsys, *command.split(), "-c", str(file), "--log.level", "loud") == (
@@ -123,10 +123,10 @@ def test_an_invalid_configuration_ends_a_command_with_78(
     )
 
 
-def test_warnings_do_not_change_the_answer(
+def test_warnings_do_not_change_the_result(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are for people, on standard error."""
+    """They go to standard error."""
     file.write_text("[timeouts]\nidle = '5s'\nwrite = '9s'\n")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     assert run(capsys, "check", "-c", str(file)) == (
@@ -139,20 +139,20 @@ def test_warnings_do_not_change_the_answer(
     )
 
 
-def test_an_unknown_variable_is_warned_of_before_the_problem_it_may_explain(
+def test_a_warning_about_a_variable_precedes_the_problems(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever set a variable by a wrong name sees that first."""
+    """It may explain them."""
     file.write_text("pool.size = 0")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     lines = run(capsys, "check", "-c", str(file))[2].splitlines()
     assert [line.partition(":")[0] for line in lines] == ["warning", str(file)]
 
 
-def test_a_quiet_check_says_nothing_but_what_is_wrong(
+def test_a_quiet_check_prints_only_errors(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For scripts: the exit code is the answer, and warnings are not wrong."""
+    """No warnings; the exit code is the result."""
     file.write_text("[timeouts]\nidle = '5s'\nwrite = '9s'\n")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     for option in ("-q", "--quiet"):
@@ -168,8 +168,8 @@ def test_a_quiet_check_says_nothing_but_what_is_wrong(
 # config
 
 
-def test_config_show_writes_the_settings_in_force(capsys: pytest.CaptureFixture[str], file: Path) -> None:
-    """As TOML and nothing else: fed back, it gives the same."""
+def test_config_show_prints_the_settings_in_force(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    """As TOML that gives the same settings again."""
     file.write_text("[timeouts]\nidle = '90s'\n[access]\nallow = '10.0.0.0/8'")
     code, out, errors = run(capsys, "config", "show", "-c", str(file), "-p", "8080")
     assert (code, errors) == (os.EX_OK, "")
@@ -183,17 +183,17 @@ def test_config_show_writes_the_settings_in_force(capsys: pytest.CaptureFixture[
     assert run(capsys, "config", "show", "-c", str(file)) == (os.EX_OK, out, "")
 
 
-def test_config_show_without_a_configuration_writes_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_show_without_a_configuration_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     """Those of the shipped file."""
     code, out, errors = run(capsys, "config", "show")
     assert (code, errors) == (os.EX_OK, "")
     assert tomllib.loads(out) == tomllib.loads(reference.shipped())
 
 
-def test_config_show_tells_where_each_value_comes_from(
+def test_config_show_prints_the_origin_of_each_value(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source that won, as its owner calls it; it stays a file that gives the same settings."""
+    """In a comment, so that it stays a file that gives the same settings."""
     file.write_text("[pool]\n\nsize = 5\n[log]\nlevel = 'error'\nqueue = 7\n[listen]\nhost = [\n'::1']\n")
     monkeypatch.setenv("ECHOD_LOG__LEVEL", "debug")
     monkeypatch.setenv("ECHOD_LOG__QUEUE", "8")
@@ -211,8 +211,8 @@ def test_config_show_tells_where_each_value_comes_from(
     assert tomllib.loads(out)["log"]["queue"] == 9
 
 
-def test_a_remark_is_one_line_whatever_the_file_is_called(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Else the rest of the name would be a setting."""
+def test_an_origin_is_one_line_whatever_the_files_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Otherwise the rest of the name would be read as a setting."""
     named = tmp_path / "a\n[pool]\nsize = 1\x1b.toml"
     named.write_text("pool.size = 5")
     _, out, _ = run(capsys, "config", "show", "--sources", "-c", str(named))
@@ -220,10 +220,10 @@ def test_a_remark_is_one_line_whatever_the_file_is_called(capsys: pytest.Capture
     assert "\x1b" not in out
 
 
-def test_config_show_warns_beside_its_answer(
+def test_config_show_warns_on_standard_error(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On standard error, so that the answer stays TOML."""
+    """So that standard output stays TOML."""
     file.write_text("[timeouts]\nidle = '5s'\nwrite = '9s'\n")
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
     code, out, errors = run(capsys, "config", "show", "-c", str(file))
@@ -234,16 +234,16 @@ def test_config_show_warns_beside_its_answer(
     )
 
 
-def test_config_show_writes_whatever_check_takes(capsys: pytest.CaptureFixture[str], file: Path) -> None:
-    """What is no internal error in the one is none in the other."""
+def test_config_show_accepts_whatever_check_accepts(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    """Neither has an internal error."""
     file.write_text(f"[access]\nper_source = 0x{'f' * 5000}\n")
     assert run(capsys, "check", "-c", str(file))[0] == run(capsys, "config", "show", "-c", str(file))[0]
 
 
-def test_config_schema_writes_the_schema(
+def test_config_schema_prints_the_schema(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the configuration is like: an editor needs it above all when that is wrong."""
+    """Also if the configuration is invalid: then an editor needs it most."""
     file.write_text("nonsense")
     monkeypatch.setenv("ECHOD_CONFIG", str(file))
     assert run(capsys, "config", "schema") == (os.EX_OK, render.schema(), "")
@@ -252,13 +252,13 @@ def test_config_schema_writes_the_schema(
 # Flags
 
 
-@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize("command", CONFIGURED)
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 @pytest.mark.parametrize("words", ["--{} \0", "--{}=\0"], ids=["word", "equals sign"])
 def test_each_setting_is_a_flag(
     capsys: pytest.CaptureFixture[str], file: Path, command: str, setting: Setting, words: str
 ) -> None:
-    """Of every command that reads the configuration, under the setting's dotted name."""
+    """Of every command that reads the configuration, under its dotted name."""
     file.write_text("pool.size = 0")
     values = words.format(setting.name).replace("\0", "wrong").split(" ")
     code, _, errors = run(capsys, *command.split(), "-c", str(file), *values)
@@ -277,14 +277,14 @@ def test_each_setting_is_a_flag(
     ],
 )
 def test_port_and_size_have_short_flags(capsys: pytest.CaptureFixture[str], words: list[str], name: str) -> None:
-    """Messages name the setting by its long one."""
+    """Messages use the long name."""
     code, _, errors = run(capsys, "check", *words)
     assert code == os.EX_CONFIG
     assert re.fullmatch(rf"--{name}: {name}: must be at least \d, got -1\n", errors)
 
 
-def test_the_last_of_several_flags_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    """So that one can be appended to a command from elsewhere."""
+def test_the_last_of_several_flags_wins(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that one can be appended to an existing command."""
     assert run(capsys, "check", "-n", "0", "--pool.size", "1")[0] == os.EX_OK
 
 
@@ -324,18 +324,18 @@ def test_the_last_of_several_flags_counts(capsys: pytest.CaptureFixture[str]) ->
     ],
     ids=" ".join,
 )
-def test_wrong_usage_ends_with_64(capsys: pytest.CaptureFixture[str], words: list[str], program: str) -> None:
-    """One line says what is wrong and how to see what is right; no flag is guessed from its beginning."""
+def test_wrong_usage_gives_exit_code_64(capsys: pytest.CaptureFixture[str], words: list[str], program: str) -> None:
+    """With one line that refers to --help; flags can't be abbreviated."""
     code, out, errors = run(capsys, *words)
     assert (code, out) == (os.EX_USAGE, "")
     assert re.fullmatch(rf"{program}: .+ \(see {program} --help\)\n", errors)
 
 
-# Answers without a configuration
+# Version and help
 
 
-def test_version_names_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
-    """A report of a problem begins with it."""
+def test_version_includes_uvloop_and_python(capsys: pytest.CaptureFixture[str]) -> None:
+    """For bug reports."""
     with pytest.raises(SystemExit) as ended:
         cli.run(["--version"])
     assert not ended.value.code
@@ -347,7 +347,7 @@ def test_version_names_what_serves(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Return what gives the help for some words, on a terminal on which no line is broken."""
+    """Return a function that returns the help for some words, without line breaks."""
     monkeypatch.setenv("COLUMNS", "500")
 
     def help_of(words: str) -> str:
@@ -368,23 +368,23 @@ def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         ("config", ["show", "schema"]),
     ],
 )
-def test_help_names_the_commands(helped: Callable[[str], str], words: str, commands: list[str]) -> None:
+def test_help_lists_the_commands(helped: Callable[[str], str], words: str, commands: list[str]) -> None:
     """With a line for each."""
     text = helped(words)
     assert all(re.search(rf"^ +{command}\s+\w.+$", text, re.MULTILINE) for command in commands)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_says_what_it_does(helped: Callable[[str], str], command: str) -> None:
-    """How to call it, and then a sentence."""
+def test_help_of_a_command_begins_with_usage_and_a_sentence(helped: Callable[[str], str], command: str) -> None:
+    """In this order."""
     usage, described = helped(command).split("\n\n")[:2]
     assert usage.startswith(f"usage: echod {command} [-h]")
     assert re.fullmatch(r"[A-Z].+\.", described)
 
 
-@pytest.mark.parametrize("command", READERS)
-def test_help_of_a_command_names_each_setting(helped: Callable[[str], str], command: str) -> None:
-    """With what it means, its variable, its key and its default; and where the file is looked for."""
+@pytest.mark.parametrize("command", CONFIGURED)
+def test_help_of_a_command_describes_each_setting(helped: Callable[[str], str], command: str) -> None:
+    """With its variable, its key and its default; and where the file is looked for."""
     text = helped(command)
     for setting in SETTINGS:
         described = f"{render.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
@@ -400,9 +400,9 @@ def test_help_of_a_command_without_configuration_names_no_setting(helped: Callab
     assert "--pool.size" not in helped("config schema")
 
 
-@pytest.mark.parametrize("command", [command.split()[0] for command in ASKERS])
-def test_help_of_a_command_that_asks_names_where(helped: Callable[[str], str], command: str) -> None:
-    """And no other setting: it is not its business what the daemon is to do."""
+@pytest.mark.parametrize("command", [command.split()[0] for command in ADMIN_COMMANDS])
+def test_help_of_an_admin_command_describes_only_the_socket(helped: Callable[[str], str], command: str) -> None:
+    """It needs no other setting."""
     text = helped(command)
     assert "--admin.socket" in text
     assert "--config FILE" in text
@@ -414,15 +414,15 @@ def test_help_of_a_command_that_asks_names_where(helped: Callable[[str], str], c
 
 @pytest.fixture
 def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
-    """A daemon that answers as told, where the environment says."""
+    """A daemon with canned answers, at the path that the environment sets."""
     path = tmp_path / "admin.sock"
     monkeypatch.setenv("ECHOD_ADMIN__SOCKET", str(path))
     with Canned(path) as daemon:
         yield daemon
 
 
-def test_status_is_a_screen_or_json_of_the_running_daemon(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
-    """For people, or for programs."""
+def test_status_prints_a_screen_or_json(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """For people or for programs."""
     for _ in range(2):
         canned.answer(200, status())
     assert run(capsys, "status") == (os.EX_OK, screen.status(status()), "")
@@ -430,8 +430,8 @@ def test_status_is_a_screen_or_json_of_the_running_daemon(capsys: pytest.Capture
     assert (code, json.loads(out), errors) == (os.EX_OK, status(), "")
 
 
-def test_connections_are_sorted_and_chosen_as_told(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
-    """By default by their numbers, and all."""
+def test_connections_are_sorted_and_filtered(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """By default, all of them by number."""
     rows = [
         row(connection=number, bytes_received=number % 3, client={"address": address, "port": 1})
         for number, address in ((2, "192.0.2.2"), (1, "192.0.2.1"), (3, "::1"), (4, "198.51.100.1"))
@@ -452,8 +452,8 @@ def test_connections_are_sorted_and_chosen_as_told(capsys: pytest.CaptureFixture
     assert run(capsys, "connections") == (os.EX_OK, screen.connections(rows), "")
 
 
-def test_kill_and_reload_say_what_was_done(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
-    """In a line."""
+def test_kill_and_reload_print_the_result(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """In one line."""
     canned.answer(200, {"connection": 7, "client": {"address": "192.0.2.1", "port": 9}})
     assert run(capsys, "kill", "7") == (os.EX_OK, "killed 7, 192.0.2.1:9\n", "")
     canned.answer(200, {"changed": ["pool.size"], "old": {"pool.size": 1}, "new": {"pool.size": 2}})
@@ -470,7 +470,7 @@ def test_kill_and_reload_say_what_was_done(capsys: pytest.CaptureFixture[str], c
         ("status", 500, {"error": "bug"}, os.EX_SOFTWARE, 'echod: the daemon answers 500: {"error":"bug"}\n'),
     ],
 )
-def test_what_the_daemon_refuses_is_told(  # noqa: PLR0917 - a table
+def test_an_error_of_the_daemon_is_reported(  # noqa: PLR0917 - a table
     capsys: pytest.CaptureFixture[str],
     canned: Canned,
     command: str,
@@ -479,27 +479,27 @@ def test_what_the_daemon_refuses_is_told(  # noqa: PLR0917 - a table
     exit_code: int,
     errors: str,
 ) -> None:
-    """On standard error, with an exit code of its own."""
+    """On standard error, with its own exit code."""
     canned.answer(code, content)
     assert run(capsys, *command.split()) == (exit_code, "", errors)
 
 
-@pytest.mark.parametrize("command", ASKERS)
+@pytest.mark.parametrize("command", ADMIN_COMMANDS)
 def test_if_no_daemon_answers_the_exit_code_is_69(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
-    """One line names where it was looked for."""
+    """One line names the path."""
     line = f"echod: no daemon answers at unix:{tmp_path}/run/admin.sock\n"
     assert run(capsys, *command.split()) == (os.EX_UNAVAILABLE, "", line)
     line = 'echod: admin.socket is "off": there is no daemon to ask\n'
     assert run(capsys, *command.split(), "--admin.socket", "off") == (os.EX_UNAVAILABLE, "", line)
 
 
-@pytest.mark.parametrize("command", ASKERS)
-def test_without_permission_to_ask_the_exit_code_is_77(
+@pytest.mark.parametrize("command", ADMIN_COMMANDS)
+def test_without_permission_for_the_socket_the_exit_code_is_77(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
-    """One line says how to get it."""
+    """One line says who has it."""
     path = tmp_path / "closed" / "admin.sock"
     path.parent.mkdir(0)
     try:
@@ -511,9 +511,9 @@ def test_without_permission_to_ask_the_exit_code_is_77(
     assert errors == f"echod: unix:{path}: no permission: be root, the daemon's user, or a member of its group\n"
 
 
-@pytest.mark.parametrize("command", ASKERS)
-def test_where_to_ask_may_be_wrong(capsys: pytest.CaptureFixture[str], file: Path, command: str) -> None:
-    """As any setting, and as any file."""
+@pytest.mark.parametrize("command", ADMIN_COMMANDS)
+def test_an_invalid_admin_socket_is_reported(capsys: pytest.CaptureFixture[str], file: Path, command: str) -> None:
+    """Like any setting, and like any file."""
     file.write_text("[admin]\nsocket = 'relative.sock'")
     code, out, errors = run(capsys, *command.split(), "-c", str(file))
     assert (code, out) == (os.EX_CONFIG, "")
@@ -524,7 +524,7 @@ def test_where_to_ask_may_be_wrong(capsys: pytest.CaptureFixture[str], file: Pat
 
 @pytest.mark.parametrize("setting", ["off", "/nowhere/admin.sock"])
 @pytest.mark.parametrize("named", [True, False], ids=["-c", "default"])
-def test_a_daemon_is_found_although_its_file_names_another_place_by_now(  # noqa: PLR0917 - a table
+def test_a_daemon_is_found_although_its_file_has_another_path_now(  # noqa: PLR0917 - a table
     capsys: pytest.CaptureFixture[str],
     file: Path,
     canned: Canned,
@@ -532,7 +532,7 @@ def test_a_daemon_is_found_although_its_file_names_another_place_by_now(  # noqa
     setting: str,
     named: bool,  # noqa: FBT001 - as pytest passes it
 ) -> None:
-    """Where "auto" has it, if it is the file of the service; with -c, it is the daemon of that file or none."""
+    """At the path of "auto", if it is the default file; with -c, only the daemon of that file is meant."""
     monkeypatch.delenv("ECHOD_ADMIN__SOCKET")
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(canned.path.parent))
     monkeypatch.setattr(config, "DEFAULT_FILE", file)
@@ -542,10 +542,10 @@ def test_a_daemon_is_found_although_its_file_names_another_place_by_now(  # noqa
     assert code == (os.EX_UNAVAILABLE if named else os.EX_OK)
 
 
-def test_a_daemon_is_asked_although_its_file_is_wrong_by_now(
+def test_a_daemon_is_found_although_its_file_is_invalid_now(
     capsys: pytest.CaptureFixture[str], file: Path, canned: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is when an operator asks."""
+    """Then an operator needs it most."""
     monkeypatch.delenv("ECHOD_ADMIN__SOCKET")
     file.write_text(f"[pool]\nsize = 0\n[admin]\nsocket = '{canned.path}'")
     canned.answer(200, status())
@@ -554,21 +554,21 @@ def test_a_daemon_is_asked_although_its_file_is_wrong_by_now(
 
 @pytest.fixture
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What is slept, of which nothing is waited for."""
+    """The durations of sleeps, which return at once."""
     slept: list[float] = []
     monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))
     return slept
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, words: list[str], lines: int) -> tuple[int, str]:
-    """Return the exit code of a command on a terminal of so many lines, and what it wrote there."""
+    """Return the exit code of a command on a terminal with this number of lines, and its output."""
     ours, theirs = os.openpty()
     monkeypatch.setenv("LINES", str(lines))
     monkeypatch.setenv("COLUMNS", "80")
     written = bytearray()
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # EIO: nobody has it open any more
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
             while data := os.read(ours, 4096):
                 written.extend(data)
 
@@ -582,7 +582,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, words: list[str], lines: int) -
     return code, written.decode().replace("\r\n", "\n")
 
 
-def test_watch_redraws_a_terminal_each_second(
+def test_watch_redraws_a_terminal_every_second(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]
 ) -> None:
     """Until Ctrl-C, or until no daemon answers."""
@@ -597,7 +597,7 @@ def test_watch_redraws_a_terminal_each_second(
 
 
 def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]) -> None:
-    """What does not fit is left out at the end, with a line for the cursor."""
+    """Lines that do not fit are left out; the last line is for the cursor."""
     canned.answer(200, [row(connection=number) for number in range(50)])
     _, text = on_terminal(monkeypatch, ["connections", "--watch"], 10)
     assert text.count("\n") == 9
@@ -605,8 +605,8 @@ def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, 
     assert seconds == [1]
 
 
-def test_a_screen_that_is_not_watched_is_whole(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:
-    """A terminal scrolls back."""
+def test_a_screen_that_is_not_watched_is_complete(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:
+    """A terminal can scroll back."""
     canned.answer(200, [row(connection=number) for number in range(50)])
     code, text = on_terminal(monkeypatch, ["connections"], 10)
     assert (code, text.count("\n")) == (os.EX_OK, 51)
@@ -614,7 +614,7 @@ def test_a_screen_that_is_not_watched_is_whole(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("on_a_terminal", [False, True])
-def test_watched_json_is_a_line_each_second(
+def test_watched_json_is_a_line_every_second(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     canned: Canned,
@@ -622,7 +622,7 @@ def test_watched_json_is_a_line_each_second(
     *,
     on_a_terminal: bool,
 ) -> None:
-    """Whatever reads it."""
+    """On a terminal or in a pipe."""
     for pid in (1, 2):
         canned.answer(200, status(pid=pid))
     words = ["status", "--json", "--watch"]
@@ -635,7 +635,7 @@ def test_watched_json_is_a_line_each_second(
 def test_a_watched_screen_in_a_pipe_has_no_escapes(
     capsys: pytest.CaptureFixture[str], canned: Canned, seconds: list[float]
 ) -> None:
-    """It is one screen after another."""
+    """One screen follows the other."""
     for _ in range(2):
         canned.answer(200, status())
     assert run(capsys, "status", "--watch")[:2] == (os.EX_UNAVAILABLE, screen.status(status()) * 2)
@@ -648,7 +648,7 @@ def test_a_watched_screen_in_a_pipe_has_no_escapes(
 def test_main_exits_with_the_code_of_its_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it is to do stands in `sys.argv`."""
+    """It runs the command of `sys.argv`."""
     for words, code in ((["check"], os.EX_OK), (["check", "-n", "0"], os.EX_CONFIG), ([], os.EX_USAGE)):
         monkeypatch.setattr(sys, "argv", ["echod", *words])
         with pytest.raises(SystemExit) as ended:
@@ -664,10 +664,10 @@ def test_main_exits_with_the_code_of_its_command(
 @pytest.mark.parametrize(
     "words", [["check"], ["config", "show"], ["config", "schema"], ["--help"], ["--version"]], ids=" ".join
 )
-def test_an_answer_that_can_not_be_written_is_an_error(
+def test_an_answer_that_cannot_be_written_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, descriptor: int, words: list[str]
 ) -> None:
-    """A script that reads "ok" from a full disk must not go on. Descriptor 1 is left on /dev/null."""
+    """A script must not read "ok" from a full disk. Descriptor 1 is left on /dev/null."""
     full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails as well
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
@@ -679,10 +679,10 @@ def test_an_answer_that_can_not_be_written_is_an_error(
 
 
 @pytest.mark.parametrize("descriptor", [1], indirect=True)
-def test_a_reader_that_has_had_enough_is_no_error(
+def test_a_closed_pipe_gives_the_exit_code_of_sigpipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, descriptor: int
 ) -> None:
-    """As for `head -1`: not a word, and the code by which a shell knows SIGPIPE. Descriptor 1 is left on /dev/null."""
+    """As with `head -1`, and without a message. Descriptor 1 is left on /dev/null."""
     reader, writer = os.pipe()
     os.close(reader)
     pipe = os.fdopen(writer, "w")
@@ -696,10 +696,10 @@ def test_a_reader_that_has_had_enough_is_no_error(
 
 
 @pytest.mark.parametrize("descriptor", [2], indirect=True)
-def test_complaints_that_can_not_be_written_leave_the_exit_code(
+def test_errors_that_cannot_be_written_leave_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, descriptor: int, file: Path
 ) -> None:
-    """A script looks at the code. Descriptor 2 is left on /dev/null."""
+    """Scripts rely on it. Descriptor 2 is left on /dev/null."""
     full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails as well
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", full)
@@ -710,7 +710,7 @@ def test_complaints_that_can_not_be_written_leave_the_exit_code(
 
 
 def journal(path: Path) -> str:
-    """Return what names this file as the stream to the journal."""
+    """Return the value of $JOURNAL_STREAM for which this file is the stream to the journal."""
     status = path.stat()
     return f"{status.st_dev}:{status.st_ino}"
 
@@ -726,7 +726,7 @@ def journal(path: Path) -> str:
 def test_in_the_journal_each_line_has_its_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, text: str
 ) -> None:
-    """What is wrong is found by it; what a command answers, such as ExecReload=, is kept out of the daemon's lines by it."""
+    """So that errors can be filtered, and the output of ExecReload= be told from the daemon's lines."""
     monkeypatch.setenv("ECHOD_X", "1")
     number = {"stdout": 1, "stderr": 2}[name]
     saved = os.dup(number)
@@ -742,10 +742,8 @@ def test_in_the_journal_each_line_has_its_priority(
     assert text in (tmp_path / "journal").read_text()
 
 
-def test_a_failure_of_the_program_is_a_log_line_and_exit_code_70(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the traceback as a field, where whoever tails the log finds it."""
+def test_a_bug_in_the_daemon_is_a_log_line_and_exit_code_70(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the traceback as a field."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
@@ -760,10 +758,10 @@ def test_a_failure_of_the_program_is_a_log_line_and_exit_code_70(
     assert "ZeroDivisionError: a bug" in logged["exception"]
 
 
-def test_a_bug_in_a_command_is_exit_code_70(
+def test_a_bug_in_a_command_is_a_traceback_and_exit_code_70(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only that prints a traceback, for the report."""
+    """For the bug report."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
@@ -775,10 +773,10 @@ def test_a_bug_in_a_command_is_exit_code_70(
     assert "ZeroDivisionError: a bug" in err
 
 
-def test_run_hands_its_warnings_to_the_daemon(
+def test_run_passes_its_warnings_to_the_daemon(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are lines of the log there: standard error may be read by nobody."""
+    """Which logs them: nobody may be reading standard error."""
     seen: list[config.Loaded] = []
     monkeypatch.setattr(daemon, "run", lambda loaded, _, load, __: seen.extend((loaded, load(loaded.file))))
     monkeypatch.setenv("ECHOD_POOL_SIZE", "7")
@@ -794,7 +792,7 @@ def test_run_hands_its_warnings_to_the_daemon(
 def test_a_reload_reads_the_same_file_with_the_same_flags_and_variables(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they were at start; only the file may say something new, and it has to be one that can be read again."""
+    """As they were at start; only the content of the file may change, and a reload refuses a device."""
     seen: list[config.Loaded] = []
 
     def serve(loaded: config.Loaded, _: log.Log, load: Callable[[Path | None], config.Loaded], __: Service) -> None:
@@ -817,7 +815,7 @@ def test_a_reload_reads_the_same_file_with_the_same_flags_and_variables(
 def test_without_a_thread_for_the_log_there_is_no_daemon(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit of the system is one line that says which."""
+    """One line names the limit of the system."""
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -832,7 +830,7 @@ def test_without_a_thread_for_the_log_there_is_no_daemon(
 def test_a_name_with_control_characters_breaks_no_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None
 ) -> None:
-    """Neither the line nor the terminal is at the mercy of a file's name."""
+    """They are escaped."""
     named = tmp_path / "a\nb\x1b[31m.toml"
     if text is not None:
         named.write_text(text)

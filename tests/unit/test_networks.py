@@ -1,4 +1,4 @@
-"""Sets of addresses: what is in them."""
+"""Sets of addresses that are given as networks."""
 
 from __future__ import annotations
 

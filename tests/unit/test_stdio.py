@@ -1,4 +1,4 @@
-"""The standard streams, whatever they are at start."""
+"""The standard streams at start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def descriptor(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A standard stream's number that a test may close or take."""
+    """The number of a standard stream that a test may close or replace."""
     number: int = request.param
     saved = os.dup(number)
     yield number
@@ -26,15 +26,15 @@ def descriptor(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
-def test_a_closed_standard_stream_is_taken_by_dev_null(descriptor: int) -> None:
-    """Else a socket would take the number, and a client would read the log."""
+def test_a_closed_standard_stream_is_opened_on_dev_null(descriptor: int) -> None:
+    """Otherwise a socket would get the number, and a client would read the log."""
     os.close(descriptor)
     stdio.guard()
     assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
 
 
 @pytest.mark.parametrize("descriptor", [0, 1, 2], indirect=True)
-def test_an_open_standard_stream_stays(tmp_path: Path, descriptor: int) -> None:
+def test_an_open_standard_stream_is_left_alone(tmp_path: Path, descriptor: int) -> None:
     """Whatever it is."""
     target = tmp_path / "stream"
     with target.open("w") as stream:
@@ -49,7 +49,7 @@ def test_an_open_standard_stream_stays(tmp_path: Path, descriptor: int) -> None:
 def test_a_stream_that_python_found_closed_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descriptor: int
 ) -> None:
-    """It is `None` then, and printing to it would fail; text that is no UTF-8 is escaped, not an error."""
+    """It is `None` then, and printing to it would fail; text that is not UTF-8 is escaped."""
     name = {1: "stdout", 2: "stderr"}[descriptor]
     target = tmp_path / "stream"
     with target.open("w") as stream:

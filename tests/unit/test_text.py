@@ -31,8 +31,8 @@ from echod.text import shown
         (dt.datetime(1979, 5, 27, 7, 32, tzinfo=dt.UTC), "1979-05-27 07:32:00+00:00"),
     ],
 )
-def test_a_value_is_shown_as_the_file_has_it(value: object, text: str) -> None:
-    """Whoever reads a message finds in the file what it names."""
+def test_a_value_is_shown_as_in_the_file(value: object, text: str) -> None:
+    """So that it can be found there."""
     assert shown(value) == text
 
 
@@ -40,19 +40,19 @@ def test_a_value_is_shown_as_the_file_has_it(value: object, text: str) -> None:
     ("value", "text"), [("x" * 58, f'"{"x" * 58}"'), ("x" * 59, f'"{"x" * 56}...'), ("x" * 10**6, f'"{"x" * 56}...')]
 )
 def test_a_long_value_is_cut_to_60_characters(value: str, text: str) -> None:
-    """A message is a line."""
+    """So that a message fits on a line."""
     assert shown(value) == text
     assert len(text) == 60
 
 
 def test_an_integer_of_any_size_is_shown() -> None:
-    """TOML writes it in hexadecimal; Python does not write it in decimal above 4,300 digits."""
+    """TOML can write it in hexadecimal; Python converts no more than 4,300 decimal digits."""
     assert len(shown(16**5000)) <= 60
 
 
 @pytest.mark.parametrize("char", ["\udcff", "\x7f", "\x9b"], ids=["a byte that is no UTF-8", "DEL", "CSI"])
-def test_what_no_terminal_should_get_is_escaped(char: str) -> None:
-    """A value can come from anywhere; the message goes to a terminal or the journal."""
+def test_control_characters_are_escaped(char: str) -> None:
+    """Messages with values from anywhere go to a terminal or the journal."""
     text = shown(f"a{char}b")
     assert char not in text
     assert text.encode()

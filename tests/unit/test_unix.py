@@ -1,4 +1,4 @@
-"""Real Unix sockets at real paths."""
+"""Unix sockets at real paths."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def opened(path: Path, *, make_directory: bool = False) -> Iterator[UnixSocket]:
 
 
 def refused(path: Path, *, make_directory: bool = False) -> tuple[str, int]:
-    """Return the line and the exit code with which it is refused to listen there."""
+    """Return the line and the exit code with which the path is refused."""
     with pytest.raises(Refusal) as caught:
         UnixSocket(path, "admin.socket", make_directory=make_directory)
     (line,) = caught.value.lines
@@ -45,21 +45,21 @@ def refused(path: Path, *, make_directory: bool = False) -> tuple[str, int]:
 
 
 def leave_stale(path: Path) -> None:
-    """Leave what a daemon leaves that was killed."""
+    """Leave the file of a socket on which nobody listens, as a killed process does."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
 
 
-def test_its_name_is_one_printable_line() -> None:
-    """It stands in the log and on terminals."""
+def test_its_url_is_one_printable_line() -> None:
+    """For logs and terminals."""
     assert unix.url(Path("/a/b\n\x1b")) == "unix:/a/b\\u000a\\u001b"
 
 
 # Listening
 
 
-def test_a_client_reaches_it(path: Path) -> None:
-    """At its path, from then on when it is made."""
+def test_a_client_can_connect(path: Path) -> None:
+    """As soon as the object exists."""
     with opened(path) as made, unix.connect(path) as client:
         assert made.url == f"unix:{path}"
         theirs, _ = made.sock.accept()
@@ -68,8 +68,8 @@ def test_a_client_reaches_it(path: Path) -> None:
             assert theirs.recv(1) == b"x"
 
 
-def test_owner_and_group_may_use_it(path: Path) -> None:
-    """And nobody else, whatever the umask; which is then as it was."""
+def test_owner_and_group_may_connect(path: Path) -> None:
+    """Nobody else, whatever the umask, which is restored."""
     before = os.umask(0)
     try:
         with opened(path):
@@ -79,14 +79,14 @@ def test_owner_and_group_may_use_it(path: Path) -> None:
         os.umask(before)
 
 
-def test_accepting_from_it_never_waits(path: Path) -> None:
-    """A client may have gone since the loop was told of it."""
+def test_accept_does_not_block(path: Path) -> None:
+    """A client may have gone since the loop was notified."""
     with opened(path) as made, pytest.raises(BlockingIOError):
         made.sock.accept()
 
 
-def test_its_directory_is_made_if_that_is_wanted(tmp_path: Path) -> None:
-    """For its owner alone; one that is there stays as it is."""
+def test_its_directory_is_made_on_request(tmp_path: Path) -> None:
+    """For its owner alone; an existing one is left as it is."""
     path = tmp_path / "echod" / "admin.sock"
     for _ in range(2):
         with opened(path, make_directory=True):
@@ -96,19 +96,19 @@ def test_its_directory_is_made_if_that_is_wanted(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
 
 
-def test_what_a_dead_daemon_has_left_is_replaced(path: Path) -> None:
-    """A restart after a crash needs nobody's help."""
+def test_a_stale_socket_is_replaced(path: Path) -> None:
+    """A restart after a crash needs no help."""
     leave_stale(path)
     with opened(path):
         unix.connect(path).close()
 
 
-def test_a_daemon_that_lives_is_respected(path: Path) -> None:
-    """It goes on to be reached."""
+def test_a_live_socket_is_left_alone(path: Path) -> None:
+    """Clients still reach it."""
     with opened(path) as made:
         line = f"echod: admin.socket: unix:{path}: address in use: another process listens there"
         assert refused(path) == (line, os.EX_UNAVAILABLE)
-        while True:  # who has looked whether it lives is in its backlog
+        while True:  # the attempt to connect is in the backlog
             try:
                 made.sock.accept()[0].close()
             except BlockingIOError:
@@ -116,8 +116,8 @@ def test_a_daemon_that_lives_is_respected(path: Path) -> None:
         unix.connect(path).close()
 
 
-def test_a_daemon_that_is_busy_is_respected(path: Path) -> None:
-    """One whose backlog is full lives as well."""
+def test_a_live_socket_with_a_full_backlog_is_left_alone(path: Path) -> None:
+    """Its process is busy, not dead."""
     with opened(path) as made, contextlib.ExitStack() as clients:
         made.sock.listen(0)
         clients.enter_context(unix.connect(path, 0))
@@ -128,8 +128,8 @@ def test_a_daemon_that_is_busy_is_respected(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
-def test_what_is_no_socket_is_respected(path: Path, kind: str) -> None:
-    """It may be somebody's data. A link to a socket is none."""
+def test_a_file_that_is_not_a_socket_is_left_alone(path: Path, kind: str) -> None:
+    """It may be somebody's data; also a symbolic link to a socket."""
     target = path.with_name("target")
     if kind == "file":
         path.write_text("data")
@@ -144,8 +144,8 @@ def test_what_is_no_socket_is_respected(path: Path, kind: str) -> None:
     assert path.lstat()
 
 
-def test_without_permission_it_says_how_to_get_it(path: Path) -> None:
-    """And ends with the code for that."""
+def test_a_lack_of_permission_is_reported_with_the_remedy(path: Path) -> None:
+    """With its own exit code."""
     path.parent.chmod(0)
     try:
         with as_nobody():
@@ -160,8 +160,8 @@ def test_without_permission_it_says_how_to_get_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make_directory", [False, True])
-def test_a_path_where_nothing_can_be_is_refused(path: Path, *, make_directory: bool) -> None:
-    """With what the system says of it."""
+def test_a_path_below_a_file_is_refused(path: Path, *, make_directory: bool) -> None:
+    """With the system's error."""
     path.write_text("")
     below = path / "below" if make_directory else path
     line = f"echod: admin.socket: unix:{below / 'admin.sock'}: can't listen: Not a directory"
@@ -169,13 +169,13 @@ def test_a_path_where_nothing_can_be_is_refused(path: Path, *, make_directory: b
 
 
 def test_a_path_that_is_too_long_is_refused(path: Path) -> None:
-    """$XDG_RUNTIME_DIR may be anything; of this the system says nothing, but Python does."""
+    """$XDG_RUNTIME_DIR may have any length; the error is Python's."""
     long = path.with_name("x" * 200)
     assert refused(long)[0] == f"echod: admin.socket: unix:{long}: can't listen: AF_UNIX path too long"
 
 
-def test_two_that_start_at_once_do_not_remove_each_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two that find what a dead one has left, the second waits for the first; but not for who only locks."""
+def test_two_processes_do_not_remove_each_others_sockets(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that find a stale one, the second waits for the first; but not for long for a foreign lock."""
     monkeypatch.setattr(unix, "_ATTEMPTS", 2)
     leave_stale(path)
     fd = os.open(path.parent, os.O_RDONLY)
@@ -194,7 +194,7 @@ def test_two_that_start_at_once_do_not_remove_each_others(path: Path, monkeypatc
 
 
 def test_a_refusal_leaves_no_descriptor(path: Path) -> None:
-    """Nor another umask."""
+    """However far it got."""
     before = descriptors()
     refused(path.with_name("x" * 200))
     with opened(path):
@@ -202,11 +202,11 @@ def test_a_refusal_leaves_no_descriptor(path: Path) -> None:
     assert descriptors() == before
 
 
-# The end
+# Closing
 
 
-def test_at_the_end_the_path_is_free(path: Path) -> None:
-    """Also if it was removed before, and its directory too."""
+def test_close_removes_the_path(path: Path) -> None:
+    """Also if it was removed before, with its directory."""
     with opened(path):
         assert path.is_socket()
     assert not path.exists()
@@ -218,8 +218,8 @@ def test_at_the_end_the_path_is_free(path: Path) -> None:
         made.parent.rmdir()
 
 
-def test_what_another_daemon_has_put_there_stays(path: Path) -> None:
-    """It is reached by that path, however the first one has lost it."""
+def test_close_leaves_the_socket_of_another_process(path: Path) -> None:
+    """It has been put there after the first one was removed."""
     with opened(path):
         path.unlink()
         other = UnixSocket(path, "admin.socket", make_directory=False)
@@ -231,8 +231,8 @@ def test_what_another_daemon_has_put_there_stays(path: Path) -> None:
 # Connecting
 
 
-def test_connecting_says_what_is_wrong(path: Path) -> None:
-    """By the system's error: it is not there, or nobody listens any more."""
+def test_connect_raises_the_systems_error(path: Path) -> None:
+    """The path is missing, or nobody listens."""
     with pytest.raises(FileNotFoundError):
         unix.connect(path)
     leave_stale(path)
@@ -241,8 +241,8 @@ def test_connecting_says_what_is_wrong(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("timeout", "kind"), [(0, BlockingIOError), (0.05, TimeoutError)])
-def test_a_full_backlog_is_waited_for_as_long_as_is_wanted(path: Path, timeout: float, kind: type[OSError]) -> None:
-    """Which the system does not do of itself for who does not block."""
+def test_connect_waits_for_room_in_a_full_backlog(path: Path, timeout: float, kind: type[OSError]) -> None:
+    """Up to the timeout; a non-blocking connect(2) would fail at once."""
 
     def accept() -> None:
         made.sock.accept()[0].close()
@@ -258,8 +258,8 @@ def test_a_full_backlog_is_waited_for_as_long_as_is_wanted(path: Path, timeout: 
             accepting.join()
 
 
-def test_a_connection_has_the_patience_that_is_wanted(path: Path) -> None:
-    """Or waits for ever."""
+def test_a_connection_has_the_timeout_of_connect(path: Path) -> None:
+    """Or none."""
     with opened(path):
         for timeout in (None, 1.5):
             with unix.connect(path, timeout) as client:

@@ -1,4 +1,4 @@
-"""The commands about a running daemon, with one that gives canned answers, with something else, and with nothing."""
+"""The commands about a running daemon, with canned answers, with answers that are not echod's, and with none."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def client(daemon: Canned) -> AdminClient:
     return AdminClient([daemon.path])
 
 
-# Asking
+# Requests
 
 
 def refused(*paths: Path, trouble: Refusal | None = None, patience: float = 10.0) -> tuple[str, int]:
-    """Return the line and the exit code with which nothing could be asked."""
+    """Return the line and the exit code with which a request is refused."""
     with pytest.raises(Refusal) as caught:
         AdminClient(paths, trouble).ask("GET", "/status", patience=patience)
     (line,) = caught.value.lines
@@ -59,8 +59,8 @@ def leave_stale(path: Path) -> None:
         sock.bind(str(path))
 
 
-def test_an_answer_is_its_status_and_its_content(daemon: Canned) -> None:
-    """Whatever the status; and the daemon gets what was asked."""
+def test_an_answer_is_a_status_code_and_its_content(daemon: Canned) -> None:
+    """Whatever the code; and the daemon gets the request."""
     daemon.answer(200, {"a": [1]})
     daemon.answer(404, {"error": "no"})
     client = AdminClient([daemon.path])
@@ -69,14 +69,14 @@ def test_an_answer_is_its_status_and_its_content(daemon: Canned) -> None:
     assert daemon.requests == ["GET /status", "DELETE /connections/7"]
 
 
-def test_an_answer_in_parts_is_read_whole(daemon: Canned) -> None:
-    """A long list comes so."""
+def test_a_chunked_answer_is_read_whole(daemon: Canned) -> None:
+    """Long lists are sent in chunks."""
     daemon.answer_raw(OK + b"transfer-encoding: chunked\r\n\r\n1\r\n[\r\n2\r\n1]\r\n0\r\n\r\n")
     assert AdminClient([daemon.path]).ask("GET", "/connections") == (200, [1])
 
 
-def test_the_first_that_answers_is_asked(daemon: Canned, tmp_path: Path) -> None:
-    """Paths where nobody is are passed over: not there, not listened on, below a file."""
+def test_the_first_path_with_a_daemon_is_used(daemon: Canned, tmp_path: Path) -> None:
+    """Paths without one are skipped: missing, stale, below a file."""
     stale = tmp_path / "stale.sock"
     leave_stale(stale)
     (tmp_path / "file").touch()
@@ -85,29 +85,29 @@ def test_the_first_that_answers_is_asked(daemon: Canned, tmp_path: Path) -> None
     assert client.ask("GET", "/status") == (200, 1)
 
 
-def test_if_none_answers_all_are_named(path: Path, tmp_path: Path) -> None:
-    """Where it was looked for is what an operator needs to know."""
+def test_if_no_daemon_answers_all_paths_are_named(path: Path, tmp_path: Path) -> None:
+    """Those that were tried."""
     leave_stale(path)
     none = tmp_path / "none.sock"
     line = f"echod: no daemon answers at unix:{path} or unix:{none}"
     assert refused(path, none) == (line, os.EX_UNAVAILABLE)
 
 
-def test_without_a_path_there_is_nobody_to_ask() -> None:
-    """The setting is why."""
+def test_without_a_path_the_setting_is_named() -> None:
+    """It is "off"."""
     assert refused() == ('echod: admin.socket is "off": there is no daemon to ask', os.EX_UNAVAILABLE)
 
 
-def test_trouble_is_told_only_if_none_answers(daemon: Canned, tmp_path: Path) -> None:
-    """That the file can't be read explains why the daemon isn't found, and is of no interest otherwise."""
+def test_trouble_is_raised_only_if_no_daemon_answers(daemon: Canned, tmp_path: Path) -> None:
+    """An unreadable file explains why no daemon is found, and does not matter otherwise."""
     trouble = Refusal("echod.toml: can't be read", exit_code=os.EX_NOINPUT)
     daemon.answer(200, 1)
     assert AdminClient([daemon.path], trouble).ask("GET", "/status") == (200, 1)
     assert refused(tmp_path / "none.sock", trouble=trouble) == ("echod.toml: can't be read", os.EX_NOINPUT)
 
 
-def test_without_permission_it_says_how_to_get_it(path: Path, tmp_path: Path) -> None:
-    """If no other path has one that answers."""
+def test_a_lack_of_permission_is_reported_with_the_remedy(path: Path, tmp_path: Path) -> None:
+    """If no daemon answers at another path."""
     path.parent.chmod(0)
     try:
         with as_nobody():
@@ -145,16 +145,16 @@ def test_without_permission_it_says_how_to_get_it(path: Path, tmp_path: Path) ->
         "huge chunk",
     ],
 )
-def test_what_is_no_echod_is_told_so(daemon: Canned, answer: bytes) -> None:
-    """In one line, whatever it says."""
+def test_an_answer_that_is_not_http_with_json_is_refused(daemon: Canned, answer: bytes) -> None:
+    """With one line."""
     if answer:
         daemon.answer_raw(answer)
     line = f"echod: unix:{daemon.path}: no valid answer; is it the admin socket of echod?"
     assert refused(daemon.path) == (line, os.EX_UNAVAILABLE)
 
 
-def test_patience_has_an_end(path: Path) -> None:
-    """A daemon that hangs is not waited for."""
+def test_a_daemon_that_does_not_answer_is_given_up(path: Path) -> None:
+    """After the time that the caller allows."""
     with socket.socket(socket.AF_UNIX) as hung:
         hung.bind(str(path))
         hung.listen()
@@ -162,8 +162,8 @@ def test_patience_has_an_end(path: Path) -> None:
         assert refused(path, patience=0.05) == (line, os.EX_UNAVAILABLE)
 
 
-def test_a_daemon_that_takes_nobody_is_not_waited_for_either(path: Path) -> None:
-    """Not for longer than for an answer: connecting alone takes that time if the backlog is full."""
+def test_a_daemon_that_does_not_accept_is_given_up(path: Path) -> None:
+    """A full backlog blocks the connection attempt."""
     with socket.socket(socket.AF_UNIX) as hung, contextlib.ExitStack() as clients:
         hung.bind(str(path))
         hung.listen(0)
@@ -173,8 +173,8 @@ def test_a_daemon_that_takes_nobody_is_not_waited_for_either(path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "why"), [("x" * 200, "AF_UNIX path too long"), ("datagrams", "Protocol wrong type")])
-def test_another_error_is_told_as_it_is(path: Path, name: str, why: str) -> None:
-    """The path can't be what is meant."""
+def test_another_error_has_the_text_of_the_system(path: Path, name: str, why: str) -> None:
+    """The path may be the wrong one."""
     other = path.with_name(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         if len(name) < 100:
@@ -184,7 +184,7 @@ def test_another_error_is_told_as_it_is(path: Path, name: str, why: str) -> None
     assert code == os.EX_UNAVAILABLE
 
 
-def test_asking_leaves_no_descriptor(daemon: Canned) -> None:
+def test_a_request_leaves_no_descriptor(daemon: Canned) -> None:
     """However it ends."""
     before = descriptors()
     daemon.answer(200, 1)
@@ -233,7 +233,7 @@ def listed(
 
 
 def test_status_is_a_screen_or_json(daemon: Canned, client: AdminClient) -> None:
-    """For people, or in one line for programs."""
+    """For people, or one line for programs."""
     answer = status()
     for _ in range(2):
         daemon.answer(200, answer)
@@ -246,7 +246,7 @@ def test_status_is_a_screen_or_json(daemon: Canned, client: AdminClient) -> None
 
 
 def test_connections_are_a_table_or_json(daemon: Canned, client: AdminClient) -> None:
-    """Of the same rows in the same order."""
+    """The same rows in the same order."""
     for _ in range(2):
         daemon.answer(200, ROWS)
     rows = sorted(ROWS, key=lambda row: row["connection"])
@@ -270,12 +270,12 @@ def test_connections_are_a_table_or_json(daemon: Canned, client: AdminClient) ->
     ],
 )
 def test_connections_are_sorted(daemon: Canned, client: AdminClient, order: str, numbers: list[int]) -> None:
-    """By what can be more or less, the most first; addresses by their numbers, and not by their digits."""
+    """Quantities come largest first; addresses are compared as numbers, not as text."""
     assert listed(daemon, client, order) == numbers
 
 
 def test_every_order_is_tested() -> None:
-    """A new one has its line above."""
+    """A new one needs a case above."""
     marks: Any = test_connections_are_sorted
     assert [case[0] for case in marks.pytestmark[0].args[1]] == list(control.ORDERS)
 
@@ -291,18 +291,18 @@ def test_every_order_is_tested() -> None:
     ],
 )
 def test_connections_of_one_network(daemon: Canned, client: AdminClient, source: str, numbers: list[int]) -> None:
-    """Of the one family or the other."""
+    """Of IPv4 or IPv6."""
     assert listed(daemon, client, source=ipaddress.ip_network(source)) == numbers
 
 
-def test_a_connection_is_killed(daemon: Canned, client: AdminClient) -> None:
-    """One line says whose it was."""
+def test_kill_names_the_connection_and_its_client(daemon: Canned, client: AdminClient) -> None:
+    """In one line."""
     daemon.answer(200, {"connection": 7, "client": from_("2001:db8::1", 9)})
     assert control.kill(client, 7) == "killed 7, [2001:db8::1]:9\n"
     assert daemon.requests == ["DELETE /connections/7"]
 
 
-def test_a_reload_says_what_has_changed(daemon: Canned, client: AdminClient) -> None:
+def test_a_reload_lists_the_changes(daemon: Canned, client: AdminClient) -> None:
     """A line for each setting, with both values as TOML has them."""
     daemon.answer(
         200,
@@ -332,10 +332,10 @@ def test_a_reload_says_what_has_changed(daemon: Canned, client: AdminClient) -> 
     ],
     ids=["status", "connections", "kill", "reload"],
 )
-def test_what_is_no_echod_or_another_one_is_told(
+def test_an_answer_of_another_form_is_refused(
     daemon: Canned, client: AdminClient, command: Callable[[AdminClient], str], code: int, content: Any
 ) -> None:
-    """In one line: whatever JSON it answers."""
+    """With one line, whatever JSON it is."""
     daemon.answer(code, content)
     with pytest.raises(Refusal) as caught:
         command(client)
@@ -343,8 +343,8 @@ def test_what_is_no_echod_or_another_one_is_told(
     assert (caught.value.lines, caught.value.exit_code) == ((line,), os.EX_UNAVAILABLE)
 
 
-def test_a_reload_is_waited_for_longer_than_it_may_take() -> None:
-    """A file on a network that has gone is given up after a minute."""
+def test_a_reload_may_take_longer_than_other_requests() -> None:
+    """The daemon gives up on a hanging file after a minute."""
 
     class Patient:
         def ask(self, *_: str, patience: float) -> tuple[int, Any]:
@@ -375,7 +375,7 @@ def test_a_reload_is_waited_for_longer_than_it_may_take() -> None:
     ],
     ids=["status", "connections", "kill", "reload"],
 )
-def test_what_the_daemon_refuses_is_told(  # noqa: PLR0917 - a table
+def test_an_error_of_the_daemon_is_reported(  # noqa: PLR0917 - a table
     daemon: Canned,
     client: AdminClient,
     command: Callable[[AdminClient], str],
@@ -384,7 +384,7 @@ def test_what_the_daemon_refuses_is_told(  # noqa: PLR0917 - a table
     lines: tuple[str, ...],
     exit_code: int,
 ) -> None:
-    """In its words, with the exit code for that."""
+    """With its text, and the exit code for it."""
     daemon.answer(code, content)
     with pytest.raises(Refusal) as caught:
         command(client)

@@ -1,4 +1,4 @@
-"""What people see of the daemon: lines and tables, by what was answered."""
+"""The screen and the table for people, by what the daemon answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGAN = 1700000000.25
 
 @pytest.fixture(autouse=True)
 def now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look two minutes and five seconds after that."""
+    """The time is two minutes and five seconds after that."""
     monkeypatch.setattr(screen, "time", SimpleNamespace(time=lambda: BEGAN + 125))
 
 
@@ -25,7 +25,7 @@ def lines(**changes: Any) -> list[str]:
 
 
 def about(name: str, **changes: Any) -> list[str]:
-    """Return the lines about something: the one that names it, and those below that name nothing."""
+    """Return the line with this name, and the lines without a name below it."""
     found = lines(**changes)
     begin = next(number for number, line in enumerate(found) if line[2:].startswith(f"{name} "))
     end = begin + 1
@@ -34,8 +34,8 @@ def about(name: str, **changes: Any) -> list[str]:
     return found[begin:end]
 
 
-def test_a_screen_is_read_at_a_glance() -> None:
-    """This is all of it, for a daemon that does well."""
+def test_the_screen_of_a_healthy_daemon() -> None:
+    """In full."""
     assert screen.status(status()) == (
         "  echod      0.1.0, running, pid 4711, up 1d 1h\n"
         "  config     /etc/echod/echod.toml, loaded 2m 5s ago\n"
@@ -54,18 +54,18 @@ def test_a_screen_is_read_at_a_glance() -> None:
 
 
 @pytest.mark.parametrize(("state", "mark"), [("running", " "), ("starting", "!"), ("draining", "!")])
-def test_a_state_that_does_not_last_wants_attention(state: str, mark: str) -> None:
-    """It is the first line's."""
+def test_a_state_other_than_running_needs_attention(state: str, mark: str) -> None:
+    """On the first line."""
     assert lines(state=state)[0].startswith(f"{mark} echod      0.1.0, {state},")
 
 
-def test_without_a_file_it_is_the_defaults() -> None:
-    """That are in force."""
+def test_without_a_file_the_configuration_is_the_defaults() -> None:
+    """Instead of a path."""
     assert about("config", config=None) == ["  config     defaults, loaded 2m 5s ago"]
 
 
-def test_a_refused_reload_wants_attention() -> None:
-    """With each line of what was wrong, and none of it obeyed by a terminal."""
+def test_a_refused_reload_needs_attention() -> None:
+    """With each problem, escaped for the terminal."""
     last = {**status()["reload"], "success": False, "errors": ["f:1: wrong", "f:2: \x1b[31m"]}
     assert about("config", reload=last) == [
         "! config     /etc/echod/echod.toml, a reload was refused 2m 5s ago:",
@@ -74,8 +74,8 @@ def test_a_refused_reload_wants_attention() -> None:
     ]
 
 
-def test_a_clock_that_was_set_back_is_no_time_to_come() -> None:
-    """A moment ago, at most."""
+def test_a_clock_that_was_set_back_gives_no_negative_age() -> None:
+    """It is at least 0."""
     last = {**status()["reload"], "timestamp": "2033-11-14T22:13:20.250000Z"}
     assert about("config", reload=last)[0].endswith("loaded 0s ago")
 
@@ -91,15 +91,15 @@ def test_a_clock_that_was_set_back_is_no_time_to_come() -> None:
     ],
     ids=["empty", "not yet", "nearly full", "full", "more than full, by a reload that made it smaller"],
 )
-def test_the_pool_is_a_bar(in_use: int, bar: int, text: str, mark: str) -> None:
-    """As long as its part, and never longer than its frame; nearly full, it wants attention."""
+def test_the_pool_is_shown_as_a_bar(in_use: int, bar: int, text: str, mark: str) -> None:
+    """Never longer than its frame; if nearly full, it needs attention."""
     pool = {"size": 1000, "in_use": in_use, "when_full": "wait"}
     assert about("pool", pool=pool) == [f"{mark} pool       [{'#' * bar}{'.' * (30 - bar)}] {text}"]
     assert about("when full", pool=pool) == ["  when full  the next client waits in the backlog"]
 
 
 def test_each_listener_has_a_line() -> None:
-    """One that pauses wants attention, and so does it if there is none."""
+    """One that is paused needs attention, and so does a daemon without listeners."""
     listeners = [
         {"listener": f"tcp://127.0.0.{number}:7", "state": state, "backlog": 8, "queued": 0}
         for number, state in ((1, "accepting"), (2, "paused"), (3, "retired"), (4, "waiting"))
@@ -114,15 +114,15 @@ def test_each_listener_has_a_line() -> None:
 
 
 def test_what_the_kernel_does_not_tell_is_a_question_mark() -> None:
-    """As in a sandbox: the rest of the screen is there."""
+    """As in a sandbox; everything else is shown."""
     listeners = [{"listener": "tcp://[::]:7007", "state": "accepting", "backlog": None, "queued": None}]
     assert about("listeners", listeners=listeners) == ["  listeners  tcp://[::]:7007 accepting, ? of ? in the backlog"]
     (_, cells) = screen.connections([row(pending=None, tcp=None)]).splitlines()
     assert cells.split() == ["1", "192.0.2.1:40000", "1m", "1s", "0s", "1.5", "kB", "?", "open", "?", "?"]
 
 
-def test_who_was_refused_last_is_named() -> None:
-    """Below the sums by reason; not all that the answer has."""
+def test_the_last_rejected_clients_are_shown() -> None:
+    """Below the totals by reason, up to a few."""
     rejections = [
         {
             "timestamp": f"2023-11-14T22:15:{second:02}.250000Z",
@@ -139,13 +139,13 @@ def test_who_was_refused_last_is_named() -> None:
     assert rest == ["             192.0.2.1:9 denied, 5s ago"] * 4
 
 
-def test_without_connections_there_is_no_source() -> None:
-    """Which is a word, and not the end of the line."""
+def test_without_connections_the_sources_are_none() -> None:
+    """As a word."""
     assert about("sources", sources=[]) == ["  sources    none"]
 
 
-def test_what_was_lost_wants_attention() -> None:
-    """Time without accepting, and lines of the log."""
+def test_losses_need_attention() -> None:
+    """Time without accepting, and dropped log lines."""
     assert about("paused", accept_paused_seconds=0.1) == [
         "! paused     100.0 ms without accepting, for lack of descriptors or memory"
     ]
@@ -153,7 +153,7 @@ def test_what_was_lost_wants_attention() -> None:
 
 
 def test_connections_are_a_table() -> None:
-    """Numbers to the right, so that they can be compared; as wide as it has to be."""
+    """Numbers are aligned to the right."""
     rows = [
         row(),
         row(
@@ -174,8 +174,8 @@ def test_connections_are_a_table() -> None:
     )
 
 
-def test_without_connections_the_table_is_its_head() -> None:
-    """It says what there would be."""
+def test_without_connections_the_table_has_only_its_head() -> None:
+    """It shows the columns."""
     assert screen.connections([]) == "ID  CLIENT  AGE  IDLE  BYTES  PENDING  STATE  RTT  RETRANS\n"
 
 
@@ -195,7 +195,7 @@ def test_without_connections_the_table_is_its_head() -> None:
     ],
 )
 def test_bytes_have_a_unit(number: float, text: str) -> None:
-    """The largest of which there is at least one."""
+    """The largest that gives at least 1."""
     assert screen.size(number) == text
 
 
@@ -213,8 +213,8 @@ def test_bytes_have_a_unit(number: float, text: str) -> None:
         (1e8, "1157d 9h"),
     ],
 )
-def test_a_time_has_its_two_largest_units(seconds: float, text: str) -> None:
-    """More is more than anyone reads."""
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    """That is precise enough for people."""
     assert screen.span(seconds) == text
 
 
@@ -222,6 +222,6 @@ def test_a_time_has_its_two_largest_units(seconds: float, text: str) -> None:
     ("seconds", "text"),
     [(0, "0 µs"), (0.0000004, "0 µs"), (0.00025, "250 µs"), (0.001, "1.0 ms"), (0.25, "250.0 ms"), (2.5, "2.5 s")],
 )
-def test_a_short_time_is_fine(seconds: float, text: str) -> None:
-    """Such as a round trip."""
+def test_a_short_duration_has_a_small_unit(seconds: float, text: str) -> None:
+    """Such as a round-trip time."""
     assert screen.fine(seconds) == text

@@ -1,4 +1,4 @@
-"""Where the admin socket is, for the daemon and for the commands."""
+"""The path of the admin socket, for the daemon and for the commands."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def file(tmp_path: Path) -> Path:
     ],
     ids=["service", "service with two directories", "session", "an empty name", "neither"],
 )
-def test_auto_is_a_directory_of_this_run(environ: dict[str, str], where: Path | None) -> None:
-    """That of the service, or else of the user; without either, there is no socket."""
+def test_auto_is_in_the_runtime_directory(environ: dict[str, str], where: Path | None) -> None:
+    """That of the service, else that of the user; without either, there is no socket."""
     assert admin_socket.of_daemon("auto", environ) == where
 
 
-def test_a_path_is_taken_as_it_is() -> None:
-    """Whatever the environment; and "off" is nowhere."""
+def test_a_path_is_used_as_it_is() -> None:
+    """Whatever the environment; "off" means no socket."""
     environ = {"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}
     assert admin_socket.of_daemon("/a/b.sock", environ) == Path("/a/b.sock")
     assert admin_socket.of_daemon("off", environ) is None
@@ -46,28 +46,28 @@ def test_a_path_is_taken_as_it_is() -> None:
 
 
 def paths(setting: str, environ: dict[str, str]) -> list[Path]:
-    """Return where a daemon is looked for if a flag has this value."""
+    """Return the paths that a command tries if a flag has this value."""
     found, trouble = admin_socket.candidates(None, {"admin.socket": setting}, environ)
     assert trouble is None
     return found
 
 
-def test_a_path_that_is_named_is_the_only_one() -> None:
+def test_a_command_tries_only_the_path_that_is_set() -> None:
     """Whatever the environment; with "off" there is none."""
     environ = {"RUNTIME_DIRECTORY": str(RUNTIME), "XDG_RUNTIME_DIR": str(XDG)}
     assert paths("/a/b.sock", environ) == [Path("/a/b.sock")]
     assert paths("off", environ) == []
 
 
-def test_auto_is_the_socket_of_the_user_or_of_the_system() -> None:
-    """In this order, each once."""
+def test_with_auto_a_command_tries_the_users_socket_then_the_systems() -> None:
+    """Each once."""
     assert paths("auto", {"XDG_RUNTIME_DIR": str(XDG)}) == [XDG / "echod" / "admin.sock", SYSTEM]
     assert paths("auto", {"RUNTIME_DIRECTORY": "/run/echod"}) == [SYSTEM]
     assert paths("auto", {}) == [SYSTEM]
 
 
-def test_the_default_file_may_be_newer_than_the_daemon(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the daemon may be where "auto" has it; with -c, the daemon of that file is meant."""
+def test_a_command_also_tries_auto_if_the_default_file_has_changed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon may have started with another file. With -c, the daemon of that file is meant."""
     monkeypatch.setattr(config, "DEFAULT_FILE", file)
     file.write_text("[admin]\nsocket = '/file.sock'")
     assert admin_socket.candidates(None, {}, {}).paths == [Path("/file.sock"), SYSTEM]
@@ -81,7 +81,7 @@ def test_the_default_file_may_be_newer_than_the_daemon(file: Path, monkeypatch: 
 
 
 def path_by(file: Path, text: str, flags: dict[str, str] | None = None, environ: dict[str, str] | None = None) -> Path:
-    """Return the one path that this file and the others give."""
+    """Return the only path, given this file, these flags and variables."""
     file.write_text(text)
     found, trouble = admin_socket.candidates(file, flags or {}, environ or {})
     assert trouble is None
@@ -89,7 +89,7 @@ def path_by(file: Path, text: str, flags: dict[str, str] | None = None, environ:
     return path
 
 
-def test_the_path_comes_from_where_every_setting_does(file: Path) -> None:
+def test_the_path_has_the_precedence_of_every_setting(file: Path) -> None:
     """Flag, variable, file, default."""
     text = "[admin]\nsocket = '/file.sock'"
     variable, flag = {"ECHOD_ADMIN__SOCKET": "/variable.sock"}, {"admin.socket": "/flag.sock"}
@@ -100,15 +100,15 @@ def test_the_path_comes_from_where_every_setting_does(file: Path) -> None:
     assert path_by(file, "") == SYSTEM
 
 
-def test_the_path_is_found_whatever_else_is_wrong(file: Path) -> None:
-    """The daemon may run on what was right when it started."""
+def test_the_path_is_found_although_other_settings_are_invalid(file: Path) -> None:
+    """The daemon may run with the values that it started with."""
     text = "[pool]\nsize = 0\nsise = 1\n[admin]\nsocket = '/file.sock'\nnonsense = 1\nhttp = 'x'"
     assert path_by(file, text, {"listen.port": "x"}) == Path("/file.sock")
     assert path_by(file, "admin = 7") == SYSTEM
 
 
-def test_a_wrong_path_is_the_only_problem_reported(file: Path) -> None:
-    """The other settings are the daemon's business."""
+def test_only_the_path_is_validated(file: Path) -> None:
+    """A command reports no problem of another setting."""
     file.write_text("[pool]\nsize = 0\n[admin]\nsocket = 'a.sock'")
     with pytest.raises(Refusal) as caught:
         admin_socket.candidates(file, {}, {})
@@ -116,8 +116,8 @@ def test_a_wrong_path_is_the_only_problem_reported(file: Path) -> None:
     assert line.startswith(f"{file}:4: admin.socket: must be ")
 
 
-def test_a_file_that_can_not_be_read_comes_with_the_default_path(file: Path) -> None:
-    """A daemon may answer there; if none does, the file explains it. With a flag, the file does not matter."""
+def test_without_a_readable_file_the_default_path_is_tried(file: Path) -> None:
+    """The refusal is kept for the case that no daemon answers. With a flag, the file does not matter."""
     file.write_text("nonsense")
     for _ in ("no TOML", "not there"):
         found, trouble = admin_socket.candidates(file, {}, {})

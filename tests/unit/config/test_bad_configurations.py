@@ -1,4 +1,4 @@
-"""What an operator sees who got it wrong: one table, through the command that checks."""
+"""What an operator sees for an invalid configuration: one table, through `echod check`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Bad(NamedTuple):
-    """A configuration and what is said of it, with FILE for the path; a `re.Pattern` stands for a long line."""
+    """A configuration and the lines it is refused with, with FILE for the path; a `re.Pattern` matches a line."""
 
     text: str | bytes | Callable[[Path], None]
     lines: list[str | re.Pattern[str]]
@@ -27,17 +27,17 @@ class Bad(NamedTuple):
 
 
 def wrong(text: str, *lines: str) -> Bad:
-    """Return a file's text and what is said of it."""
+    """Return a file's text and the lines it is refused with."""
     return Bad(text, list(lines))
 
 
 def flag(name: str, text: str, *problems: str) -> Bad:
-    """Return an empty file with a flag, and what is said of its value."""
+    """Return an empty file with a flag, and what its value is refused with."""
     return Bad("", [f"--{name}: {name}: {problem}" for problem in problems], flags=(f"--{name}={text}",))
 
 
 def variable(name: str, text: str, *problems: str) -> Bad:
-    """Return an empty file with a variable, and what is said of its value."""
+    """Return an empty file with a variable, and what its value is refused with."""
     section, key = name.upper().split(".")
     called = f"ECHOD_{section}__{key}"
     return Bad("", [f"{called}: {name}: {problem}" for problem in problems], variables={called: text})
@@ -77,7 +77,7 @@ LEVEL = 'must be "debug" or "info" or "warning" or "error", got'
 SOCKET = 'must be a path that begins with "/", or "auto" or "off"; got'
 
 TABLE: dict[str, Bad] = {
-    # No TOML
+    # Not TOML
     "no value": wrong("[pool]\nsize =\n", "FILE:2: Invalid value (column 7)"),
     "no value at the end": wrong("[pool]\nsize =", "FILE:2: Invalid value (at the end of the file)"),
     "only a word": wrong("pool", "FILE:1: Expected '=' after a key in a key/value pair (at the end of the file)"),
@@ -119,7 +119,7 @@ TABLE: dict[str, Bad] = {
     "a NUL byte in a string": wrong("[log]\nlevel = 'in\0fo'", "FILE:2: Found invalid character '\\x00' (column 12)"),
     "only NUL bytes": Bad(bytes(4096), ["FILE:1: Invalid statement (column 1)"]),
     "a digit of another script": wrong("[pool]\nsize = ٣", "FILE:2: Invalid value (column 8)"),
-    # No text, or far too much of it
+    # Not text, or far too large
     "Latin 1": Bad(b"# caf\xe9\n", ["FILE:1: not UTF-8: byte 0xe9"]),
     "UTF-16": Bad("[pool]\nsize = 1\n".encode("utf-16"), ["FILE:1: not UTF-8: byte 0xff"]),
     "UTF-16 without a mark": Bad(
@@ -268,7 +268,7 @@ TABLE: dict[str, Bad] = {
         f"[admin]\nsocket = '/{'x' * 107}'", "FILE:2: admin.socket: must be at most 107 bytes long (unix(7)), got 108"
     ),
     "a port alone": wrong("[admin]\nhttp = ':9107'", f'FILE:2: admin.http: {HTTP_ADDRESS} ":9107"'),
-    # Values that do not go together, here or anywhere
+    # Values that are impossible together, or on this machine
     "an address twice": wrong(
         "[listen]\nhost = ['::1', '0::1']", 'FILE:2: listen.host: must name each address once, got "0::1" twice'
     ),
@@ -298,7 +298,7 @@ TABLE: dict[str, Bad] = {
         ),
         "FILE:4: access.deny: covers every address: nobody could connect",
     ),
-    # Other sources
+    # Flags and variables
     "a flag that is no number": flag("pool.size", "ten", f'{NUMBER} "ten"'),
     "an empty flag": flag("listen.port", "", f'{NUMBER} ""'),
     "a flag with an empty item": flag("listen.host", "::1,", f'{HOST} ""'),
@@ -341,7 +341,7 @@ TABLE: dict[str, Bad] = {
 
 @pytest.fixture
 def nobody() -> Iterator[None]:
-    """A user whom permissions concern: root reads everything."""
+    """An effective user that file permissions apply to: root may read everything."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -351,7 +351,7 @@ def nobody() -> Iterator[None]:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without configuration, which allows 4096 descriptors."""
+    """A path on a machine without configuration, where a process may have 4096 descriptors."""
     for name in os.environ:
         if name.startswith("ECHOD_"):
             monkeypatch.delenv(name)
@@ -360,20 +360,20 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "echod.toml"
 
 
-def test_the_table_is_long() -> None:
-    """Who takes rows out of it has to say so here."""
+def test_no_row_got_lost() -> None:
+    """Whoever removes rows has to change this number."""
     assert len(TABLE) >= 125
 
 
 @pytest.mark.parametrize("bad", TABLE.values(), ids=TABLE)
-def test_a_bad_configuration_is_refused_in_words(
+def test_an_invalid_configuration_is_refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
     file: Path,
     bad: Bad,
 ) -> None:
-    """An exit code for scripts, a line for each problem, beginning with its place; no traceback, nothing on stdout."""
+    """With an exit code, and a line for each problem that begins with its origin; no traceback, nothing on stdout."""
     if callable(bad.text):
         bad.text(file)
     else:

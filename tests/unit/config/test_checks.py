@@ -1,4 +1,4 @@
-"""Values that are right by themselves, and wrong on this machine or together."""
+"""Values that are valid by themselves, and wrong on this machine or together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the default file would be: this machine may have one."""
+    """The path of the default file, in a directory of the test: this machine may have one."""
     path = tmp_path / "etc" / "echod.toml"
     monkeypatch.setattr(config, "DEFAULT_FILE", path)
     return path
@@ -54,8 +54,8 @@ def problems(
     return [line.replace(str(file), "FILE") for line in caught.value.lines]
 
 
-def test_variables_that_name_no_setting_are_warned_of() -> None:
-    """They may be meant for another version: a warning, no error."""
+def test_an_unknown_variable_gives_a_warning() -> None:
+    """Not an error: another version may know it."""
     environ = {
         "ECHOD_ZZZ": "1",
         "ECHOD_POOL_SIZE": "1",
@@ -74,8 +74,8 @@ def test_variables_that_name_no_setting_are_warned_of() -> None:
     assert loaded.settings == load(environ={"ECHOD_POOL__SIZE": "1"}).settings
 
 
-def test_a_variable_in_the_wrong_case_names_the_right_one() -> None:
-    """The names of variables have a case; the hint has none."""
+def test_a_variable_in_lower_case_gives_a_hint() -> None:
+    """Names of variables are case-sensitive; the search for the nearest is not."""
     assert list(checks.unknown_variables({"ECHOD_pool__size": "1"})) == [
         "ECHOD_pool__size: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?"
     ]
@@ -92,10 +92,10 @@ def test_a_variable_in_the_wrong_case_names_the_right_one() -> None:
         (float("inf"), "backlog = 2147483647", False),
     ],
 )
-def test_a_backlog_above_the_kernels_cap_is_warned_of(
+def test_a_backlog_above_the_kernels_cap_gives_a_warning(
     monkeypatch: pytest.MonkeyPatch, file: Path, most: float, text: str, *, warned: bool
 ) -> None:
-    """But not the default, which nobody has asked for."""
+    """But not the default, which nobody has set."""
     monkeypatch.setattr(checks, "_somaxconn", lambda: most)
     loaded = load(file, f"[listen]\n{text}")
     assert loaded.warnings == [
@@ -103,8 +103,8 @@ def test_a_backlog_above_the_kernels_cap_is_warned_of(
     ] * int(warned)
 
 
-def test_the_kernels_cap_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where it can't be read, in a sandbox, nothing is known of it."""
+def test_the_kernels_cap_is_read_from_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where it can't be read, as in a sandbox, there is no cap."""
     assert checks._somaxconn() == int(Path("/proc/sys/net/core/somaxconn").read_text())
     monkeypatch.setattr(checks, "_SOMAXCONN", tmp_path / "missing")
     assert checks._somaxconn() == float("inf")
@@ -127,13 +127,13 @@ def test_the_kernels_cap_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch
         ("idle = 'off'\nwrite = '1h'", None),
     ],
 )
-def test_a_write_timeout_above_the_idle_timeout_is_warned_of(file: Path, text: str, warning: str | None) -> None:
-    """It never ends a connection; who leaves it at its default has made no mistake."""
+def test_a_write_timeout_above_the_idle_timeout_gives_a_warning(file: Path, text: str, warning: str | None) -> None:
+    """It never applies. The default gives none: nobody has set it."""
     assert load(file, f"[timeouts]\n{text}").warnings == ([f"{file}:{warning}"] if warning else [])
 
 
-def test_an_allowed_network_that_is_denied_is_warned_of(file: Path) -> None:
-    """Each where it stands; what is denied in part has an effect."""
+def test_an_allowed_network_that_is_denied_gives_a_warning(file: Path) -> None:
+    """With its own line in the file; a network that is denied in part gives none."""
     text = (
         '[access]\nallow = [\n"10.0.0.0/8",\n"192.0.2.0/24",\n"2001:db8::/32",\n"10.1.0.0/16", "::1"]\n'
         'deny = ["10.0.0.0/9", "10.128.0.0/9", "192.0.2.0/25", "::/16"]'
@@ -153,10 +153,10 @@ def test_an_allowed_network_that_is_denied_is_warned_of(file: Path) -> None:
     [("[pool]\nsize = 905", 905, "FILE:2"), ("[pool]\nwhen_full = 'wait'", 1024, "default")],
     ids=["from the file", "by default"],
 )
-def test_a_pool_above_the_hard_limit_is_refused_with_both_numbers(
+def test_a_pool_above_the_hard_limit_is_refused(
     monkeypatch: pytest.MonkeyPatch, file: Path, text: str, size: int, where: str
 ) -> None:
-    """At start, and not when the descriptors have run out."""
+    """At start, with both numbers, and not when the descriptors have run out."""
     monkeypatch.setattr(limits, "hard_limit", lambda: 1000)
     assert problems(file, text) == [
         (
@@ -177,8 +177,8 @@ def test_a_pool_above_the_hard_limit_is_refused_with_both_numbers(
         ("deny = '0.0.0.0/0'\nallow = '0.0.0.0/0'", "all of access.allow", 2),
     ],
 )
-def test_a_configuration_that_lets_nobody_in_is_refused(file: Path, text: str, what: str, line: int) -> None:
-    """It is no echo daemon then; who wants none stops it."""
+def test_a_configuration_that_denies_everyone_is_refused(file: Path, text: str, what: str, line: int) -> None:
+    """A daemon that nobody can connect to is a mistake."""
     assert problems(file, f"[access]\n{text}") == [
         f"FILE:{line}: access.deny: covers {what}: nobody could connect",
     ]
@@ -193,13 +193,13 @@ def test_a_configuration_that_lets_nobody_in_is_refused(file: Path, text: str, w
         "allow = '10.0.0.0/8'\ndeny = '10.0.0.0/9'",
     ],
 )
-def test_a_configuration_that_lets_somebody_in_is_not(file: Path, text: str) -> None:
-    """To deny all of one version is a way to serve the other."""
+def test_a_configuration_that_denies_one_version_of_ip_is_valid(file: Path, text: str) -> None:
+    """The other one is served."""
     assert load(file, f"[access]\n{text}").warnings == []
 
 
-def test_an_interface_that_does_not_exist_is_refused_where_it_stands(file: Path) -> None:
-    """The kernel would take no such address, at the worst time: at start."""
+def test_an_interface_that_does_not_exist_is_refused(file: Path) -> None:
+    """With the line of its address; the kernel would refuse it only when the daemon binds."""
     text = "[listen]\nhost = [\n'::1',\n'fe80::1%lo',\n'fe80::1%nope0',\n'fe80::2%nope1']"
     assert problems(file, text) == [
         'FILE:5: listen.host: this machine has no interface "nope0"',
@@ -210,7 +210,7 @@ def test_an_interface_that_does_not_exist_is_refused_where_it_stands(file: Path)
 
 @pytest.mark.parametrize("number", ["0", "99999999", "99999999999999"])
 def test_the_number_of_an_interface_that_does_not_exist_is_refused(number: str) -> None:
-    """It is as good as a name, and as bad."""
+    """An interface has a name and a number."""
     assert problems(flags={"listen.host": f"fe80::1%{number}"})
 
 
@@ -235,10 +235,10 @@ def test_the_number_of_an_interface_that_does_not_exist_is_refused(number: str) 
         ),
     ],
 )
-def test_rules_that_let_nobody_in_are_refused_by_what_is_listened_on(
+def test_rules_that_deny_every_client_of_the_listeners_are_refused(
     file: Path, host: str, access: str, line: str
 ) -> None:
-    """A network of the other version of IP lets nobody in; with both, it does."""
+    """A network of the other version of IP admits nobody; with listeners of both versions, it does."""
     assert problems(file, f"[listen]\nhost = '{host}'\n[access]\n{access}") == [f"{line}: nobody could connect"]
     load(file, f"[listen]\nhost = ['127.0.0.1', '::1']\n[access]\n{access}")
 
@@ -252,8 +252,8 @@ def test_rules_that_let_nobody_in_are_refused_by_what_is_listened_on(
         ("'::1'", "[::]", "::1"),
     ],
 )
-def test_one_port_for_both_is_refused(file: Path, host: str, http: str, on: str) -> None:
-    """As far as the addresses overlap."""
+def test_admin_http_on_the_port_of_a_listener_is_refused(file: Path, host: str, http: str, on: str) -> None:
+    """If the addresses overlap."""
     text = f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}:7007'"
     line = f"FILE:4: admin.http: port 7007 is also listen.port, on {on}: change one of them"
     assert problems(file, text) == [line]
@@ -263,13 +263,13 @@ def test_one_port_for_both_is_refused(file: Path, host: str, http: str, on: str)
     ("host", "http"),
     [("'*'", "127.0.0.1:7008"), ("['127.0.0.2', '::1']", "127.0.0.1:7007"), ("'127.0.0.1'", "[::]:7007")],
 )
-def test_addresses_that_do_not_overlap_may_have_one_port(file: Path, host: str, http: str) -> None:
-    """And on any, another port will do."""
+def test_addresses_that_do_not_overlap_may_share_a_port(file: Path, host: str, http: str) -> None:
+    """And any addresses may have different ports."""
     load(file, f"[listen]\nhost = {host}\n[admin]\nhttp = '{http}'")
 
 
-def test_what_this_machine_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    """Whatever the number of problems, one look shows them; warnings wait until there is none."""
+def test_all_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """Warnings come only with a valid configuration."""
     monkeypatch.setattr(limits, "hard_limit", lambda: 1000)
     text = "[access]\ndeny = ['0.0.0.0/0', '::/0']\n[pool]\nsize = 5000\n[listen]\nhost = 'fe80::1%nope0'"
     assert [line.partition(":")[0] for line in problems(file, text)] == ["FILE"] * 3
@@ -277,8 +277,8 @@ def test_what_this_machine_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("hard", [1000, None])
-def test_a_pool_may_take_all_of_the_hard_limit(monkeypatch: pytest.MonkeyPatch, file: Path, hard: int | None) -> None:
-    """The reserve is within what a pool needs; and there may be no limit."""
+def test_a_pool_may_need_exactly_the_hard_limit(monkeypatch: pytest.MonkeyPatch, file: Path, hard: int | None) -> None:
+    """The reserve is part of what a pool needs; there may be no limit."""
     monkeypatch.setattr(limits, "hard_limit", lambda: hard)
     size = 1000 - limits.RESERVE
     assert load(file, f"[pool]\nsize = {size}").settings.pool.size == size

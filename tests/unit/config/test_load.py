@@ -1,3 +1,5 @@
+"""From flags, variables and a file to the settings in force."""
+
 from __future__ import annotations
 
 import json
@@ -27,7 +29,7 @@ CONTRACT: dict[str, dict[str, object]] = {
     "log": {"level": "info", "format": "auto", "connections": "all", "queue": 65536},
     "admin": {"socket": "auto", "http": "off"},
 }
-"""What users were promised: names and defaults."""
+"""The names and defaults that users rely on."""
 
 SETTINGS = list(declared())
 
@@ -39,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the default file would be: this machine may have one."""
+    """The path of the default file, in a directory of the test: this machine may have one."""
     path = tmp_path / "etc" / "echod.toml"
     monkeypatch.setattr(config, "DEFAULT_FILE", path)
     return path
@@ -69,18 +71,18 @@ def problems(
     return [line.replace(str(file), "FILE") for line in caught.value.lines]
 
 
-# What is declared
+# Declarations
 
 
 def test_the_declared_settings_are_those_of_the_contract() -> None:
-    """No key was forgotten, none has another name."""
+    """By name and in order."""
     assert [setting.name for setting in SETTINGS] == [
         f"{section}.{key}" for section, keys in CONTRACT.items() for key in keys
     ]
 
 
 def test_the_example_file_holds_each_setting_with_its_default(file: Path) -> None:
-    """Whoever starts from it starts from the defaults, as the contract has them and as the program has them."""
+    """The defaults of the contract, of the file and of the program are the same."""
     assert tomllib.loads(EXAMPLE.read_text()) == CONTRACT
     loaded = load(EXAMPLE)
     assert (loaded.settings, loaded.file, loaded.warnings) == (load().settings, EXAMPLE, [])
@@ -89,15 +91,15 @@ def test_the_example_file_holds_each_setting_with_its_default(file: Path) -> Non
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_a_declared_setting_has_a_description_and_a_valid_default(setting: Setting) -> None:
-    """Pydantic checks no defaults; the description is what `--help` says."""
+    """Pydantic does not validate defaults; `--help` shows the description."""
     assert setting.field.description
     settings = config.load(None, {setting.name: _as_text(setting.default)}, {}).settings
     assert setting.of(settings) == setting.of(load().settings)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_what_help_says_of_a_setting_follows_from_its_declaration(setting: Setting) -> None:
-    """Its form has a word, and the word's bounds are those that are checked."""
+def test_the_bounds_that_help_shows_are_enforced(setting: Setting) -> None:
+    """And each form has a word for help texts."""
     assert setting.form.word
     for bound, beyond in (("minimum", -1), ("maximum", 1)):
         limit = setting.bounds.get(bound)
@@ -108,13 +110,13 @@ def test_what_help_says_of_a_setting_follows_from_its_declaration(setting: Setti
 
 
 def test_only_what_is_bound_at_start_needs_a_restart() -> None:
-    """Everything else a reload changes."""
+    """A reload changes every other setting."""
     fixed = [setting.name for setting in SETTINGS if not setting.live]
     assert fixed == ["listen.backlog", "listen.reuse_port", "admin.socket", "admin.http"]
 
 
-def test_settings_do_not_change() -> None:
-    """A reload builds others, and whoever holds the old ones keeps them whole."""
+def test_settings_are_immutable() -> None:
+    """A reload builds a new object."""
     settings = load().settings
     with pytest.raises(ValidationError):
         settings.pool.size = 1
@@ -122,7 +124,7 @@ def test_settings_do_not_change() -> None:
         settings.pool = settings.pool
 
 
-# Where values come from
+# Layers
 
 
 def _toml(value: Any) -> str:
@@ -130,7 +132,7 @@ def _toml(value: Any) -> str:
 
 
 def _as_text(literal: str) -> str:
-    """Return what a flag says for a value of the file: bare, a list with commas."""
+    """Return a value of the file as the text of a flag: without quotes, a list with commas."""
     value = json.loads(literal)
     return ",".join(value) if value and isinstance(value, list) else value if isinstance(value, str) else literal
 
@@ -149,12 +151,12 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
 
 
 def _samples(setting: Setting) -> tuple[Any, Any]:
-    """Return two values that follow from the declaration, so that a new setting is tested with the others."""
+    """Return two values that follow from the declaration, so that a new setting is tested like the others."""
     return SAMPLES.get(setting.form.word) or (setting.form.schema["enum"][0], setting.form.schema["enum"][-1])
 
 
 def in_force(setting: Setting, file: Path, sources: Mapping[str, Any]) -> tuple[object, str]:
-    """Return the value in force and where it stands, given the values of some sources."""
+    """Return the value in force and its origin, given the values of some layers."""
     file.write_text(f"[{setting.section}]\n{setting.key} = {_toml(sources['file'])}\n" if "file" in sources else "")
     flags = {setting.name: _as_text(_toml(sources["flag"]))} if "flag" in sources else {}
     environ = {setting.variable: _as_text(_toml(sources["variable"]))} if "variable" in sources else {}
@@ -164,7 +166,7 @@ def in_force(setting: Setting, file: Path, sources: Mapping[str, Any]) -> tuple[
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(setting: Setting, file: Path) -> None:
-    """Of each setting, the value in force is that of the highest source, and so is its place."""
+    """For each setting, the value in force and its origin are those of the highest layer."""
     default = setting.of(load().settings)
     assert in_force(setting, file, {}) == (default, "default")
     places = {"flag": f"--{setting.name}", "variable": setting.variable, "file": f"{file}:2"}
@@ -188,28 +190,28 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(setting: Set
 
 
 @pytest.mark.parametrize("text", ["true", "True", "TRUE"])
-def test_a_flag_says_true_or_false_in_any_case(text: str) -> None:
-    """Shells and people differ."""
+def test_true_and_false_in_a_flag_may_have_any_case(text: str) -> None:
+    """Python and shells write them differently."""
     assert load(flags={"listen.reuse_port": text}).settings.listen.reuse_port is True
 
 
 @pytest.mark.parametrize("text", ["1", "yes", "on", ""])
-def test_a_flag_takes_nothing_else_for_true(text: str) -> None:
-    """As in the file, there is one way to say it."""
+def test_no_other_word_in_a_flag_is_a_boolean(text: str) -> None:
+    """As in the file."""
     assert problems(flags={"listen.reuse_port": text}) == [
         f'--listen.reuse_port: listen.reuse_port: must be true or false, got "{text}"'
     ]
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1,::1", " 127.0.0.1 , ::1 "])
-def test_a_variable_holds_a_list_with_commas(text: str) -> None:
-    """Space around them does not matter."""
+def test_commas_separate_the_items_of_a_list_in_a_variable(text: str) -> None:
+    """Space around them is ignored."""
     assert load(environ={"ECHOD_LISTEN__HOST": text}).settings.listen.host == ("127.0.0.1", "::1")
 
 
 @pytest.mark.parametrize("text", ['["127.0.0.1","::1"]', '[ "127.0.0.1", "::1" ]'])
-def test_a_flag_or_a_variable_holds_a_list_in_json(text: str) -> None:
-    """As the file has it: who copies it from there is understood."""
+def test_a_list_in_a_flag_or_a_variable_may_be_json(text: str) -> None:
+    """As it is written in the file, so that it can be copied from there."""
     for loaded in (load(flags={"listen.host": text}), load(environ={"ECHOD_LISTEN__HOST": text})):
         assert loaded.settings.listen.host == ("127.0.0.1", "::1")
 
@@ -223,20 +225,20 @@ def test_a_flag_or_a_variable_holds_a_list_in_json(text: str) -> None:
         ('["::1"]]', r'"[\"::1\"]]"'),
     ],
 )
-def test_a_list_that_is_no_json_is_shown_as_it_came(text: str, got: str) -> None:
-    """The brackets are what is wrong with it."""
+def test_a_list_that_is_not_json_is_shown_unchanged(text: str, got: str) -> None:
+    """Its brackets are the problem."""
     assert problems(flags={"listen.host": text}) == [
         f'--listen.host: listen.host: must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {got}'
     ]
 
 
-def test_a_list_nested_without_end_is_refused() -> None:
-    """As it is in the file."""
+def test_a_list_nested_too_deeply_is_refused() -> None:
+    """As in the file."""
     assert problems(flags={"access.allow": "[" * 100_000})
 
 
-def test_an_empty_list_is_written_as_one() -> None:
-    """So that a flag can take back what the file allows; a variable that somebody forgot to set lets nobody in."""
+def test_an_empty_list_is_written_with_brackets() -> None:
+    """So that a flag can override the list of the file. An empty variable was probably not set, and is refused."""
     environ = {"ECHOD_ACCESS__ALLOW": "10.0.0.0/8"}
     assert load(flags={"access.allow": "[]"}, environ=environ).settings.access.allow == ()
     assert problems(environ={"ECHOD_ACCESS__ALLOW": ""}) == [
@@ -244,8 +246,8 @@ def test_an_empty_list_is_written_as_one() -> None:
     ]
 
 
-def test_sources_meet_within_a_section(file: Path) -> None:
-    """A flag for one key leaves the others of its section to the file."""
+def test_layers_are_merged_within_a_section(file: Path) -> None:
+    """A flag for one key leaves the other keys of its section to the file."""
     listen = load(
         file,
         "[listen]\nport = 1\nbacklog = 2\nhost = '::1'",
@@ -255,11 +257,11 @@ def test_sources_meet_within_a_section(file: Path) -> None:
     assert (listen.port, listen.backlog, listen.host, listen.reuse_port) == (11, 12, ("::1",), False)
 
 
-# Which file
+# The choice of the file
 
 
 def test_the_named_file_wins_over_the_variable_over_the_default_file(file: Path, default_file: Path) -> None:
-    """Only one file is read; without any, the defaults alone are in force."""
+    """Only one file is read; without a file, the defaults are in force."""
     default_file.parent.mkdir()
     in_variable = file.with_name("variable.toml")
     for number, path in enumerate((file, in_variable, default_file), 1):
@@ -275,7 +277,7 @@ def test_the_named_file_wins_over_the_variable_over_the_default_file(file: Path,
 
 
 def test_without_any_file_the_defaults_are_in_force(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if what should be the directory of the default file is none."""
+    """Also if the directory of the default file is not a directory."""
     loaded = load()
     assert (loaded.settings, loaded.file, loaded.warnings) == (Settings(sources=[]), None, [])  # type: ignore[call-arg]
     file.touch()
@@ -283,10 +285,10 @@ def test_without_any_file_the_defaults_are_in_force(file: Path, monkeypatch: pyt
     assert load().file is None
 
 
-def test_a_default_file_that_is_there_and_cannot_be_read_is_refused(
+def test_a_default_file_that_cannot_be_read_is_refused(
     file: Path, default_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To serve by the defaults instead could open what the file closes."""
+    """To serve with the defaults instead could admit clients that the file denies."""
     default_file.parent.mkdir()
     default_file.mkdir()
     file.symlink_to(file)
@@ -298,8 +300,8 @@ def test_a_default_file_that_is_there_and_cannot_be_read_is_refused(
         assert caught.value.exit_code == os.EX_NOINPUT
 
 
-def test_a_file_that_was_named_and_is_not_there_is_refused(file: Path) -> None:
-    """By flag or by variable: whoever names a file wants it."""
+def test_a_missing_file_that_was_named_is_refused(file: Path) -> None:
+    """By flag or by variable."""
     for named, environ in ((file, {}), (None, {"ECHOD_CONFIG": str(file)})):
         with pytest.raises(Refusal) as caught:
             load(named, environ=environ)
@@ -307,7 +309,7 @@ def test_a_file_that_was_named_and_is_not_there_is_refused(file: Path) -> None:
         assert caught.value.exit_code == os.EX_NOINPUT
 
 
-# What is wrong
+# Problems
 
 
 @pytest.mark.parametrize(
@@ -353,19 +355,19 @@ def test_a_file_that_was_named_and_is_not_there_is_refused(file: Path) -> None:
         ("[access]\nper_source = -1", "FILE:2: access.per_source: must be at least 0, got -1"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_line_and_what_it_must_be(file: Path, text: str, line: str) -> None:
-    """One line for one problem: where, which setting, what it must be, what it is."""
+def test_an_invalid_value_gives_one_line(file: Path, text: str, line: str) -> None:
+    """The origin, the setting, what it must be, and what it is."""
     assert problems(file, text) == [line]
 
 
-def test_an_integer_of_any_size_is_out_of_bounds(file: Path) -> None:
-    """TOML writes it in hexadecimal."""
+def test_a_huge_integer_is_out_of_bounds(file: Path) -> None:
+    """TOML can write it in hexadecimal."""
     (line,) = problems(file, f"[pool]\nsize = 0x{'f' * 5000}")
     assert line.startswith("FILE:2: pool.size: must be at most 1000000, got 0x")
 
 
 def test_each_item_of_a_list_has_its_own_line(file: Path) -> None:
-    """Of a hundred networks, the wrong ones are found without counting; and each is told what it must be."""
+    """An invalid network among a hundred is found without counting."""
     text = '[access]\nallow = [\n"10.0.0.0/8",\n"10.0.0.0/33", # why\n\n7, "10.1.0.0/8"]\n[listen]\nhost = ["::1",\n1]'
     assert problems(file, text) == [
         'FILE:4: access.allow: must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got "10.0.0.0/33"',
@@ -375,23 +377,23 @@ def test_each_item_of_a_list_has_its_own_line(file: Path) -> None:
     ]
 
 
-def test_items_of_a_flag_stand_in_the_flag() -> None:
-    """There are no lines within."""
+def test_the_origin_of_an_item_in_a_flag_is_the_flag() -> None:
+    """It has no lines."""
     assert problems(flags={"access.deny": "::/0,x,y"}) == [
         f'--access.deny: access.deny: must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got "{name}"'
         for name in "xy"
     ]
 
 
-def test_what_a_list_is_as_a_whole_stands_where_it_begins(file: Path) -> None:
-    """No single item of it is wrong."""
+def test_a_problem_of_a_whole_list_has_the_line_of_its_key(file: Path) -> None:
+    """No single item is invalid."""
     assert problems(file, "[listen]\nhost = [\n'::1',\n'0::1']") == [
         'FILE:2: listen.host: must name each address once, got "0::1" twice'
     ]
 
 
-def test_a_value_that_another_overrides_is_refused_too(file: Path) -> None:
-    """Else a mistake would wait for the day on which somebody starts without the flag. Each source speaks for itself."""
+def test_an_invalid_value_that_is_overridden_is_refused_too(file: Path) -> None:
+    """Otherwise it would appear on the day on which somebody starts without the flag."""
     assert problems(file, "[pool]\nsize = 0", {"pool.size": "5"}) == ["FILE:2: pool.size: must be at least 1, got 0"]
     assert problems(file, "[pool]\nsize = 0", {"pool.size": "-1"}, {"ECHOD_POOL__SIZE": "x"}) == [
         "--pool.size: pool.size: must be at least 1, got -1",
@@ -401,16 +403,16 @@ def test_a_value_that_another_overrides_is_refused_too(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "more"), [(100, []), (101, ["and 1 more"]), (250, ["and 150 more"])])
-def test_of_a_hundred_problems_in_one_source_the_rest_is_counted(file: Path, number: int, more: list[str]) -> None:
-    """It is another program's file; the first ones say so."""
+def test_only_a_hundred_problems_of_a_layer_are_shown(file: Path, number: int, more: list[str]) -> None:
+    """The file belongs to another program; the first lines show that."""
     text = "".join(f"x{index} = 1\n" for index in range(number))
     found = problems(file, text)
     assert [line.partition(": unknown")[0] for line in found[:100]] == [f"FILE:{i + 1}: x{i}" for i in range(100)]
     assert found[100:] == more
 
 
-def test_a_hundred_problems_in_one_source_hide_none_in_another(file: Path) -> None:
-    """Each source has its own hundred."""
+def test_the_limit_of_problems_is_for_each_layer(file: Path) -> None:
+    """Each layer has its own hundred."""
     text = "".join(f"x{index} = 1\n" for index in range(101))
     networks = ",".join(["x"] * 102)
     found = problems(file, text, {"access.allow": networks, "pool.size": "0"}, {"ECHOD_POOL__SIZE": "0"})
@@ -422,8 +424,8 @@ def test_a_hundred_problems_in_one_source_hide_none_in_another(file: Path) -> No
     ]
 
 
-def test_several_problems_come_in_the_order_flags_variables_file(file: Path) -> None:
-    """Within the file from top to bottom, whatever the order of declaration; and all at once."""
+def test_problems_come_in_the_order_flags_variables_file(file: Path) -> None:
+    """Within the file from top to bottom, whatever the order of declaration."""
     text = "[timeouts]\nidle = 3\n[log]\nlevl = 'info'\n[pool]\nsize = 0\n[pol]\n[listen]\nport = 'x'\nbacklog = 0\n"
     flags = {"pool.when_full": "x", "listen.port": "-1"}
     environ = {"ECHOD_LOG__FORMAT": "x", "ECHOD_LISTEN__REUSE_PORT": "x"}
@@ -441,14 +443,14 @@ def test_several_problems_come_in_the_order_flags_variables_file(file: Path) -> 
     ]
 
 
-def test_a_flag_does_not_hide_a_section_that_is_no_table(file: Path) -> None:
-    """Merged over it, the file's mistake would come to light only without the flag."""
+def test_a_flag_does_not_hide_a_section_that_is_not_a_table(file: Path) -> None:
+    """Otherwise the mistake would appear only without the flag."""
     assert problems(file, "pool = 3", {"pool.size": "7"}) == ["FILE:1: pool: must be a table, got 3"]
 
 
 @pytest.mark.parametrize("name", ["pool.size", "listen.host", "listen.reuse_port", "log.level", "timeouts.idle"])
-def test_a_variable_that_is_no_utf_8_is_refused(name: str) -> None:
-    """The environment holds bytes; Python hands them on as surrogates, which no output takes."""
+def test_a_variable_that_is_not_utf_8_is_refused(name: str) -> None:
+    """Python passes its bytes on as surrogates, which can't be written to any output."""
     setting = next(setting for setting in SETTINGS if setting.name == name)
     (line,) = problems(environ={setting.variable: "\udcff"})
     assert line.startswith(f"{setting.variable}: {name}: must be ")
@@ -486,16 +488,16 @@ ALL_SECTIONS = "[listen], [pool], [timeouts], [access], [log], [admin]"
         ('"" = 1', f'FILE:1: "": unknown key; known: {ALL_SECTIONS}'),
     ],
 )
-def test_an_unknown_key_names_the_nearest_known_one(file: Path, text: str, line: str) -> None:
-    """In its own section first, then anywhere; if none is near, those that there are."""
+def test_an_unknown_key_gives_a_hint(file: Path, text: str, line: str) -> None:
+    """The nearest key of its section, else of any section, else all known ones."""
     assert problems(file, text) == [line]
 
 
-# Once more, for a reload
+# For a reload
 
 
-def test_a_regular_file_is_read_again(file: Path) -> None:
-    """As it is now; a link to one is one."""
+def test_a_reload_reads_the_file_again(file: Path) -> None:
+    """Also through a symbolic link."""
     link = file.with_name("link.toml")
     link.symlink_to(file)
     for size in (1, 2):
@@ -504,8 +506,8 @@ def test_a_regular_file_is_read_again(file: Path) -> None:
     assert config.load(None, {}, {}, again=True).file is None
 
 
-def test_a_file_that_can_be_read_only_once_is_no_file_for_a_reload(file: Path) -> None:
-    """From a pipe nothing comes a second time: the reload would wait for ever, or give the defaults."""
+def test_a_reload_refuses_a_file_that_can_be_read_only_once(file: Path) -> None:
+    """A pipe would block the reload, or give the defaults."""
     os.mkfifo(file)
     for path in (Path("/dev/zero"), file):
         with pytest.raises(Refusal) as caught:
@@ -515,14 +517,14 @@ def test_a_file_that_can_be_read_only_once_is_no_file_for_a_reload(file: Path) -
     assert config.load(Path("/dev/null"), {}, {}).settings == load().settings
 
 
-def test_a_file_that_has_gone_is_refused_by_a_reload(file: Path) -> None:
-    """As at start: the daemon goes on as it was."""
+def test_a_reload_refuses_a_missing_file(file: Path) -> None:
+    """As at start."""
     with pytest.raises(Refusal, match="No such file or directory"):
         config.load(file, {}, {}, again=True)
 
 
-def test_a_file_that_can_be_seen_no_more_is_refused_by_a_reload(file: Path) -> None:
-    """A line says why, as at start. A name that is too long stands for all that stat(2) can say."""
+def test_a_reload_refuses_a_file_that_stat_fails_for(file: Path) -> None:
+    """With the same line as at start. A name that is too long stands for all errors of stat(2)."""
     path = file.with_name("x" * 300)
     with pytest.raises(Refusal, match="can't be read: File name too long"):
         config.load(path, {}, {}, again=False)

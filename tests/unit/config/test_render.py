@@ -1,3 +1,5 @@
+"""The settings as TOML and as JSON Schema, and the files that are generated from them."""
+
 from __future__ import annotations
 
 import json
@@ -38,12 +40,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def samples(setting: Setting) -> list[object]:
-    """Return values that follow from the declaration, so that a new setting is tested with the others."""
+    """Return values that follow from the declaration, so that a new setting is tested like the others."""
     return SAMPLES.get(setting.form.word) or list(setting.form.schema["enum"])
 
 
 def check_schema(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the checker that editors and hooks use, to its end."""
+    """Run check-jsonschema, which editors and pre-commit hooks use."""
     return subprocess.run(
         [sys.executable, "-m", "check_jsonschema", *map(str, words)],
         capture_output=True,
@@ -58,8 +60,8 @@ def check_schema(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_what_is_written_of_a_setting_is_read_as_the_same(setting: Setting, file: Path) -> None:
-    """In the file it gives the same settings, and is written the same again."""
+def test_a_rendered_setting_is_read_as_the_same(setting: Setting, file: Path) -> None:
+    """And rendered the same again."""
     default = setting.of(config.load(Path(os.devnull), {}, {}).settings)
     seen = []
     for value in samples(setting):
@@ -74,8 +76,8 @@ def test_what_is_written_of_a_setting_is_read_as_the_same(setting: Setting, file
     assert any(value != default for value in seen)
 
 
-def test_the_settings_are_written_by_section_in_the_order_of_the_file() -> None:
-    """One line for each, as a person would write it."""
+def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
+    """With one line each."""
     settings = config.load(Path(os.devnull), {"access.allow": "10.0.0.0/8,::1", "timeouts.drain": "off"}, {}).settings
     text = render.toml(settings)
     assert text.startswith(
@@ -89,8 +91,8 @@ def test_the_settings_are_written_by_section_in_the_order_of_the_file() -> None:
     ]
 
 
-def test_a_remark_ends_its_line() -> None:
-    """It is a comment, and changes nothing."""
+def test_a_comment_follows_the_value() -> None:
+    """And changes nothing."""
     settings = config.load(Path(os.devnull), {}, {}).settings
     text = render.toml(settings, lambda setting: f"of {setting.name}")
     lines = [line for line in text.splitlines() if " = " in line]
@@ -101,14 +103,14 @@ def test_a_remark_ends_its_line() -> None:
 # The schema
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     """By the rules of its draft."""
     done = check_schema("--check-metaschema", SCHEMA)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_schema_has_each_setting_with_its_default() -> None:
-    """And nothing else: an editor completes what there is, and shows what it means."""
+    """And no other, with descriptions for editors."""
     sections = json.loads(render.schema())["properties"]
     assert list(sections) == list(Settings.model_fields)
     assert [
@@ -118,7 +120,7 @@ def test_the_schema_has_each_setting_with_its_default() -> None:
     ] == [(setting.name, setting.default, render.described(setting)) for setting in SETTINGS]
 
 
-def test_the_schema_takes_what_the_program_takes(tmp_path: Path) -> None:
+def test_the_schema_accepts_what_the_program_accepts(tmp_path: Path) -> None:
     """The shipped file, and each form in which a value can be written."""
     files = [SHIPPED]
     for index in range(max(len(samples(setting)) for setting in SETTINGS)):
@@ -154,7 +156,7 @@ BAD: dict[str, str] = {
 
 
 def test_the_schema_refuses_what_the_program_refuses(tmp_path: Path) -> None:
-    """As far as a schema can: an editor marks it while it is written."""
+    """As far as JSON Schema can express it."""
     for name, text in BAD.items():
         (tmp_path / f"{name}.toml").write_text(text)
     done = check_schema("--schemafile", SCHEMA, "-o", "json", *sorted(tmp_path.glob("*.toml")))

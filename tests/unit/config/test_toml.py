@@ -1,3 +1,5 @@
+"""Reading TOML: the line of each key, and messages for what is not TOML."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +18,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def refusal(file: Path, raw: bytes) -> Refusal:
-    """Return what reading these bytes is refused with: one line, exit code 78."""
+    """Return the refusal of these bytes, which has one line and exit code 78."""
     file.write_bytes(raw)
     with pytest.raises(Refusal) as caught:
         toml.read(file)
@@ -96,7 +98,7 @@ CONSTRUCTS = {
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
 @pytest.mark.parametrize(("text", "lines"), CONSTRUCTS.values(), ids=CONSTRUCTS)
 def test_each_key_path_has_its_line(file: Path, text: str, lines: dict[toml.KeyPath, int], newline: str) -> None:
-    """Whatever the construct, and with either end of line, the line is the one on which the key stands first."""
+    """Whatever the construct, with either end of line, it is the line on which the key appears first."""
     file.write_text(text, newline=newline)
     assert toml.read(file).lines == lines
 
@@ -107,7 +109,7 @@ def test_each_key_path_has_its_line(file: Path, text: str, lines: dict[toml.KeyP
     ["", "{q}", "{q}{q}", "x", "\n\nx\n", "{q}x", "{q}{q}x", "x{q}", "\nx{q}{q}", "{q}{q}x{q}{q}", "x{q}{q}y"],
 )
 def test_a_multi_line_string_may_hold_its_quote(file: Path, quote: str, content: str) -> None:
-    """Up to two of them at either end, so that it begins or ends with 4 or 5 quotes; the next key is found."""
+    """Up to two at either end, so that it begins or ends with 4 or 5 quotes; the next key is found."""
     file.write_text(f"a = {quote * 3}{content.format(q=quote)}{quote * 3}\nb = 1")
     document = toml.read(file)
     assert document.values == {"a": content.format(q=quote).removeprefix("\n"), "b": 1}
@@ -115,25 +117,25 @@ def test_a_multi_line_string_may_hold_its_quote(file: Path, quote: str, content:
 
 
 def test_lines_are_in_the_order_of_the_file(file: Path) -> None:
-    """Whoever reports problems by the order of `lines` reports them from top to bottom."""
+    """So that problems are reported from top to bottom."""
     file.write_text("z = 1\n[b.c]\ny = [\n2]\n[b]\nx = 1\n[a]\n")
     assert list(toml.read(file).lines.values()) == [1, 2, 2, 3, 4, 6, 7]
 
 
 def test_the_values_are_those_of_the_standard_library(file: Path) -> None:
-    """What the file says arrives as plain Python values."""
+    """They are plain Python objects."""
     file.write_text('[a]\nb = 1\nc = ["x", 0.5, true]\n')
     assert toml.read(file).values == {"a": {"b": 1, "c": ["x", 0.5, True]}}
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
+def test_a_byte_order_mark_is_ignored(file: Path) -> None:
     """Editors on Windows write one."""
     file.write_bytes(b"\xef\xbb\xbfa = 1\n")
     assert toml.read(file) == ({"a": 1}, {("a",): 1})
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
-    """The exit code is 66, the message names the file and says what the system said."""
+    """The exit code is 66; the message has the path and the system's error."""
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     for path, reason in (
@@ -149,26 +151,26 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
-def test_bytes_that_are_no_utf_8_are_named_with_their_line(file: Path, mark: bytes, newline: bytes) -> None:
+def test_bytes_that_are_not_utf_8_are_refused_with_their_line(file: Path, mark: bytes, newline: bytes) -> None:
     """Latin 1 in a comment is the usual case."""
     raw = mark + newline.join((b"a = 1", b"# caf\xe9", b"", b"\xff"))
     assert refusal(file, raw).lines == (f"{file}:2: not UTF-8: byte 0xe9",)
 
 
-def test_a_file_of_the_greatest_size_is_read(file: Path) -> None:
-    """The limit itself is still within."""
+def test_a_file_of_the_maximum_size_is_read(file: Path) -> None:
+    """The limit is inclusive."""
     file.write_bytes(b"#" * toml.MAX_SIZE)
     assert toml.read(file).values == {}
 
 
-def test_a_file_above_the_greatest_size_is_refused(file: Path) -> None:
-    """It is not even parsed."""
+def test_a_file_above_the_maximum_size_is_refused(file: Path) -> None:
+    """It is not parsed."""
     refused = refusal(file, b"#" * (toml.MAX_SIZE + 1))
     assert refused.lines == (f"{file}: larger than 1048576 bytes: not a configuration of echod",)
 
 
-def test_a_device_without_end_is_refused() -> None:
-    """No more than the limit is read, whatever was named."""
+def test_an_endless_device_is_refused() -> None:
+    """No more than the maximum is read."""
     with pytest.raises(Refusal, match="larger than"):
         toml.read(Path("/dev/zero"))
 
@@ -179,7 +181,7 @@ def test_a_device_without_end_is_refused() -> None:
     ids=["no value", "two keys", "a key twice", "a table twice"],
 )
 def test_a_syntax_error_has_line_and_column(file: Path, text: str, line: int, column: int) -> None:
-    """Both are where the standard library saw it, the line in front as editors like it."""
+    """Those of the standard library; the line follows the path, as editors expect it."""
     (message,) = refusal(file, f"{text}\n".encode()).lines
     assert re.fullmatch(rf"{re.escape(str(file))}:{line}: .+ \(column {column}\)", message)
 
@@ -208,8 +210,8 @@ HINT = "; strings need quotes, true and false are lowercase"
         ("[a]\nb =", "2: Invalid value (at the end of the file)"),
     ],
 )
-def test_a_value_that_is_none_may_lack_its_quotes(file: Path, text: str, problem: str) -> None:
-    """It is what people forget who come from YAML."""
+def test_an_invalid_value_gives_a_hint(file: Path, text: str, problem: str) -> None:
+    """Above all, missing quotes, which YAML does not need."""
     assert refusal(file, text.encode()).lines == (f"{file}:{problem}",)
 
 
@@ -225,28 +227,28 @@ def test_a_value_that_is_none_may_lack_its_quotes(file: Path, text: str, problem
         ("a = 1\na = 2", "2: The key is defined twice (at the end of the file)"),
     ],
 )
-def test_what_is_there_twice_is_named(file: Path, text: str, problem: str) -> None:
-    """The table with its name, as its header has it; of a key, the line says which."""
+def test_a_second_definition_is_reported(file: Path, text: str, problem: str) -> None:
+    """A table with its name, a key by its line."""
     assert refusal(file, text.encode()).lines == (f"{file}:{problem}",)
 
 
-def test_a_table_with_an_apostrophe_that_is_there_twice_is_named(file: Path) -> None:
-    """Whatever its name is."""
+def test_the_second_definition_of_a_table_with_an_apostrophe_is_reported(file: Path) -> None:
+    """tomllib then quotes the name differently."""
     assert "[it's] is defined twice" in refusal(file, b'["it\'s"]\n["it\'s"]\n').lines[0]
 
 
 @pytest.mark.parametrize(
     ("text", "line"), [("a =", 1), ("a = 1\nb = [\n1,", 3), ('a = 1\nb = """\n\n', 4)], ids=["value", "array", "string"]
 )
-def test_a_document_that_ends_too_early_is_named_with_its_last_line(file: Path, text: str, line: int) -> None:
-    """There is no column to name."""
+def test_a_document_that_ends_too_early_is_refused_with_its_last_line(file: Path, text: str, line: int) -> None:
+    """It has no column."""
     (message,) = refusal(file, text.encode()).lines
     assert re.fullmatch(rf"{re.escape(str(file))}:{line}: .+ \(at the end of the file\)", message)
 
 
 @pytest.mark.parametrize("text", ["\r\r\na = 1", "a = 1\r\r\nb = 2", "a = 1\rb = 2", "# a\rb\n"])
 def test_a_carriage_return_alone_is_a_syntax_error(file: Path, text: str) -> None:
-    """Only before a newline has it a place in TOML."""
+    """TOML allows it only before a newline."""
     refusal(file, text.encode())
 
 
@@ -260,6 +262,6 @@ def test_an_integer_of_thousands_of_digits_is_refused(file: Path) -> None:
     ["a = " + "[" * 100_000, "a = " + "[" * 100_000 + "]" * 100_000, "a = " + "{a=" * 100_000 + "1" + "}" * 100_000],
     ids=["arrays without end", "arrays", "inline tables"],
 )
-def test_nesting_without_end_is_refused(file: Path, text: str) -> None:
-    """A recursion that is too deep for Python is a message, not a traceback."""
+def test_nesting_too_deeply_is_refused(file: Path, text: str) -> None:
+    """Python's RecursionError becomes a message, not a traceback."""
     assert refusal(file, text.encode()).lines == (f"{file}: nested too deeply",)

@@ -1,3 +1,5 @@
+"""The forms of values: what each parser accepts, what it refuses, and how its inverse writes it."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -16,7 +18,7 @@ NO_STRINGS: list[object] = [0, 30, 1.5, True, [], {}, dt.date(1979, 5, 27)]
 
 
 def message(parse: Callable[[Any], object], value: object) -> str:
-    """Return what the value is refused with."""
+    """Return the message with which the value is refused."""
     with pytest.raises(ValueError, match=r"^must .+") as caught:
         parse(value)
     return str(caught.value)
@@ -40,7 +42,7 @@ def message(parse: Callable[[Any], object], value: object) -> str:
     ],
 )
 def test_a_duration_is_a_number_of_seconds(text: str, seconds: float | None) -> None:
-    """Units add up; "off" is no number."""
+    """Units add up; "off" is `None`."""
     assert types.duration(text) == seconds
     assert types.timeout(text) == seconds
 
@@ -48,8 +50,8 @@ def test_a_duration_is_a_number_of_seconds(text: str, seconds: float | None) -> 
 @pytest.mark.parametrize(
     "value", ["", "30", "s", "1.s", ".5s", "-1s", "1 s", " 1s", "1sec", "1S", "1h30", "OFF", "٣s", *NO_STRINGS]
 )
-def test_what_is_no_duration_is_refused_with_examples(value: object) -> None:
-    """A number without unit above all: seconds and milliseconds are both usual."""
+def test_an_invalid_duration_is_refused_with_examples(value: object) -> None:
+    """Above all a number without a unit, which could mean seconds or milliseconds."""
     for parse in (types.duration, types.timeout):
         assert message(parse, value) == (
             f'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got {shown(value)}'
@@ -58,13 +60,13 @@ def test_what_is_no_duration_is_refused_with_examples(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["367d", "366d1ms", "9" * 20 + "ms"])
 def test_a_duration_above_a_year_is_refused(text: str) -> None:
-    """Timers take no such time, nor does anyone wait for it."""
+    """It is a typing error, and timers can't be set so far ahead."""
     assert message(types.duration, text).startswith("must be at most 366 days, got ")
 
 
 @pytest.mark.parametrize("text", ["0s", "0ms", "0h0m", "0.0s"])
 def test_only_a_timeout_may_not_be_0(text: str) -> None:
-    """To drain for no time has a meaning; an idle timeout of 0 would end every connection."""
+    """A drain of 0 closes connections at once; an idle timeout of 0 would close every connection."""
     assert types.duration(text) == 0
     assert message(types.timeout, text) == f'must be more than 0, or "off"; got "{text}"'
 
@@ -85,21 +87,21 @@ def test_only_a_timeout_may_not_be_0(text: str) -> None:
     ],
 )
 def test_a_count_is_a_whole_number(text: str, number: int) -> None:
-    """Multiples of 1000 and of 1024 have units of their own."""
+    """There are units for multiples of 1000 and of 1024."""
     assert types.count(text) == number
 
 
 @pytest.mark.parametrize(
     "text", ["", "ten", "1.5", "1e3", "1_", "_1", "1__0", "+1", " 1", "1 k", "1K", "1G", "٣", "9" * 21]
 )
-def test_text_that_is_no_count_is_refused_with_examples(text: str) -> None:
-    """Up to 20 digits: nothing on this earth is counted with more."""
+def test_an_invalid_count_is_refused_with_examples(text: str) -> None:
+    """A number has at most 20 digits."""
     assert message(types.count, text) == f'must be a whole number, e.g. 1024 or "64Ki", got "{text}"'
 
 
 @pytest.mark.parametrize("value", [7, True, 1.0, [], {}, None])
-def test_a_count_that_is_no_text_is_left_to_the_declared_type(value: object) -> None:
-    """So that `true` or 1.0 in the file is refused like everywhere else."""
+def test_a_count_that_is_not_a_string_is_left_to_the_declared_type(value: object) -> None:
+    """So that `true` or 1.0 in the file gets the usual message."""
     assert types.count(value) is value
 
 
@@ -112,8 +114,8 @@ def test_one_string_is_a_list_of_one(value: object, names: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize("value", [1, True, 0.5, {"x": 1}, None])
-def test_what_holds_nothing_is_no_list(value: object) -> None:
-    """What the items have to be, the form of the item says."""
+def test_a_value_that_is_neither_string_nor_list_is_refused(value: object) -> None:
+    """The items are validated by their own form."""
     assert message(types.listed, value) == f"must be a string or a list of strings, got {shown(value)}"
 
 
@@ -130,8 +132,8 @@ def test_what_holds_nothing_is_no_list(value: object) -> None:
         "fe80::1%a-name_of.15ch",
     ],
 )
-def test_a_host_is_an_address_as_written(name: str) -> None:
-    """The kernel takes it, and messages show it, as its author wrote it."""
+def test_a_host_is_kept_as_written(name: str) -> None:
+    """The kernel accepts it, and messages show it, in this spelling."""
     assert types.host(name) == name
     assert types.hosts((name,)) == (name,)
 
@@ -153,22 +155,22 @@ def test_a_host_is_an_address_as_written(name: str) -> None:
         "",
     ],
 )
-def test_what_is_no_address_is_no_host(name: str) -> None:
-    """Names are no addresses: nothing is resolved."""
+def test_a_host_that_is_not_an_address_is_refused(name: str) -> None:
+    """Names are not resolved."""
     assert message(types.host, name) == (f'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got {shown(name)}')
 
 
 @pytest.mark.parametrize(
     "zone", ["a" * 64, "a" * 16, "a\0", "a b", "\udcff"], ids=["64", "16", "NUL", "space", "no UTF-8"]
 )
-def test_the_zone_of_an_address_has_to_be_the_name_of_an_interface(zone: str) -> None:
-    """What no interface can be called would come back as an error of the resolver's, or as none at all."""
+def test_the_zone_of_an_address_is_the_name_of_an_interface(zone: str) -> None:
+    """Other text would give an error of the resolver, or none at all."""
     assert message(types.host, f"fe80::1%{zone}").startswith('must be "*" or IP addresses')
 
 
 @pytest.mark.parametrize("name", ["fe80::1", "febf:ffff::1"])
 def test_a_link_local_address_needs_its_interface(name: str) -> None:
-    """Every interface has that network: alone, the address says nothing."""
+    """Every interface has that network."""
     assert message(types.host, name) == (
         f'must name its interface if it is link-local, e.g. "{name}%eth0"; got "{name}"'
     )
@@ -176,31 +178,31 @@ def test_a_link_local_address_needs_its_interface(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fec0::1", "fe7f::1", "169.254.0.1"])
 def test_only_link_local_addresses_of_ipv6_need_an_interface(name: str) -> None:
-    """In IPv4, the routing table knows."""
+    """In IPv4, the routing table decides."""
     assert types.host(name) == name
 
 
 @pytest.mark.parametrize("name", ["::ffff:192.0.2.1", "::ffff:c000:201", "0:0:0:0:0:FFFF:192.0.2.1"])
-def test_a_mapped_address_is_to_be_written_as_ipv4(name: str) -> None:
-    """An IPv6 socket of echod takes IPv6 only, and could not be bound to it."""
+def test_a_mapped_address_is_refused_with_its_ipv4_form(name: str) -> None:
+    """An IPv6 socket of echod is for IPv6 only, and can't be bound to it."""
     assert message(types.host, name) == f'must be written as IPv4: "192.0.2.1", got "{name}"'
 
 
-def test_several_in_one_string_are_told_to_be_a_list() -> None:
-    """In a flag, a comma does separate them."""
+def test_several_in_one_string_give_a_hint() -> None:
+    """Only in flags and variables, a comma separates the items of a list."""
     for parse in (types.host, types.network):
         assert message(parse, "10.0.0.1, 10.0.0.2").endswith('; write several as a list: ["...", "..."]')
 
 
 @pytest.mark.parametrize("name", ["::1%lo", "2001:db8::1%eth0", "ff02::1%eth0"])
-def test_only_a_link_local_address_names_its_interface(name: str) -> None:
-    """Elsewhere it would be a second name of the same address."""
+def test_only_a_link_local_address_may_name_its_interface(name: str) -> None:
+    """Otherwise one address could be given twice."""
     assert message(types.host, name) == f'must not name an interface if it is not link-local, got "{name}"'
 
 
 @pytest.mark.parametrize("name", ["224.0.0.1", "239.255.255.255", "255.255.255.255", "ff02::1"])
-def test_nobody_can_connect_to_many(name: str) -> None:
-    """TCP has one peer; the kernel would take some of them and accept nothing."""
+def test_a_host_that_nobody_can_connect_to_is_refused(name: str) -> None:
+    """The kernel would bind some of them, and accept nothing."""
     assert message(types.host, name) == f'must be an address that clients can connect to, got "{name}"'
 
 
@@ -214,8 +216,8 @@ def test_nobody_can_connect_to_many(name: str) -> None:
         ("fe80::1%eth0", "fe80::1%eth1"),
     ],
 )
-def test_hosts_that_do_not_collide_stand_beside_each_other(names: tuple[str, ...]) -> None:
-    """Each version of IP for itself, each interface for itself."""
+def test_hosts_that_do_not_collide_are_accepted(names: tuple[str, ...]) -> None:
+    """Each version of IP and each interface is separate."""
     assert types.hosts(names) == names
 
 
@@ -240,7 +242,7 @@ def test_hosts_that_do_not_collide_stand_beside_each_other(names: tuple[str, ...
     ],
 )
 def test_hosts_that_collide_are_refused(names: tuple[str, ...], problem: str) -> None:
-    """The second could not be bound beside the first."""
+    """The second could not be bound."""
     assert message(types.hosts, names) == problem
 
 
@@ -256,7 +258,7 @@ def test_hosts_that_collide_are_refused(names: tuple[str, ...], problem: str) ->
         ("::1", "::1/128"),
     ],
 )
-def test_a_network_is_a_network(text: str, network: str) -> None:
+def test_a_network_is_an_address_with_a_prefix(text: str, network: str) -> None:
     """An address alone is a network of one."""
     assert types.network(text) == ipaddress.ip_network(network)
 
@@ -271,29 +273,29 @@ def test_a_network_is_a_network(text: str, network: str) -> None:
     ],
 )
 def test_a_network_of_mapped_addresses_is_one_of_ipv4(text: str, network: str) -> None:
-    """As which clients appear (RFC 4291, 2.5.5.2): a rule for the other form would never be met."""
+    """Clients have IPv4 addresses (RFC 4291, 2.5.5.2), so that the mapped form would never match."""
     assert types.network(text) == ipaddress.IPv4Network(network)
 
 
 @pytest.mark.parametrize("text", ["::/95", "::ffff:0:0:0/96", "::fffe:0:0/96"])
 def test_a_network_beside_the_mapped_ones_stays_ipv6(text: str) -> None:
-    """Only what lies within ::ffff:0:0/96 is IPv4."""
+    """Only networks within ::ffff:0:0/96 are IPv4."""
     assert types.network(text) == ipaddress.IPv6Network(text)
 
 
 @pytest.mark.parametrize(
     "value", ["example.org", "10.0.0.0/33", "10.0.0.0/8/8", "10.0.0.0/", "10.*", "fe80::%eth0/64", "fe80::1%1", ""]
 )
-def test_what_is_no_network_is_refused_with_examples(value: object) -> None:
-    """A zone is no part of one: clients are told apart by address."""
+def test_an_invalid_network_is_refused_with_examples(value: object) -> None:
+    """Also one with a zone."""
     assert message(types.network, value) == (
         f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}'
     )
 
 
 @pytest.mark.parametrize("value", NO_STRINGS)
-def test_a_network_is_never_a_number(value: object) -> None:
-    """The library would take 1 for 0.0.0.1."""
+def test_a_network_is_not_a_number(value: object) -> None:
+    """ipaddress would accept 1 as 0.0.0.1."""
     assert message(types.network, value) == (
         f'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got {shown(value)}'
     )
@@ -308,8 +310,8 @@ def test_a_network_is_never_a_number(value: object) -> None:
         ("::ffff:10.0.0.1/104", "::ffff:a00:0/104"),
     ],
 )
-def test_an_address_with_a_prefix_is_refused_with_its_network(text: str, network: str) -> None:
-    """Either was meant, and only its author knows which."""
+def test_an_address_within_a_network_is_refused_with_the_network(text: str, network: str) -> None:
+    """The address or the network may be meant."""
     problem = message(types.network, text)
     given, _, within = problem.rpartition(" is an address within ")
     assert given == f'must be a network; "{text}"'
@@ -321,15 +323,15 @@ def test_an_address_with_a_prefix_is_refused_with_its_network(text: str, network
     [("500/s", 500), ("0.5/s", 0.5), ("30/m", 0.5), ("7200/h", 2), ("1000000000/s", types.FASTEST), ("off", None)],
 )
 def test_a_rate_is_a_number_per_second(text: str, per_second: float | None) -> None:
-    """Whatever the unit; "off" is no number."""
+    """Whatever the unit; "off" is `None`."""
     assert types.rate(text) == per_second
 
 
 @pytest.mark.parametrize(
     "value", ["", "500", "/s", "500/", "500/ms", "500/d", "-1/s", "0/s", "0.0/m", "1/s ", *NO_STRINGS]
 )
-def test_what_is_no_rate_is_refused_with_examples(value: object) -> None:
-    """Also 0: nobody could connect."""
+def test_an_invalid_rate_is_refused_with_examples(value: object) -> None:
+    """Also 0, with which nobody could connect."""
     assert message(types.rate, value) == (
         f'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got {shown(value)}'
     )
@@ -337,7 +339,7 @@ def test_what_is_no_rate_is_refused_with_examples(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["1000000001/s", "60000000001/m", "9" * 20 + "/h"])
 def test_a_rate_that_limits_nothing_is_refused(text: str) -> None:
-    """It is a slip of the keyboard; who wants no limit says so."""
+    """It is a typing error; "off" means no limit."""
     assert message(types.rate, text) == (f'must be at most "1000000000/s", or "off" for no limit; got {shown(text)}')
 
 
@@ -345,12 +347,12 @@ def test_a_rate_that_limits_nothing_is_refused(text: str) -> None:
     "text", ["off", "127.0.0.1:9107", "0.0.0.0:0", "[::1]:9107", "[::]:65535", "[2001:DB8::1]:1", "127.0.0.1:00080"]
 )
 def test_an_http_address_is_an_address_with_its_port(text: str) -> None:
-    """As curl and browsers have it, IPv6 in brackets."""
+    """With IPv6 in brackets, as in URLs."""
     assert types.http_address(text) == text
 
 
-def test_an_http_address_has_two_parts() -> None:
-    """For binding, without brackets; "off" has none."""
+def test_an_http_address_is_split_into_address_and_port() -> None:
+    """The address without brackets; "off" has neither."""
     assert types.split_http_address("127.0.0.1:9107") == ("127.0.0.1", 9107)
     assert types.split_http_address("[::1]:0") == ("::1", 0)
     assert types.split_http_address("off") == ("", 0)
@@ -383,8 +385,8 @@ def test_an_http_address_has_two_parts() -> None:
         "OFF",
     ],
 )
-def test_what_is_no_http_address_is_refused_with_examples(text: str) -> None:
-    """Above all a port alone: it is not said who may ask there."""
+def test_an_invalid_http_address_is_refused_with_examples(text: str) -> None:
+    """Above all a port alone: on which address to listen must be explicit."""
     assert message(types.http_address, text) == (
         f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {shown(text)}'
     )
@@ -392,15 +394,15 @@ def test_what_is_no_http_address_is_refused_with_examples(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["auto", "off", "/", "/run/echod.sock", "/run/a b", "/" + "x" * 106, "/x" + "é" * 52])
 def test_a_socket_path_is_absolute(text: str) -> None:
-    """Relative to what would depend on who started the daemon."""
+    """A relative one would depend on the directory of whoever started the daemon."""
     assert types.socket_path(text) == text
 
 
 @pytest.mark.parametrize(
     "text", ["", "echod.sock", "./x", "~/x", "on", "AUTO", "@abstract", "/a\nb", "/a\0", "/\udcff"]
 )
-def test_what_is_no_socket_path_is_refused(text: str) -> None:
-    """Also what nobody could type: it stands in messages and commands."""
+def test_an_invalid_socket_path_is_refused(text: str) -> None:
+    """Also one with characters that can't be typed: messages and commands contain it."""
     assert message(types.socket_path, text) == (
         f'must be a path that begins with "/", or "auto" or "off"; got {shown(text)}'
     )
@@ -408,7 +410,7 @@ def test_what_is_no_socket_path_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("/" + "x" * 107, 108), ("/" + "é" * 54, 109)])
 def test_a_socket_path_has_to_fit_into_its_address(text: str, size: int) -> None:
-    """Bytes, not letters, as unix(7) counts."""
+    """It is measured in bytes, as in unix(7)."""
     assert message(types.socket_path, text) == f"must be at most 107 bytes long (unix(7)), got {size}"
 
 
@@ -417,12 +419,12 @@ def test_a_socket_path_has_to_fit_into_its_address(text: str, size: int) -> None
     [(types.duration, "s", "duration"), (types.rate, "/s", "rate"), (types.count, "", "whole")],
 )
 def test_a_number_has_at_most_20_digits(parse: Callable[[Any], object], unit: str, kind: str) -> None:
-    """And 40 after the point: more is no number that anyone means."""
+    """And 40 after the point."""
     for digits in ("9" * 21, "9" * 1_000_000, f"0.{'1' * 41}"):
         assert message(parse, digits + unit).startswith(f"must be a {kind}")
 
 
-# And back
+# The inverses
 
 
 @pytest.mark.parametrize(
@@ -446,7 +448,7 @@ def test_a_number_has_at_most_20_digits(parse: Callable[[Any], object], unit: st
     ],
 )
 def test_a_duration_is_written_in_its_largest_units(seconds: float | None, text: str) -> None:
-    """As a person would, and it is read as the same."""
+    """And is parsed as the same value."""
     assert types.duration_text(seconds) == text
     assert types.duration(text) == seconds
 
@@ -463,19 +465,19 @@ def test_a_duration_is_written_in_its_largest_units(seconds: float | None, text:
         (types.FASTEST, "1000000000/s"),
     ],
 )
-def test_a_rate_is_written_as_a_whole_number_if_it_can_be(per_second: float | None, text: str) -> None:
-    """Of the shortest time for which it is one, and it is read as the same."""
+def test_a_rate_is_written_as_a_whole_number_if_possible(per_second: float | None, text: str) -> None:
+    """In the shortest unit for which it is one; and is parsed as the same value."""
     assert types.rate_text(per_second) == text
     assert types.rate(text) == per_second
 
 
-def test_each_millisecond_is_read_again_as_the_same() -> None:
+def test_each_millisecond_is_parsed_as_the_same_again() -> None:
     """Floating point has hardly any of them exactly."""
     read = [types.duration(f"{number}ms") for number in range(1, 1000)]
     assert [types.duration(types.duration_text(seconds)) for seconds in read] == read
 
 
-def test_each_millisecond_is_written_as_such() -> None:
-    """Whoever wrote 9ms wants to see it again."""
+def test_each_millisecond_is_written_in_milliseconds() -> None:
+    """As its author wrote it."""
     texts = [f"{number}ms" for number in range(1, 1000)]
     assert [types.duration_text(types.duration(text)) for text in texts] == texts
