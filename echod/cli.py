@@ -54,17 +54,17 @@ def run(words: Sequence[str]) -> int:
         arguments = parser().parse_args(words)
         arguments.command(arguments)
     except Refusal as refusal:
-        stdio.complain(*map(printable, refusal.lines))
+        stdio.report(*map(printable, refusal.lines))
         return refusal.exit_code
     except Exception:  # noqa: BLE001 - a bug: no input of a user leads here
-        stdio.complain("echod: internal error, please report it:", traceback.format_exc())
+        stdio.report("echod: internal error, please report it:", traceback.format_exc())
         return os.EX_SOFTWARE
     return os.EX_OK
 
 
 class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - argparse always passes standard output
-        stdio.say(message)
+        stdio.answer(message)
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{self.prog}: {message} (see {self.prog} --help)", exit_code=os.EX_USAGE)
@@ -177,7 +177,7 @@ def _flags(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _warn(warnings: Iterable[str]) -> None:
-    stdio.complain(*(printable(f"warning: {line}") for line in warnings), level="warning")
+    stdio.report(*(printable(f"warning: {line}") for line in warnings), level="warning")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -207,7 +207,7 @@ def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
     if not arguments.quiet:
         _warn(loaded.warnings)
-        stdio.say(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
+        stdio.answer(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -217,11 +217,11 @@ def _show(arguments: argparse.Namespace) -> None:
     def origin(setting: Setting) -> str:
         return printable(explain.origin((setting.section, setting.key), loaded.layers))
 
-    stdio.say(render.toml(loaded.settings, origin if arguments.sources else None))
+    stdio.answer(render.toml(loaded.settings, origin if arguments.sources else None))
 
 
 def _schema(_: argparse.Namespace) -> None:
-    stdio.say(render.schema())
+    stdio.answer(render.schema())
 
 
 def _daemon(arguments: argparse.Namespace) -> control.AdminClient:
@@ -250,18 +250,18 @@ def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> No
         if redraws:
             fitting = text.splitlines(keepends=True)[: shutil.get_terminal_size().lines - 1]
             text = f"{_CLEAR}{''.join(fitting)}"
-        stdio.say(text)
+        stdio.answer(text)
         if not arguments.watch:
             return
         time.sleep(1)
 
 
 def _kill(arguments: argparse.Namespace) -> None:
-    stdio.say(control.kill(_daemon(arguments), arguments.id))
+    stdio.answer(control.kill(_daemon(arguments), arguments.id))
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    stdio.say(control.reload(_daemon(arguments)))
+    stdio.answer(control.reload(_daemon(arguments)))
 
 
 def _network(text: str) -> Network:

@@ -29,7 +29,7 @@ def guard() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
+def answer(text: str) -> None:
     """Write a command's answer to standard output. Raises `Refusal` if it can't be written."""
     try:
         if systemd.is_journal(1, os.environ):
@@ -43,7 +43,7 @@ def say(text: str) -> None:
         raise Refusal(f"echod: standard output: {error.strerror}", exit_code=os.EX_SOFTWARE) from None
 
 
-def complain(*lines: str, level: str = "error") -> None:
+def report(*lines: str, level: str = "error") -> None:
     """Write lines to standard error. A failure is ignored: the exit code tells the outcome."""
     try:
         journal = systemd.is_journal(2, os.environ)

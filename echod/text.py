@@ -1,4 +1,4 @@
-"""How values, and text from untrusted sources, are written on one line: in messages, TOML files and on terminals."""
+"""How values and untrusted text are written on one line: in messages, TOML files and on terminals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands about the running daemon: each asks it on the admin socket, and returns text for standard output.
+"""The commands about the running daemon: each sends a request to its admin socket, and returns text for standard output.
 
 An unreachable daemon, an error that it reports, and an answer that echod would not give end in a `Refusal`.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 """Seconds to wait for an answer."""
-RELOAD_PATIENCE = 75.0
+RELOAD_TIMEOUT = 75.0
 """Seconds to wait for the answer to a reload; the daemon gives up on a file after 60."""
 
 
@@ -45,26 +45,26 @@ class AdminClient:
         self.url = ""
         """The socket of the last request."""
 
-    def ask(self, method: str, target: str, *, patience: float = PATIENCE) -> tuple[int, Any]:
+    def request(self, method: str, target: str, *, timeout: float = TIMEOUT) -> tuple[int, Any]:
         """Return the status code and the decoded JSON. Raises `Refusal` with exit code 69 or 77."""
-        self.url, sock = self._connect(patience)
+        self.url, sock = self._connect(timeout)
         with sock:
             try:
                 return _exchange(sock, method, target)
             except TimeoutError:
-                raise _unavailable(f"{self.url}: no answer within {patience:.0f} s") from None
+                raise _unavailable(f"{self.url}: no answer within {timeout:.0f} s") from None
             except (OSError, h11.RemoteProtocolError, ValueError):
                 raise _unavailable(f"{self.url}: no valid answer; is it the admin socket of echod?") from None
 
-    def _connect(self, patience: float) -> tuple[str, socket.socket]:
+    def _connect(self, timeout: float) -> tuple[str, socket.socket]:
         forbidden = ""
         for path in self._paths:
             try:
-                return unix.url(path), unix.connect(path, patience)
+                return unix.url(path), unix.connect(path, timeout)
             except PermissionError:
                 forbidden = forbidden or unix.url(path)
             except TimeoutError:
-                raise _unavailable(f"{unix.url(path)}: no answer within {patience:.0f} s") from None
+                raise _unavailable(f"{unix.url(path)}: no answer within {timeout:.0f} s") from None
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
                     raise _unavailable(f"{unix.url(path)}: {error.strerror or error}") from None
@@ -74,7 +74,7 @@ class AdminClient:
             line = f"echod: {forbidden}: no permission: be root, the daemon's user, or a member of its group"
             raise Refusal(line, exit_code=os.EX_NOPERM)
         if not self._paths:
-            raise _unavailable('admin.socket is "off": there is no daemon to ask')
+            raise _unavailable('admin.socket is "off": no daemon can be reached')
         raise _unavailable(f"no daemon answers at {' or '.join(map(unix.url, self._paths))}")
 
 
@@ -102,14 +102,14 @@ def _unavailable(line: str) -> Refusal:
 def status(daemon: AdminClient, *, as_json: bool) -> str:
     """Return one screen about the daemon, or what it answers, in JSON."""
     with _as_expected(daemon):
-        answer = _content(daemon.ask("GET", "/status"))
+        answer = _content(daemon.request("GET", "/status"))
         return _json_line(answer) if as_json else screen.status(answer)
 
 
 def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | None) -> str:
     """Return a row for each open connection in this order, only for clients of this network if one is given."""
     with _as_expected(daemon):
-        rows = _content(daemon.ask("GET", "/connections"))
+        rows = _content(daemon.request("GET", "/connections"))
         if source is not None:
             rows = [row for row in rows if _address(row) in source]
         rows.sort(key=ORDERS[order])
@@ -119,14 +119,14 @@ def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Netwo
 def kill(daemon: AdminClient, connection: int) -> str:
     """End one connection; return a line that names it."""
     with _as_expected(daemon):
-        killed = _content(daemon.ask("DELETE", f"/connections/{connection}"))
+        killed = _content(daemon.request("DELETE", f"/connections/{connection}"))
         return f"killed {killed['connection']}, {screen.client(killed['client'])}\n"
 
 
 def reload(daemon: AdminClient) -> str:
     """Reload the configuration; return a line for each setting that changed. Raises `Refusal` if it is refused."""
     with _as_expected(daemon):
-        answer = _content(daemon.ask("POST", "/reload", patience=RELOAD_PATIENCE))
+        answer = _content(daemon.request("POST", "/reload", timeout=RELOAD_TIMEOUT))
         old, new = answer["old"], answer["new"]
         lines = [f"{name}: {_json(old[name])} -> {_json(new[name])}" for name in answer["changed"]]
         return "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])

@@ -27,9 +27,9 @@ _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     """Yield a line for each value that is valid by itself but impossible on this machine or with other values."""
     yield from _too_many_workers(settings, layers)
-    yield from _no_interface(settings, layers)
-    yield from _nobody(settings, layers)
-    yield from _taken(settings, layers)
+    yield from _missing_interfaces(settings, layers)
+    yield from _nobody_can_connect(settings, layers)
+    yield from _port_used_twice(settings, layers)
 
 
 def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
@@ -41,7 +41,7 @@ def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[s
         )
 
 
-def _no_interface(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+def _missing_interfaces(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     for number, host in enumerate(settings.listen.host):
         zone = host.partition("%")[2]
         try:
@@ -54,7 +54,7 @@ def _no_interface(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
             yield f"{where}: listen.host: this machine has no interface {shown(zone)}"
 
 
-def _nobody(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+def _nobody_can_connect(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     access, hosts = settings.access, settings.listen.host
     versions = {4, 6} if hosts == ("*",) else {ipaddress.ip_address(host).version for host in hosts}
     allowed = [network for network in access.allow or EVERYONE if network.version in versions]
@@ -66,7 +66,7 @@ def _nobody(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
         yield f"{explain.origin(('access', 'deny'), layers)}: access.deny: covers {what}: nobody could connect"
 
 
-def _taken(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+def _port_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     host, port = split_http_address(settings.admin.http)
     if not port or port != settings.listen.port:
         return
@@ -91,7 +91,7 @@ def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
             yield f"{name}: unknown variable, ignored{explain.did_you_mean(key, known)}"
 
 
-def cautions(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     """Yield a warning for each value that works but is probably a mistake."""
 
     def line(text: str, *path: str | int) -> str:

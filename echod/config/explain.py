@@ -26,7 +26,7 @@ _TYPES = {
 }
 _BARE = re.compile(r"[\w-]+", re.ASCII)
 MOST = 100
-"""Lines for one source. A file with more problems is not a configuration of echod."""
+"""Lines for one layer. A file with more problems is not a configuration of echod."""
 
 
 def explain(errors: Sequence[ErrorDetails], layer: Layer) -> list[str]:

@@ -48,7 +48,7 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     found = list(checks.problems(settings, layers))
     if found:
         raise Refusal(*found)
-    warnings = [*checks.unknown_variables(environ), *checks.cautions(settings, layers)]
+    warnings = [*checks.unknown_variables(environ), *checks.warnings(settings, layers)]
     return Loaded(settings, file, layers, explain.capped(warnings, len(warnings)))
 
 

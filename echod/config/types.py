@@ -1,6 +1,6 @@
 """The forms in which people write values: durations, counts, addresses, networks, rates.
 
-Each form is a type for a setting, made of a parser and its inverse. The parser takes what a source gives: any TOML value,
+Each form is a type for a setting, made of a parser and its inverse. The parser takes what a layer gives: any TOML value,
 or the text of a flag or a variable. It returns what the program uses, or raises `ValueError` with a message that begins
 with "must" and gives an example. A value of another type passes through and is refused by pydantic.
 """

@@ -460,7 +460,7 @@ def test_no_daemon_is_one_line(tmp_path: Path) -> None:
         done = command(*words.split(), "--admin.socket", str(where))
         assert line_of(done, os.EX_UNAVAILABLE) == f"echod: no daemon answers at unix:{where}"
     done = command("status", "--admin.socket", "off")
-    assert line_of(done, os.EX_UNAVAILABLE) == 'echod: admin.socket is "off": there is no daemon to ask'
+    assert line_of(done, os.EX_UNAVAILABLE) == 'echod: admin.socket is "off": no daemon can be reached'
     done = command("status", env={"XDG_RUNTIME_DIR": str(tmp_path)})
     assert line_of(done, os.EX_UNAVAILABLE).startswith(f"echod: no daemon answers at unix:{tmp_path}/echod/admin.sock")
 

@@ -57,7 +57,7 @@ def test_any_bytes_are_an_answer_or_refused(data: bytes) -> None:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         try:
-            status, _ = AdminClient([Path("/admin.sock")]).ask("GET", "/status")
+            status, _ = AdminClient([Path("/admin.sock")]).request("GET", "/status")
         except Refusal as refusal:
             (line,) = refusal.lines
             assert line.isprintable()

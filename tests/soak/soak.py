@@ -108,7 +108,7 @@ class Soak:
                 print(said, file=sys.stderr, flush=True)
             if self._broken or over(sample.at, sample.served):
                 break
-            self._admin.ask("GET", "/connections")
+            self._admin.request("GET", "/connections")
             if second % 2:
                 self._reload(second, bad=second % 4 == 3)
             time.sleep(max(0.0, began + second + 1 - time.monotonic()))
@@ -131,7 +131,7 @@ class Soak:
         text = self._config(number)
         self._good = self._good if bad else number
         self.daemon.file.write_text(text.replace(*BAD[number // 4 % len(BAD)]) if bad else text)
-        code, answer = self._admin.ask("POST", "/reload")
+        code, answer = self._admin.request("POST", "/reload")
         self.reloads[bad] += 1
         if code != (422 if bad else 200):
             self._broken.append(f"reload {number} was answered by {code}, {answer}")
@@ -140,7 +140,7 @@ class Soak:
         return self._pool()["in_use"]
 
     def _pool(self) -> dict[str, int]:
-        pool: dict[str, int] = self._admin.ask("GET", "/status")[1]["pool"]
+        pool: dict[str, int] = self._admin.request("GET", "/status")[1]["pool"]
         return pool
 
     def _let_them_end(self) -> None:

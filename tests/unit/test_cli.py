@@ -491,7 +491,7 @@ def test_if_no_daemon_answers_the_exit_code_is_69(
     """One line names the path."""
     line = f"echod: no daemon answers at unix:{tmp_path}/run/admin.sock\n"
     assert run(capsys, *command.split()) == (os.EX_UNAVAILABLE, "", line)
-    line = 'echod: admin.socket is "off": there is no daemon to ask\n'
+    line = 'echod: admin.socket is "off": no daemon can be reached\n'
     assert run(capsys, *command.split(), "--admin.socket", "off") == (os.EX_UNAVAILABLE, "", line)
 
 

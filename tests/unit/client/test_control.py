@@ -46,10 +46,10 @@ def client(daemon: Canned) -> AdminClient:
 # Requests
 
 
-def refused(*paths: Path, trouble: Refusal | None = None, patience: float = 10.0) -> tuple[str, int]:
+def refused(*paths: Path, trouble: Refusal | None = None, timeout: float = 10.0) -> tuple[str, int]:
     """Return the line and the exit code with which a request is refused."""
     with pytest.raises(Refusal) as caught:
-        AdminClient(paths, trouble).ask("GET", "/status", patience=patience)
+        AdminClient(paths, trouble).request("GET", "/status", timeout=timeout)
     (line,) = caught.value.lines
     return line, caught.value.exit_code
 
@@ -64,15 +64,15 @@ def test_an_answer_is_a_status_code_and_its_content(daemon: Canned) -> None:
     daemon.answer(200, {"a": [1]})
     daemon.answer(404, {"error": "no"})
     client = AdminClient([daemon.path])
-    assert client.ask("GET", "/status") == (200, {"a": [1]})
-    assert client.ask("DELETE", "/connections/7") == (404, {"error": "no"})
+    assert client.request("GET", "/status") == (200, {"a": [1]})
+    assert client.request("DELETE", "/connections/7") == (404, {"error": "no"})
     assert daemon.requests == ["GET /status", "DELETE /connections/7"]
 
 
 def test_a_chunked_answer_is_read_whole(daemon: Canned) -> None:
     """Long lists are sent in chunks."""
     daemon.answer_raw(OK + b"transfer-encoding: chunked\r\n\r\n1\r\n[\r\n2\r\n1]\r\n0\r\n\r\n")
-    assert AdminClient([daemon.path]).ask("GET", "/connections") == (200, [1])
+    assert AdminClient([daemon.path]).request("GET", "/connections") == (200, [1])
 
 
 def test_the_first_path_with_a_daemon_is_used(daemon: Canned, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_first_path_with_a_daemon_is_used(daemon: Canned, tmp_path: Path) ->
     (tmp_path / "file").touch()
     daemon.answer(200, 1)
     client = AdminClient([tmp_path / "none.sock", stale, tmp_path / "file" / "x.sock", daemon.path, tmp_path])
-    assert client.ask("GET", "/status") == (200, 1)
+    assert client.request("GET", "/status") == (200, 1)
 
 
 def test_if_no_daemon_answers_all_paths_are_named(path: Path, tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_if_no_daemon_answers_all_paths_are_named(path: Path, tmp_path: Path) ->
 
 def test_without_a_path_the_setting_is_named() -> None:
     """It is "off"."""
-    assert refused() == ('echod: admin.socket is "off": there is no daemon to ask', os.EX_UNAVAILABLE)
+    assert refused() == ('echod: admin.socket is "off": no daemon can be reached', os.EX_UNAVAILABLE)
 
 
 def test_trouble_is_raised_only_if_no_daemon_answers(daemon: Canned, tmp_path: Path) -> None:
     """An unreadable file explains why no daemon is found, and does not matter otherwise."""
     trouble = Refusal("echod.toml: can't be read", exit_code=os.EX_NOINPUT)
     daemon.answer(200, 1)
-    assert AdminClient([daemon.path], trouble).ask("GET", "/status") == (200, 1)
+    assert AdminClient([daemon.path], trouble).request("GET", "/status") == (200, 1)
     assert refused(tmp_path / "none.sock", trouble=trouble) == ("echod.toml: can't be read", os.EX_NOINPUT)
 
 
@@ -159,7 +159,7 @@ def test_a_daemon_that_does_not_answer_is_given_up(path: Path) -> None:
         hung.bind(str(path))
         hung.listen()
         line = f"echod: unix:{path}: no answer within 0 s"
-        assert refused(path, patience=0.05) == (line, os.EX_UNAVAILABLE)
+        assert refused(path, timeout=0.05) == (line, os.EX_UNAVAILABLE)
 
 
 def test_a_daemon_that_does_not_accept_is_given_up(path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_daemon_that_does_not_accept_is_given_up(path: Path) -> None:
         hung.listen(0)
         clients.enter_context(unix.connect(path))
         line = f"echod: unix:{path}: no answer within 0 s"
-        assert refused(path, patience=0.05) == (line, os.EX_UNAVAILABLE)
+        assert refused(path, timeout=0.05) == (line, os.EX_UNAVAILABLE)
 
 
 @pytest.mark.parametrize(("name", "why"), [("x" * 200, "AF_UNIX path too long"), ("datagrams", "Protocol wrong type")])
@@ -188,7 +188,7 @@ def test_a_request_leaves_no_descriptor(daemon: Canned) -> None:
     """However it ends."""
     before = descriptors()
     daemon.answer(200, 1)
-    AdminClient([daemon.path]).ask("GET", "/status")
+    AdminClient([daemon.path]).request("GET", "/status")
     refused(daemon.path)
     refused(daemon.path.with_name("none"))
     while descriptors() > before:  # those of the thread that answers
@@ -347,8 +347,8 @@ def test_a_reload_may_take_longer_than_other_requests() -> None:
     """The daemon gives up on a hanging file after a minute."""
 
     class Patient:
-        def ask(self, *_: str, patience: float) -> tuple[int, Any]:
-            assert patience > 60
+        def request(self, *_: str, timeout: float) -> tuple[int, Any]:
+            assert timeout > 60
             return 200, {"changed": [], "old": {}, "new": {}}
 
     client: Any = Patient()
