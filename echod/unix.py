@@ -11,7 +11,6 @@ import fcntl
 import os
 import socket
 import stat
-import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BACKLOG = 128
-_ATTEMPTS, _PAUSE = 100, 0.01  # seconds; a daemon holds the lock for microseconds
+_PAUSE = 0.01
+"""Seconds between two attempts to connect or to lock."""
+_ATTEMPTS = 100
+"""To lock a directory. Another daemon holds the lock for microseconds."""
 _UMASK = 0o117  # leaves mode 0660
-_TIMEVAL = struct.Struct("@ll")  # struct timeval
 
 
 def url(path: Path) -> str:
@@ -33,24 +34,26 @@ def url(path: Path) -> str:
     return printable(f"unix:{path}")
 
 
-def connect(path: Path, timeout: float | None = None) -> socket.socket:
-    """Return a socket that is connected to this path, with this timeout (seconds).
+def connect(path: Path, timeout: float) -> socket.socket:
+    """Return a socket that is connected to this path and has this timeout (seconds).
 
-    If the backlog is full, waits for room; with a timeout of 0, raises `BlockingIOError`. Raises `OSError`.
+    Waits as long for room in a full backlog. Raises `OSError`; `TimeoutError` if there was no room.
     """
+    deadline = time.monotonic() + timeout
     sock = socket.socket(socket.AF_UNIX)
     try:
-        if timeout:
-            # Python's timeout makes the socket non-blocking, and then connect(2) doesn't wait for room in the backlog.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6)))
-        else:
-            sock.settimeout(timeout)
-        sock.connect(str(path))
+        sock.settimeout(0)  # a blocking connect(2) has no timeout, and Python takes an interrupted one for a success
+        while True:
+            try:
+                sock.connect(str(path))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError from None
+            time.sleep(_PAUSE)
         sock.settimeout(timeout)
-    except BaseException as error:
+    except BaseException:
         sock.close()
-        if timeout and isinstance(error, BlockingIOError):
-            raise TimeoutError from None
         raise
     return sock
 
@@ -107,7 +110,7 @@ class UnixSocket:
             connect(self._path, timeout=0).close()
         except ConnectionRefusedError:  # stale
             self._path.unlink()
-        except BlockingIOError:  # the backlog is full: somebody listens
+        except TimeoutError:  # the backlog is full: somebody listens
             raise OSError(errno.EADDRINUSE, "") from None
         else:
             raise OSError(errno.EADDRINUSE, "")

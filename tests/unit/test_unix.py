@@ -60,7 +60,7 @@ def test_its_url_is_one_printable_line() -> None:
 
 def test_a_client_can_connect(path: Path) -> None:
     """As soon as the object exists."""
-    with opened(path) as made, unix.connect(path) as client:
+    with opened(path) as made, unix.connect(path, DEADLINE) as client:
         assert made.url == f"unix:{path}"
         theirs, _ = made.sock.accept()
         with theirs:
@@ -100,7 +100,7 @@ def test_a_stale_socket_is_replaced(path: Path) -> None:
     """A restart after a crash needs no help."""
     leave_stale(path)
     with opened(path):
-        unix.connect(path).close()
+        unix.connect(path, DEADLINE).close()
 
 
 def test_a_live_socket_is_left_alone(path: Path) -> None:
@@ -113,16 +113,16 @@ def test_a_live_socket_is_left_alone(path: Path) -> None:
                 made.sock.accept()[0].close()
             except BlockingIOError:
                 break
-        unix.connect(path).close()
+        unix.connect(path, DEADLINE).close()
 
 
 def test_a_live_socket_with_a_full_backlog_is_left_alone(path: Path) -> None:
     """Its process is busy, not dead."""
     with opened(path) as made, contextlib.ExitStack() as clients:
         made.sock.listen(0)
-        clients.enter_context(unix.connect(path, 0))
-        with pytest.raises(BlockingIOError):
-            unix.connect(path, 0)
+        clients.enter_context(unix.connect(path, 0.0))
+        with pytest.raises(TimeoutError):
+            unix.connect(path, 0.0)
         assert refused(path)[1] == os.EX_UNAVAILABLE
         assert path.is_socket()
 
@@ -224,7 +224,7 @@ def test_close_leaves_the_socket_of_another_process(path: Path) -> None:
         path.unlink()
         other = UnixSocket(path, "admin.socket", make_directory=False)
     with other.sock:
-        unix.connect(path).close()
+        unix.connect(path, DEADLINE).close()
     other.close()
 
 
@@ -234,23 +234,23 @@ def test_close_leaves_the_socket_of_another_process(path: Path) -> None:
 def test_connect_raises_the_systems_error(path: Path) -> None:
     """The path is missing, or nobody listens."""
     with pytest.raises(FileNotFoundError):
-        unix.connect(path)
+        unix.connect(path, DEADLINE)
     leave_stale(path)
     with pytest.raises(ConnectionRefusedError):
-        unix.connect(path)
+        unix.connect(path, DEADLINE)
 
 
-@pytest.mark.parametrize(("timeout", "kind"), [(0, BlockingIOError), (0.05, TimeoutError)])
-def test_connect_waits_for_room_in_a_full_backlog(path: Path, timeout: float, kind: type[OSError]) -> None:
-    """Up to the timeout; a non-blocking connect(2) would fail at once."""
+@pytest.mark.parametrize("timeout", [0.0, 0.05])
+def test_connect_waits_for_room_in_a_full_backlog(path: Path, timeout: float) -> None:
+    """Up to the timeout."""
 
     def accept() -> None:
         made.sock.accept()[0].close()
 
     with opened(path) as made:
         made.sock.listen(0)
-        with unix.connect(path):
-            with pytest.raises(kind):
+        with unix.connect(path, DEADLINE):
+            with pytest.raises(TimeoutError):
                 unix.connect(path, timeout)
             accepting = threading.Timer(0.02, accept)
             accepting.start()
@@ -259,8 +259,6 @@ def test_connect_waits_for_room_in_a_full_backlog(path: Path, timeout: float, ki
 
 
 def test_a_connection_has_the_timeout_of_connect(path: Path) -> None:
-    """Or none."""
-    with opened(path):
-        for timeout in (None, 1.5):
-            with unix.connect(path, timeout) as client:
-                assert client.gettimeout() == timeout
+    """For what is sent and received on it."""
+    with opened(path), unix.connect(path, 1.5) as client:
+        assert client.gettimeout() == 1.5

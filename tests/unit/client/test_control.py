@@ -75,6 +75,12 @@ def test_a_chunked_answer_is_read_whole(daemon: Canned) -> None:
     assert AdminClient([daemon.path]).request("GET", "/connections") == (200, [1])
 
 
+def test_an_informational_response_is_skipped(daemon: Canned) -> None:
+    """The answer follows it (RFC 9110, 15.2)."""
+    daemon.answer_raw(b"HTTP/1.1 102 Processing\r\n\r\n" + OK + b"content-length: 1\r\n\r\n7")
+    assert AdminClient([daemon.path]).request("GET", "/status") == (200, 7)
+
+
 def test_the_first_path_with_a_daemon_is_used(daemon: Canned, tmp_path: Path) -> None:
     """Paths without one are skipped: missing, stale, below a file."""
     stale = tmp_path / "stale.sock"
@@ -167,7 +173,7 @@ def test_a_daemon_that_does_not_accept_is_given_up(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as hung, contextlib.ExitStack() as clients:
         hung.bind(str(path))
         hung.listen(0)
-        clients.enter_context(unix.connect(path))
+        clients.enter_context(unix.connect(path, 1.0))
         line = f"echod: unix:{path}: no answer within 0 s"
         assert refused(path, timeout=0.05) == (line, os.EX_UNAVAILABLE)
 
