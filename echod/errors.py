@@ -1,17 +1,14 @@
-"""What ends the program with a message for its user: lines for stderr and an exit code.
-
-Knows nothing of where the problem arose; `cli` prints it.
-"""
+"""The exception that ends a command with a message for its user: lines for standard error, and an exit code."""
 
 from __future__ import annotations
 
 import os
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is no error of the program
-    """The program can't do what it was asked.
+class Refusal(Exception):  # noqa: N818 - not an error of the program
+    """The program can't do what the user wants.
 
-    `lines` go to stderr, one per problem; `exit_code` is one of sysexits.h (64, 66, 69, 77, 78).
+    `lines` go to standard error, one per problem. `exit_code` is one of sysexits.h, e.g. 66, 69, 77 or 78.
     """
 
     def __init__(self, *lines: str, exit_code: int = os.EX_CONFIG) -> None:

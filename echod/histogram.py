@@ -1,7 +1,4 @@
-"""Counts of values by size, as Prometheus has them.
-
-Knows nothing of what is measured, and nothing of Prometheus' library: that is imported only where somebody may ask.
-"""
+"""Counts of values by size, in cumulative buckets like those of Prometheus, without its library."""
 
 from __future__ import annotations
 
@@ -27,11 +24,11 @@ class Histogram:
         self.most = max(self.most, value)
 
     def cumulative(self) -> list[int]:
-        """Return the number of values up to each bound, and last that of all."""
+        """Return the number of values up to each bound, and finally of all values."""
         return list(accumulate(self._counts))
 
     def quantile(self, part: float) -> float:
-        """Return a bound that this part of the values does not exceed: the least there is, but at most the largest value."""
+        """Return the least bound that this part of the values does not exceed, or the largest value if that is less."""
         counts = self.cumulative()
         index = bisect_left(counts, part * counts[-1])
         return min(self.most, self.bounds[index]) if index < len(self.bounds) else self.most
