@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.bystander import unharmed
-from tests.support.harness import DEADLINE, Echod, check_line, read_exactly, until
+from tests.support.harness import DEADLINE, Echod, read_exactly, until
+from tests.support.log_document import check_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.harness import Echod, check_line, read_all, read_exactly, reserved_port, until
+from tests.support.harness import Echod, read_all, read_exactly, reserved_port, until
+from tests.support.log_document import check_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,26 +8,24 @@ import os
 import random
 import re
 import signal
+import socket
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
 
 from tests.support.harness import (
     DEADLINE,
-    FIELDS,
     LOCAL,
-    TIMESTAMP,
     Echod,
-    check_line,
     read_all,
     read_exactly,
     reserved_port,
     reset,
-    until,
 )
+from tests.support.log_document import TIMESTAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,63 +79,15 @@ def test_every_line_of_a_storm_is_whole_and_the_sums_agree(echod: Daemon) -> Non
         assert began - timedelta(seconds=1) < times[0] < times[-1] < datetime.now(UTC) + timedelta(seconds=1)
 
 
-def test_every_event_has_the_contracts_fields(echod: Daemon) -> None:
-    """One session that brings about each event that this version has, and no line with a field too many or too few."""
-    with echod("[pool]\nsize = 1", flags=["--timeouts.write", "200ms", "--admin.http", f"{LOCAL}:0"]) as daemon:
-        with daemon.connect() as only:
-            daemon.wait_for("pool.full")
-            until(lambda: _rejected_and_counted(daemon), what="a count of rejections")
-            daemon.reload("[pool]\nsize = 0")
-            daemon.reload("[pool]\nsize = 1\n[timeouts]\nidle = '100ms'")  # less than the write timeout: a warning
-            only.shutdown(2)
-            daemon.wait_for("pool.available")
-        soft = daemon.limit_descriptors(3)
-        with daemon.connect():
-            daemon.wait_for("accept.paused")
-            daemon.limit_descriptors(soft)
-            daemon.wait_for("accept.resumed")
-        assert daemon.stop() == 0
-        for line in daemon.lines:
-            check_line(line)
-        assert {line["event"] for line in daemon.lines} == FIELDS.keys() - {
-            "log.dropped",
-            "listener.inherited",
-        }  # those have tests of their own
-
-
-def _rejected_and_counted(daemon: Echod) -> bool:
-    with daemon.connect() as sock:
-        assert read_all(sock) == b""
-    return any("suppressed" in line for line in daemon.events("connection.rejected"))
-
-
-def test_numbers_are_numbers(echod: Daemon) -> None:
-    """Bytes and counts are integers; durations are seconds, with a fraction."""
+def test_times_are_in_seconds(echod: Daemon) -> None:
+    """Also those that the kernel counts in microseconds."""
     with echod() as daemon, daemon.connect() as sock:
         sock.sendall(b"12345")
         assert read_exactly(sock, 5) == b"12345"
-        sock.shutdown(1)
+        sock.shutdown(socket.SHUT_WR)
         line = daemon.closed(sock)
-    numbers = {name: type(value) for name, value in _flat(line).items() if not isinstance(value, str)}
-    assert numbers == {
-        "connection": int,
-        "client.port": int,
-        "bytes_received": int,
-        "bytes_sent": int,
-        "duration": float,
-        "in_use": int,
-        "tcp.rtt": float,
-        "tcp.retrans": int,
-    }
-    assert line["tcp"]["rtt"] > 0
+    assert 0 < line["tcp"]["rtt"] < 1
     assert 0 < line["duration"] < DEADLINE
-
-
-def _flat(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in line.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 @pytest.mark.parametrize(

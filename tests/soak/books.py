@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from tests.support.harness import check_line
+from tests.support.log_document import check_line
 from tests.support.scraping import Series, by_reason, total
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import resource
 import secrets
 import signal
@@ -20,6 +19,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.support.log_document import check_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -28,41 +29,6 @@ DEADLINE = 20 * float(os.environ.get("TEST_TIME_FACTOR", "1"))
 
 ECHOD = [sys.executable, "-m", "echod"]
 LOCAL = "127.0.0.1"
-
-_CONNECTION = {"client", "listener"}
-FIELDS = {
-    "daemon.started": {"version", "pid", "config", "pool"},
-    "daemon.draining": {"in_use", "timeout"},
-    "daemon.stopped": {"connections", "bytes_received", "aborted", "uptime"},
-    "listener.started": {"listener", "backlog"},
-    "listener.stopped": {"listener", "backlog"},
-    "listener.inherited": {"names", "message"},
-    "connection.opened": _CONNECTION | {"connection", "in_use"},
-    "connection.closed": _CONNECTION
-    | {"connection", "bytes_received", "bytes_sent", "duration", "reason", "in_use", "tcp"},
-    "connection.rejected": _CONNECTION | {"reason"},
-    "pool.full": {"size"},
-    "pool.available": {"size"},
-    "accept.paused": {"listener", "reason", "seconds"},
-    "accept.resumed": {"listener", "reason", "seconds"},
-    "log.dropped": {"lines"},
-    "config.reloaded": {"changed", "old", "new", "seconds"},
-    "config.rejected": {"errors"},
-    "config.warning": {"message"},
-    "admin.started": {"listener"},
-}
-"""What a line of each event has beside the three fields that every line begins with."""
-OPTIONAL_FIELDS = {"connection.rejected": {"suppressed"}, "connection.closed": {"error"}}
-LEVELS = {
-    "pool.full": "warning",
-    "connection.rejected": "warning",
-    "accept.paused": "warning",
-    "log.dropped": "warning",
-    "config.rejected": "error",
-    "config.warning": "warning",
-}
-"""The level of what is not `info`."""
-TIMESTAMP = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{6}Z")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -322,23 +288,6 @@ class Echod:
         """Return the seconds of user and system time so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def check_line(line: dict[str, Any]) -> None:
-    """Assert that a line of the log is one of the contract's, with its fields, in its order, and no others."""
-    event = line["event"]
-    assert list(line)[:3] == ["timestamp", "level", "event"]
-    assert TIMESTAMP.fullmatch(line["timestamp"])
-    assert event in FIELDS, line
-    assert set(line) - {"timestamp", "level", "event"} - OPTIONAL_FIELDS.get(event, set()) == FIELDS[event], line
-    assert line["level"] == LEVELS.get(event, "info"), line
-    if "client" in line:
-        assert set(line["client"]) == {"address", "port"}
-    if event == "connection.closed":
-        assert set(line["tcp"]) == {"rtt", "retrans"}
-        assert ("error" in line) == (line["reason"] == "error")
-    if event == "daemon.started":
-        assert set(line["pool"]) == {"size", "when_full"}
 
 
 def free_port() -> int:
