@@ -31,7 +31,7 @@ BUSY = 50
 SECONDS = 2.5  # of each phase
 EVERY = 0.01  # seconds between two scrapes
 MESSAGE = bytes(64)
-REQUEST = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REQUEST = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 SCRAPES = 500  # for the cost of one
 
 
@@ -62,30 +62,22 @@ def full_speed(socks: list[socket.socket]) -> list[float]:
     return taken
 
 
-def scrape(sock: socket.socket, target: bytes = b"/metrics") -> None:
-    """Ask once on a connection that stays."""
-    sock.sendall(REQUEST % target)
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += sock.recv(1 << 16)
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if b"content-length" in head:
-        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        while len(body) < length:
-            body += sock.recv(1 << 16)
-    else:
-        while not body.endswith(b"0\r\n\r\n"):
-            body += sock.recv(1 << 16)
+def scrape(target: bytes = b"/metrics", path: str | None = None) -> None:
+    """Ask once, at the TCP port or on the Unix socket at `path`. Each request has a connection of its own."""
+    with socket.socket(socket.AF_UNIX if path else socket.AF_INET) as sock:
+        sock.connect(path or (HOST, HTTP))
+        sock.sendall(REQUEST % target)
+        while sock.recv(1 << 16):
+            pass
 
 
 def scrape_forever() -> None:
-    """Be the one that scrapes."""
-    with socket.create_connection((HOST, HTTP)) as sock:
-        due = time.monotonic()
-        while True:
-            scrape(sock)
-            due += EVERY
-            time.sleep(max(0.0, due - time.monotonic()))
+    """Scrape at fixed intervals."""
+    due = time.monotonic()
+    while True:
+        scrape()
+        due += EVERY
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 @contextlib.contextmanager
@@ -104,14 +96,12 @@ def watched(daemon: Daemon) -> Iterator[None]:
 
 
 def cost(daemon: Daemon, target: bytes) -> str:
-    """Return what one request takes of the processor, beside nothing else."""
+    """Return the processor time of one request, without other load."""
     path = None if target == b"/metrics" else str(daemon.directory / "admin.sock")
-    with socket.socket(socket.AF_UNIX if path else socket.AF_INET) as sock:
-        sock.connect(path or (HOST, HTTP))
-        before = daemon.processor_time()
-        for _ in range(SCRAPES):
-            scrape(sock, target)
-        return f"{(daemon.processor_time() - before) / SCRAPES * 1e3:.2f} ms"
+    before = daemon.processor_time()
+    for _ in range(SCRAPES):
+        scrape(target, path)
+    return f"{(daemon.processor_time() - before) / SCRAPES * 1e3:.2f} ms"
 
 
 def held(daemon: Daemon, echo: socket.socket, target: bytes) -> list[float]:
@@ -131,12 +121,10 @@ def held(daemon: Daemon, echo: socket.socket, target: bytes) -> list[float]:
 
 
 def ask_forever(path: str, target: str) -> None:
-    """Be the one that asks, 100 times a second."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(path)
-        while True:
-            scrape(sock, os.fsencode(target))
-            time.sleep(EVERY)
+    """Ask about 100 times a second."""
+    while True:
+        scrape(os.fsencode(target), path)
+        time.sleep(EVERY)
 
 
 def main(rounds: int) -> None:

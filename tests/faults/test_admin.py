@@ -1,4 +1,4 @@
-"""The admin server under clients that are broken or hostile: echo goes on, nothing leaks, and the operator gets in."""
+"""Clients of the admin server that are broken or hostile: echo goes on, nothing leaks, and the operator is answered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from tests.support.harness import (
     Echod,
     command,
     environment,
-    read_all,
     read_exactly,
     reset,
     until,
@@ -51,11 +50,8 @@ def request(target: str = "/status", method: str = "GET", more: str = "") -> byt
     return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode()
 
 
-LAST = "Connection: close\r\n"
-
-
 class Target:
-    """The daemon, and both ways to its admin server."""
+    """The daemon, and the Unix socket and the TCP port of its admin server."""
 
     def __init__(self, daemon: Echod, path: Path) -> None:
         self.daemon = daemon
@@ -63,7 +59,7 @@ class Target:
         self.port = int(daemon.wait_for("admin.started", count=2)["listener"].rpartition(":")[2])
 
     def local(self) -> socket.socket:
-        """Connect as soon as there is room in the backlog: a socket that blocks waits for that, with Python's timeout not."""
+        """Connect, waiting for room in the backlog. With Python's own timeout, a socket does not wait for that."""
         sock = socket.socket(socket.AF_UNIX)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(DEADLINE), 0))
         sock.connect(str(self.path))
@@ -74,7 +70,7 @@ class Target:
         return socket.create_connection((LOCAL, self.port), DEADLINE)
 
     def both(self, abuse: Callable[[Connect], None]) -> None:
-        """Do it on both sides at the same time."""
+        """Abuse the socket and the port at the same time."""
         with ThreadPoolExecutor(2) as threads:
             for done in [threads.submit(abuse, connect) for connect in (self.local, self.remote)]:
                 done.result()
@@ -87,7 +83,7 @@ class Target:
 
 
 def answer(sock: socket.socket) -> bytes:
-    """Return all that comes, until either side has had enough."""
+    """Return all that comes until the connection ends."""
     data = bytearray()
     with contextlib.suppress(ConnectionError):
         while chunk := sock.recv(1 << 18):
@@ -96,7 +92,7 @@ def answer(sock: socket.socket) -> bytes:
 
 
 def send(sock: socket.socket, data: bytes) -> bool:
-    """Send as long as the daemon takes it; say whether it took all."""
+    """Say whether all of it could be sent."""
     try:
         sock.sendall(data)
     except ConnectionError:
@@ -106,15 +102,15 @@ def send(sock: socket.socket, data: bytes) -> bool:
 
 @pytest.fixture
 def target(echod: Daemon, tmp_path: Path) -> Iterator[Target]:
-    """Yield a daemon that echoes all the while, and afterwards is as it was before."""
+    """Yield a daemon that must echo meanwhile, and be as it was before when the test ends."""
     path = tmp_path / "sock"
     flags = ["--admin.socket", str(path), "--admin.http", f"{LOCAL}:0", "-n", "1100"]
     with echod(flags=flags) as daemon:
         target = Target(daemon, path)
         for connect in (target.local, target.remote):
             with connect() as sock:
-                sock.sendall(request("/metrics", more=LAST))
-                assert read_all(sock).startswith(b"HTTP/1.1 200 ")
+                sock.sendall(request("/metrics"))
+                assert answer(sock).startswith(b"HTTP/1.1 200 ")
         with unharmed(daemon):
             yield target
         target.status()
@@ -123,7 +119,7 @@ def target(echod: Daemon, tmp_path: Path) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def crowded(target: Target) -> Iterator[None]:
-    """Let the list of connections be long."""
+    """Hold many connections open, so that the list of them is long."""
     with contextlib.ExitStack() as stack:
         for _ in range(CROWD):
             stack.enter_context(target.daemon.connect())
@@ -135,7 +131,7 @@ def crowded(target: Target) -> Iterator[None]:
 
 
 def test_garbage_is_refused(target: Target) -> None:
-    """With 400 or without a word."""
+    """The answer is 400 or 431, or none."""
     junk = [
         os.urandom(3000),
         b"\r\n" * 2000,
@@ -157,7 +153,7 @@ def test_garbage_is_refused(target: Target) -> None:
 
 
 def test_1000_clients_that_say_nothing_keep_nobody_out(target: Target) -> None:
-    """On each side; half of them have begun a request."""
+    """Half of them have begun a request."""
 
     def abuse(connect: Connect) -> None:
         with contextlib.ExitStack() as stack:
@@ -168,14 +164,14 @@ def test_1000_clients_that_say_nothing_keep_nobody_out(target: Target) -> None:
                 if number == 500:
                     target.status()
             with connect() as sock:
-                sock.sendall(request(more=LAST))
+                sock.sendall(request())
                 assert answer(sock).startswith(b"HTTP/1.1 200 ")
 
     target.both(abuse)
 
 
 def test_huge_requests_are_refused(target: Target) -> None:
-    """Heads, and bodies of each form, also for HEAD, which is refused without a body."""
+    """These are heads and bodies of each form. HEAD is refused without a body."""
     large = [
         (b"GET /" + b"a" * 100_000, b"431"),
         (request(more=f"X: {'a' * 1_000_000}\r\n"), b"431"),
@@ -190,17 +186,17 @@ def test_huge_requests_are_refused(target: Target) -> None:
         for data, status in large * 3:
             with connect() as sock:
                 if send(sock, data):
-                    with contextlib.suppress(OSError):  # else the daemon waits for more, lest its answer gets lost
+                    with contextlib.suppress(OSError):  # otherwise the daemon waits a second for more
                         sock.shutdown(socket.SHUT_WR)
                 got = answer(sock)
-                assert got[:12] in (b"HTTP/1.1 " + status, b""), got[:100]  # none if the reset overtakes it
+                assert got[:12] in (b"HTTP/1.1 " + status, b""), got[:100]  # none if a reset overtakes it
         target.status()
 
     target.both(abuse)
 
 
 def test_a_byte_a_second_is_no_request(target: Target) -> None:
-    """It has to arrive within some seconds; until then, others are answered."""
+    """A request has to arrive within some seconds; others are answered meanwhile."""
 
     def abuse(connect: Connect) -> None:
         with contextlib.ExitStack() as stack:
@@ -219,28 +215,26 @@ def test_a_byte_a_second_is_no_request(target: Target) -> None:
 
 
 def test_who_never_reads_a_long_answer_keeps_nobody_out(target: Target) -> None:
-    """All that may connect, on the side that has the list of connections; it comes whole to who reads it."""
+    """There are more of them than the server has connections. A client that reads gets the whole list."""
     with crowded(target), contextlib.ExitStack() as stack:
         for _ in range(40):
             sock = stack.enter_context(target.local())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-            send(sock, request("/connections") * 100)
+            send(sock, request("/connections"))
         target.status()
         with target.local() as sock:
-            sock.sendall(request("/connections", more=LAST))
+            sock.sendall(request("/connections"))
             assert answer(sock).count(b'"connection":') >= CROWD
 
 
 def test_floods_of_requests_take_turns_with_everybody_else(target: Target) -> None:
-    """Thousands in a packet, on as many connections as there may be; all are answered, in order."""
-    many = 500
+    """Twelve clients connect again and again, and send thousands of requests at once, of which the first is answered."""
 
     def flood(connect: Connect) -> None:
-        with connect() as sock, ThreadPoolExecutor(1) as threads:
-            sending = threads.submit(send, sock, request("/livez") * many + request("/readyz", more=LAST))
-            got = answer(sock)
-            if sending.result() and got.endswith(b'{"status":"ready"}\n'):
-                assert got.count(b'{"status":"alive"}\n') == many
+        for _ in range(50):
+            with connect() as sock:
+                send(sock, request("/livez") * 2000)
+                assert answer(sock).endswith(b'\r\n\r\n{"status":"alive"}\n')
 
     with ThreadPoolExecutor(12) as threads:
         floods = [threads.submit(flood, connect) for connect in (target.local, target.remote) * 6]
@@ -250,10 +244,10 @@ def test_floods_of_requests_take_turns_with_everybody_else(target: Target) -> No
 
 
 def test_who_leaves_in_the_middle_of_its_answer_leaves_nothing(target: Target) -> None:
-    """With FIN or RST, before the answer or within it; a reload goes on without who has asked for it."""
+    """It leaves by FIN or RST, before or during its answer; a reload goes on without the client that asked for it."""
 
     def abuse(connect: Connect) -> None:
-        paths = itertools.cycle([request("/connections"), request("/metrics") * 10, request("/reload", "POST")])
+        paths = itertools.cycle([request("/connections"), request("/metrics"), request("/reload", "POST")])
         for number, data in zip(range(150), paths, strict=False):
             with connect() as sock:
                 send(sock, data)
@@ -272,44 +266,46 @@ def test_who_leaves_in_the_middle_of_its_answer_leaves_nothing(target: Target) -
 
 
 def test_of_100_that_kill_one_connection_none_is_told_nonsense(target: Target) -> None:
-    """It was there, or is no more; it ends once, and its neighbour lives."""
-    with target.daemon.connect() as sock, target.daemon.connect() as neighbour, contextlib.ExitStack() as stack:
+    """The answer is that it is killed, or that it does not exist. It ends once, and its neighbour lives."""
+    with target.daemon.connect() as sock, target.daemon.connect() as neighbour, ThreadPoolExecutor(10) as threads:
         sock.sendall(b"x")
         assert read_exactly(sock, 1) == b"x"
-        killers = [stack.enter_context(target.local()) for _ in range(10)]
-        for killer in killers:
-            killer.sendall(request(f"/connections/{FIRST}", "DELETE") * 9)
-        for killer in killers:
-            killer.sendall(request(f"/connections/{FIRST}", "DELETE", LAST))
-        counts = Counter(word for killer in killers for word in answer(killer).split() if word in (b"200", b"404"))
-        assert counts.total() == 100
-        assert counts[b"200"] >= 1
+        counts = Counter(threads.map(lambda _: kill(target, FIRST), range(100)))
+        assert counts.keys() <= {b"HTTP/1.1 200", b"HTTP/1.1 404"}
+        assert counts[b"HTTP/1.1 200"] >= 1
         assert target.daemon.closed(sock)["reason"] == "killed"
         neighbour.sendall(b"y")
         assert read_exactly(neighbour, 1) == b"y"
 
 
+def kill(target: Target, number: int) -> bytes:
+    """Return the status line's begin."""
+    with target.local() as killer:
+        killer.sendall(request(f"/connections/{number}", "DELETE"))
+        return answer(killer)[:12]
+
+
 def test_connections_killed_as_they_open_are_all_booked(target: Target) -> None:
-    """Whoever guesses the next numbers hits some of them at once."""
-    with target.local() as killer, ThreadPoolExecutor(1) as threads:
-        numbers = range(FIRST, FIRST + 200)
-        reading = threads.submit(answer, killer)
-        for number in numbers:
-            with target.daemon.connect():
-                killer.sendall(request(f"/connections/{number}", "DELETE"))
-        killer.sendall(request("/livez", more=LAST))
-        assert reading.result().endswith(b'{"status":"alive"}\n')
+    """A client that guesses the next number hits some of them at once."""
+    numbers = range(FIRST, FIRST + 200)
+    for number in numbers:
+        with target.local() as killer, ThreadPoolExecutor(1) as threads:
+            killer.sendall(request(f"/connections/{number}", "DELETE")[:-1])
+            connecting = threads.submit(target.daemon.connect)
+            killer.sendall(b"\n")
+            with connecting.result():
+                assert answer(killer)[:12] in (b"HTTP/1.1 200", b"HTTP/1.1 404")
 
-        def ended() -> list[str]:
-            lines = target.daemon.events("connection.closed")
-            return [line["reason"] for line in lines if line["connection"] in numbers]
+    def ended() -> list[str]:
+        lines = target.daemon.events("connection.closed")
+        return [line["reason"] for line in lines if line["connection"] in numbers]
 
-        until(lambda: len(ended()) == len(numbers), what="all ended")
-        assert set(ended()) <= {"killed", "eof", "reset"}
+    until(lambda: len(ended()) == len(numbers), what="all ended")
+    assert set(ended()) <= {"killed", "eof", "reset"}
 
 
 def test_a_stop_waits_for_no_client_of_the_admin_server(echod: Daemon, tmp_path: Path) -> None:
-    """Not for those that stall in an answer, nor for those in the middle of a request."""
+    """Some do not read their answers, others have sent half of a request."""
     path = tmp_path / "sock"
     flags = ["--admin.socket", str(path), "--admin.http", f"{LOCAL}:0", "-n", "1100"]
     with echod(flags=flags) as daemon, contextlib.ExitStack() as stack:
@@ -319,7 +315,7 @@ def test_a_stop_waits_for_no_client_of_the_admin_server(echod: Daemon, tmp_path:
             crowd.enter_context(daemon.connect())
         daemon.wait_for("connection.opened", count=CROWD)
         for _ in range(16):
-            send(stack.enter_context(target.local()), request("/connections") * 100)
+            send(stack.enter_context(target.local()), request("/connections"))
             send(stack.enter_context(target.remote()), request("/livez")[:-1])
         target.status()
         crowd.close()
@@ -327,12 +323,12 @@ def test_a_stop_waits_for_no_client_of_the_admin_server(echod: Daemon, tmp_path:
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
-        assert time.monotonic() - began < http.STALL  # after which who reads nothing of an answer is cut
+        assert time.monotonic() - began < http.STALL  # the longest that a client may hold up its answer
         assert not path.exists()
 
 
 def test_of_daemons_that_start_at_once_on_one_path_one_gets_it(tmp_path: Path) -> None:
-    """Where a dead one has left its socket; the others say that it is taken."""
+    """A dead one has left its socket there. The others say that the address is in use."""
     path = tmp_path / "sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))

@@ -102,7 +102,7 @@ def port(daemon: Echod) -> int:
 
 @contextlib.contextmanager
 def sides(daemon: Echod) -> Iterator[tuple[Side, Side]]:
-    """Return a client on the Unix socket and one on TCP. Their connections stay open from one question to the next."""
+    """Return a client on the Unix socket and one on TCP. They connect anew for each question."""
     local, remote = Side(path_of(daemon.file.parent)), Side(port(daemon))
     with contextlib.closing(local), contextlib.closing(remote):
         yield local, remote
@@ -255,6 +255,8 @@ def test_curl_asks_both(admin: Daemon, tmp_path: Path) -> None:
     with admin() as daemon:
         assert json.loads(curl("--unix-socket", str(path_of(tmp_path)), "http://echod/status"))["state"] == "running"
         assert json.loads(curl("--unix-socket", str(path_of(tmp_path)), "-X", "POST", "http://echod/reload"))
+        words = ("-H", "Expect: 100-continue", "--expect100-timeout", str(DEADLINE), "-d", "body")
+        assert json.loads(curl("--unix-socket", str(path_of(tmp_path)), *words, "http://echod/reload"))
         assert json.loads(curl(f"http://{LOCAL}:{port(daemon)}/readyz")) == {"status": "ready"}
         assert "200 OK" in curl("--head", f"http://localhost:{port(daemon)}/metrics")
 
@@ -304,21 +306,26 @@ def test_it_is_not_ready_while_all_workers_are_busy_and_clients_wait(admin: Daem
         until(lambda: remote.ready() == (200, "ready"), what="ready again")
 
 
-def test_it_is_not_ready_without_descriptors_and_says_so_in_all_detail(admin: Daemon) -> None:
-    """Who is connected gets every answer, metrics included: they need no descriptor."""
-    with admin() as daemon, sides(daemon) as (local, remote):
-        assert local.ready() == remote.ready() == (200, "ready")
+def test_it_is_not_ready_without_descriptors_and_says_so(admin: Daemon) -> None:
+    """A client that is connected gets every answer, because none needs a descriptor; others are answered later."""
+    targets = ["/readyz", "/livez", "/metrics", "/status"]
+    with admin() as daemon, sides(daemon) as (local, remote), contextlib.ExitStack() as stack:
+        before = daemon.descriptors()
+        early = [Side(side.at) for side in (local, remote) for _ in targets]
+        for client in early:
+            stack.enter_context(contextlib.closing(client)).connect()
+        until(lambda: daemon.descriptors() >= before + len(early), what="accepted")
         soft = daemon.limit_descriptors(3)
         with daemon.connect() as waiting:
             daemon.wait_for("accept.paused")
-            for client in (local, remote):
-                assert client.ready() == (503, "not accepting")
-                assert client.ask("/metrics").status == client.ask("/livez").status == 200
-                (listener,) = client.ask("/status").json["listeners"]
+            answers = [client.ask(target) for client, target in zip(early, targets * 2, strict=True)]
+            assert [answer.status for answer in answers] == [503, 200, 200, 200] * 2
+            for answer in (answers[3], answers[7]):
+                assert answer.json["accepting"] is False
+                (listener,) = answer.json["listeners"]
                 assert (listener["state"], listener["queued"]) == ("paused", 1)
-            assert local.ask("/connections").json == []
             daemon.limit_descriptors(soft)
-            until(lambda: local.ready() == (200, "ready"), what="ready again")
+            until(lambda: local.ready() == remote.ready() == (200, "ready"), what="ready again")
             send_all(waiting, b"served")
             assert read_all(waiting) == b"served"
         assert local.ask("/status").json["accept_paused_seconds"] > 0

@@ -1,9 +1,11 @@
-"""HTTP under whatever clients send: nothing raised, nothing left, nobody else kept from an answer."""
+"""Whatever a client sends, the admin server raises nothing, leaves nothing behind, and answers the next client."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import socket
 from typing import TYPE_CHECKING
 
 import h11
@@ -45,7 +47,7 @@ target = st.sampled_from(TARGETS) | st.text(st.characters(min_codepoint=33, max_
 
 @pytest.fixture(autouse=True, scope="module")
 def hurry() -> Iterator[None]:
-    """A server that waits for none of these clients after they have had their answers: they do not close at once."""
+    """Let the server wait only briefly for a client to close its connection, and evict at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http, "LINGER", 0.02)
         patch.setattr(http, "GRACE", 0.0)
@@ -54,7 +56,7 @@ def hurry() -> Iterator[None]:
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Something like a request: with all its parts, most of them good."""
+    """Return something like a request. It has all its parts, and most of them are good."""
     lines = [f"{draw(st.sampled_from(METHODS) | token)} {draw(target)} HTTP/1.{draw(st.sampled_from('0117'))}"]
     lines += draw(
         st.lists(st.sampled_from(["host: localhost", "connection: close", "expect: 100-continue", "upgrade: x"]))
@@ -76,7 +78,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def broken(draw: st.DrawFn) -> bytes:
-    """Requests one after another, of which some bytes are missing, doubled, or others."""
+    """Return some requests or other bytes. A few bytes are missing, doubled or replaced."""
     data = bytearray(b"".join(draw(st.lists(requests() | st.binary(max_size=30), min_size=1, max_size=3))))
     for _ in range(draw(st.integers(0, 3))):
         begin = draw(st.integers(0, len(data)))
@@ -86,7 +88,7 @@ def broken(draw: st.DrawFn) -> bytes:
 
 
 async def answer(request: Request) -> Response:
-    """Answer in one of two ways, depending on what was asked."""
+    """Answer whole or in parts."""
     body = f"{request.method} {request.path}".encode()
     return Response(200, in_parts(body) if len(request.path) % 2 else body)
 
@@ -99,18 +101,18 @@ async def in_parts(data: bytes) -> AsyncIterator[bytes]:
 
 @on_loop
 async def survive(parts: Sequence[bytes], *, finishes: bool) -> None:
-    """Send these, and see that the server is as good as new after that."""
+    """Send these parts. The server must then answer another client, and have nothing left or logged."""
     server = Server(answer)
     try:
         with server.connect() as client:
-            for part in parts:
-                await client.send(part)
-                await asyncio.sleep(0)
+            with contextlib.suppress(ConnectionError):  # the server closes when it has waited long enough
+                for part in parts:
+                    await client.send(part)
+                    await asyncio.sleep(0)
             if finishes:
-                client.sock.shutdown(1)
+                client.sock.shutdown(socket.SHUT_WR)
                 await client.read_all()
-        with server.connect() as client:
-            assert (await client.ask("/good")).body == b"GET /good"
+        assert (await server.ask("/good")).body == b"GET /good"
         await becomes(lambda: not server.connections)
         assert server.lines.lines == []
     finally:
@@ -118,7 +120,6 @@ async def survive(parts: Sequence[bytes], *, finishes: bool) -> None:
 
 
 @given(data=st.binary(max_size=200) | broken(), cuts=st.sets(st.integers(1, 400), max_size=5), finishes=st.booleans())
-@example(data=b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 50, cuts=set(), finishes=False)
 @example(data=b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 500, cuts={7, 300}, finishes=True)
 @example(data=b"GET /" + b"a" * 100_000, cuts={4}, finishes=True)
 @example(
@@ -126,37 +127,29 @@ async def survive(parts: Sequence[bytes], *, finishes: bool) -> None:
 )
 @settings(max_examples=150)
 def test_nothing_that_is_sent_harms_the_server(data: bytes, cuts: set[int], *, finishes: bool) -> None:
-    """Whether the client waits for its answers, or goes at once."""
+    """It does not matter whether the client waits for its answer or closes at once."""
     edges = [0, *sorted(cuts), len(data)]
     survive([data[begin:end] for begin, end in itertools.pairwise(edges)], finishes=finishes)
 
 
-@given(
-    asked=st.lists(st.tuples(st.sampled_from(["GET", "HEAD", "POST", "DELETE"]), target), min_size=1, max_size=6),
-    cut=st.integers(1, 200),
-)
+@given(method=st.sampled_from(["GET", "HEAD", "POST", "DELETE"]), path=target, cut=st.integers(1, 50))
 @settings(max_examples=60)
-def test_every_answer_to_a_good_request_is_well_formed(asked: list[tuple[str, str]], cut: int) -> None:
-    """However many come at once: as many answers, one after another, and no byte between them."""
+def test_every_answer_to_a_good_request_is_well_formed(method: str, path: str, cut: int) -> None:
+    """Nothing follows the answer."""
 
     @on_loop
     async def talk() -> None:
         server = Server(answer)
-        data = b"".join(f"{method} {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode() for method, path in asked)
+        data = f"{method} {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode()
         try:
             with server.connect() as client:
                 await client.send(data[:cut])
                 await asyncio.sleep(0)
                 await client.send(data[cut:])
-                client.sock.shutdown(1)
-                for method, path in asked:
-                    got = await client.answer(method)
-                    if got.status == 400:  # no URL: the last answer
-                        assert "[" in path or "]" in path
-                        break
-                    assert got.status == 200
-                    assert (got.body == b"") == (method == "HEAD")
-                assert await client.read() == b""
+                got = await client.answer(method)
+                assert got.status == 200 or (got.status == 400 and ("[" in path or "]" in path))  # not a URL
+                assert (got.body == b"") == (method == "HEAD")
+                assert await client.ends()
         finally:
             await server.http.close()
 
@@ -172,7 +165,7 @@ def test_every_answer_to_a_good_request_is_well_formed(asked: list[tuple[str, st
 @example(path="/metrics", accept="application/openmetrics-text;version=1.\xa00.0", host="localhost")
 @settings(max_examples=60)
 def test_headers_of_any_text_are_answered(path: str, accept: str, host: str) -> None:
-    """By the admin server's own answers: well-formed, and no internal error."""
+    """The answers of the real routes are well-formed, and none is an internal error."""
     try:
         accept.encode("latin-1")
     except UnicodeEncodeError:
@@ -184,12 +177,11 @@ def test_headers_of_any_text_are_answered(path: str, accept: str, host: str) -> 
         for route in (inside.routes.local, inside.routes.remote):
             server = Server(route)
             try:
-                with server.connect() as client:
-                    try:
-                        got = await client.ask(path, Accept=accept, host=host)
-                    except h11.RemoteProtocolError as error:
-                        raise AssertionError(f"no good answer: {error}") from None
-                    assert got.status in {200, 400, 404, 405, 421, 503}
+                try:
+                    got = await server.ask(path, Accept=accept, host=host)
+                except h11.RemoteProtocolError as error:
+                    raise AssertionError(f"no good answer: {error}") from None
+                assert got.status in {200, 400, 404, 405, 421, 503}
                 assert server.lines.lines == []
             finally:
                 await server.http.close()
@@ -199,13 +191,13 @@ def test_headers_of_any_text_are_answered(path: str, accept: str, host: str) -> 
 
 
 @given(host=st.text(max_size=30) | st.builds("{}:{}".format, st.sampled_from(["localhost", "[::1]", "[x]"]), st.text()))
-def test_a_host_of_any_text_is_ours_or_not(host: str) -> None:
-    """And no error."""
+def test_any_host_is_ours_or_not(host: str) -> None:
+    """No text raises an error."""
     assert is_ours(host) in {True, False}
 
 
 @given(name=st.from_regex(r"[a-z0-9-]{1,10}(\.[a-z]{2,6}){1,3}", fullmatch=True))
 def test_no_name_that_a_dns_server_can_give_is_ours(name: str) -> None:
-    """With or without a port."""
+    """This holds with and without a port."""
     assert not is_ours(name)
     assert not is_ours(f"{name}:9107")

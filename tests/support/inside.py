@@ -114,6 +114,10 @@ class Client:
         """Return some bytes, or none at the end."""
         return await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16)
 
+    async def ends(self) -> bool:
+        """Say whether the server ends the connection without another byte."""
+        return not self._unread and not await self.read()
+
     async def read_all(self) -> bytes:
         """Read to the end of the stream, whether that is a good one or a reset."""
         data = bytearray()
@@ -167,9 +171,16 @@ class Server:
     def connect(self) -> Client:
         return Client(self.address)
 
+    async def ask(self, target: str = "/", method: str = "GET", **headers: str) -> Answered:
+        """Send a good request on a connection of its own, and return its answer, which ends the connection."""
+        with self.connect() as client:
+            answered = await client.ask(target, method, **headers)
+            assert await client.ends()
+            return answered
+
     @property
     def connections(self) -> int:
-        return len(self.http._tasks)
+        return len(self.http._clients)
 
 
 def listening() -> socket.socket:
