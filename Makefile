@@ -47,10 +47,11 @@ mutate: ## change the core in many small ways, and count the changes that no tes
 	@$(MAKE) --no-print-directory VENV=$(MUTATION) $(MUTATION)/.mutation
 	@$(MUTATION)/bin/python -m tests.mutation $(MUTMUT)
 
-lint: $(DEV) ## check rules, format and types
+lint: $(DEV) ## check rules, format, types and imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 bench: $(RUN) ## compare with other servers, in half an hour; QUICK=1: a rough look, in under two minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
