@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import select
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echod.config import load as config
@@ -16,10 +19,10 @@ from echod.server.listeners import Listeners
 from echod.server.pool import Pool
 from echod.server.rejections import Rejections
 from tests.support.fakes import FakeLoop, FakeTransport, Lines, sockets
-from tests.support.harness import LOCAL, free_port
+from tests.support.harness import DEADLINE, LOCAL, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     import pytest
 
@@ -151,6 +154,20 @@ class Rig:
         """Let the client of the oldest accepted connection finish."""
         self.end(self.loop.transports.pop(0))
 
+    def run(self, test: Coroutine[Any, Any, None]) -> None:
+        """Run a test on a real loop, which ends also if the test fails: no connection is left to wait for."""
+
+        async def bounded() -> None:
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    await test
+            finally:
+                for worker in list(self.pool.in_use.values()):
+                    worker.abort("killed")
+                self.loop.run()
+
+        asyncio.run(bounded())
+
     def close(self) -> None:
         self.listeners.close()
         self.pool.when_free = None
@@ -177,7 +194,7 @@ def settings(**values: Any) -> Settings:
         name.replace("__", "."): json.dumps(value) if isinstance(value, list) else str(value)
         for name, value in values.items()
     }
-    return config.load(None, flags, {}).settings
+    return config.load(Path(os.devnull), flags, {}).settings  # not the file of this machine
 
 
 def listening(hosts: str | Sequence[str], port: int = 0, when_full: WhenFull = "reject") -> Settings:

@@ -11,7 +11,6 @@ import pytest
 from echod.server import drain, kernel
 from echod.server.drain import Drain
 from tests.support.fakes import Once
-from tests.support.harness import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -255,10 +254,9 @@ class Run:
         self.task = asyncio.create_task(Drain(rig.pool).run(patience, self.at_once))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(DEADLINE):
-            while not condition():
-                await asyncio.sleep(QUICK)
-                self._rig.loop.run()
+        while not condition():
+            await asyncio.sleep(QUICK)
+            self._rig.loop.run()
 
     async def cut(self) -> int:
         """Return how many connections were cut, when it has ended. Nothing else is left on the loop then."""
@@ -282,7 +280,7 @@ def test_a_drain_without_connections_ends_at_once(rig: Rig, patience: float | No
     async def test() -> None:
         assert await Run(rig, patience).cut() == 0
 
-    asyncio.run(test())
+    rig.run(test())
 
 
 @pytest.mark.parametrize("patience", [None, 60.0])
@@ -299,7 +297,7 @@ def test_a_drain_ends_with_the_last_connection(rig: Rig, patience: float | None)
             rig.end(transport)
         assert await run.cut() == 0
 
-    asyncio.run(test())
+    rig.run(test())
     assert rig.reasons() == {"eof": 2}
     assert not any(transport.fin_sent for transport in transports)
 
@@ -315,7 +313,7 @@ def test_after_the_deadline_connections_get_fin_and_are_cut(rig: Rig) -> None:
         rig.end(finishing)
         assert await run.cut() == 2
 
-    asyncio.run(test())
+    rig.run(test())
     assert rig.reasons() == {"eof": 1, "drained": 2}
     assert all(transport.fin_sent for transport in transports)
 
@@ -333,7 +331,7 @@ def test_a_second_signal_cuts_all_connections(rig: Rig, patience: float | None, 
         run.at_once.set_result(None)
         assert await run.cut() == 2
 
-    asyncio.run(test())
+    rig.run(test())
     assert rig.reasons() == {"drained": 2}
     assert not any(transport.fin_sent for transport in transports)
 
@@ -353,7 +351,7 @@ def test_connections_that_were_cut_before_the_second_signal_count_too(rig: Rig) 
         run.at_once.set_result(None)
         assert await run.cut() == 2
 
-    asyncio.run(test())
+    rig.run(test())
     assert rig.reasons() == {"drained": 2}
 
 
@@ -367,7 +365,7 @@ def test_a_second_signal_after_the_end_changes_nothing(rig: Rig) -> None:
         await asyncio.sleep(QUICK)
         assert run.task.result() == 0
 
-    asyncio.run(test())
+    rig.run(test())
 
 
 # The FIN

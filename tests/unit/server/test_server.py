@@ -323,10 +323,9 @@ def test_a_drain_stops_listening_and_waits_for_the_connections(rig: Rig, server:
         for _ in range(2):
             assert not draining.done()
             rig.finish()
-        async with asyncio.timeout(DEADLINE):
-            assert await draining == 0
+        assert await draining == 0
 
-    asyncio.run(test())
+    rig.run(test())
     assert rig.reasons() == {"eof": 2}
 
 
@@ -340,11 +339,10 @@ def test_a_drain_returns_how_many_connections_were_cut(rig: Rig, server: Server)
         draining = asyncio.create_task(server.drain(60.0, at_once))
         await asyncio.sleep(0)
         at_once.set_result(None)
-        async with asyncio.timeout(DEADLINE):
-            while not draining.done():
-                await asyncio.sleep(0)
-                rig.loop.run()
+        while not draining.done():
+            await asyncio.sleep(0)
+            rig.loop.run()
         assert draining.result() == 2
 
-    asyncio.run(test())
+    rig.run(test())
     assert rig.reasons() == {"drained": 2}
