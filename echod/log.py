@@ -1,22 +1,24 @@
-"""Logging: structlog's set-up, and the sink that never blocks the event loop.
+"""The log: one JSON object a line, or a form for people, on standard output.
 
-Knows nothing of what is logged; the names of the events stand where they happen.
+A line passes through three parts. structlog takes the event and its fields, and ignores what is below `log.level`. A chain of
+processors renders the line; for JSON it is a single one, because the log costs a short connection more than anything else.
+The sink queues the line and writes it from a thread of its own, so that the event loop never waits for the output.
+
+Messages that Python itself has come out here too: warnings, the standard library's log, and uncaught exceptions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import json
 import logging
 import os
+import queue
 import select
 import signal
 import sys
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import orjson
@@ -33,59 +35,55 @@ if TYPE_CHECKING:
     from echod.config import settings
 
 _GATHER = 0.005
-"""Seconds the writer waits for company before it writes: one system call for many lines."""
+"""Seconds for which the writer waits for more lines before it writes: one system call for many lines."""
 _BATCH = 256
-"""Lines written at once; joining more would hold the interpreter's lock for long."""
+"""Lines written at once. Joining more would hold the interpreter's lock for long."""
 _RETRY = 1.0
-"""Seconds between attempts on a sink that fails."""
+"""Seconds between attempts to write to a sink that fails."""
 _LAST_ATTEMPTS = 5
 
 
 class Sink:
-    """Writes lines to a descriptor from a thread of its own, so that a slow, full or broken one delays nobody.
+    """Writes lines to a file descriptor from a thread of its own, so that a slow, full or broken one delays nobody.
 
-    A thread, and not O_NONBLOCK: that flag is shared with every process that has the same open file (fcntl(2)), and
-    regular files ignore it. At most `limit` lines are held; beyond, the newest are dropped, counted, and reported
-    through `dropped_line` after each batch that could be written. A failed write is tried again until `close`.
-    `limit` may be changed at any time.
+    A non-blocking descriptor would not do: O_NONBLOCK is shared with every process that has the same open file
+    (fcntl(2)), and regular files ignore it.
+
+    At most `limit` lines are held, in the queue or by the writer; `limit` may be changed at any time. Further lines are
+    dropped and counted, and after each batch the writer adds a line that says how many, made by `dropped_line`. A failed
+    write is repeated until it succeeds, or until `close` gives up.
     """
 
     def __init__(self, fd: int, limit: int, dropped_line: Callable[[int], bytes]) -> None:
         self._fd = fd
         self.limit = limit
         self._dropped_line = dropped_line
-        self._lines: deque[bytes] = deque()
-        self._held = 0  # lines not yet written: those in the queue and those the writer has in hand
-        self._dropped = 0  # lines, since the last report
-        self.dropped = 0  # lines, ever
-        self._closing = False
-        self._idle = True
-        self._written = 0  # bytes, ever
-        # Taken as itself and not as the condition, which lets go of it in Python: that takes memory, and without any it would
-        # stay locked. An RLock, as a finalizer may log while this thread has it.
+        self._held = 0  # lines
+        self.dropped = 0  # lines since the start
+        self._written = 0  # bytes since the start
+        # A finalizer may log, and the garbage collector may run it while this very thread is in `put`. Both the queue and
+        # an RLock allow that; a Lock would stop the thread for ever.
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def put(self, line: bytes) -> None:
-        """Take a line, with its newline. Never blocks."""
+        """Take a line with its newline. Never blocks."""
         with self._lock:
-            if self._held >= self.limit:
-                self._dropped += 1
+            if self._held < self.limit:
+                self._held += 1
+                self._lines.put(line)
+            else:
                 self.dropped += 1
-                return
-            self._lines.append(line)
-            self._held += 1
-            if self._idle:
-                self._changed.notify()
-                self._idle = False
 
     def close(self, patience: float) -> None:
-        """Write what is held, but give up on a sink that takes nothing for `patience` seconds, or little in five times that."""
+        """Write what is held. Give up if the sink takes nothing for `patience` seconds, or not all in five times that."""
+        self._closing.set()
         with self._lock:
-            self._closing = True
-            self._changed.notify()
+            self._held += 1
+            self._lines.put(b"")  # wakes the writer
         written = -1
         for _ in range(_LAST_ATTEMPTS):
             if written == self._written:
@@ -94,51 +92,39 @@ class Sink:
             self._thread.join(patience)
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
-        while True:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
+        reported = 0
+        while not (self._closing.is_set() and self._lines.empty()):
+            batch = [self._lines.get()]
+            if self._lines.qsize() < _BATCH:
+                self._closing.wait(_GATHER)
+            batch += [self._lines.get() for _ in range(min(_BATCH - 1, self._lines.qsize()))]
+            self._write(b"".join(batch))
             with self._lock:
-                self._idle = not self._lines and not self._dropped
-                self._changed.wait_for(lambda: not self._idle or self._closing)
-                if not self._lines and not self._dropped:
-                    return
-            if len(self._lines) < _BATCH and not self._closing:
-                time.sleep(_GATHER)
-            with self._lock:
-                number = min(_BATCH, len(self._lines))
-                try:
-                    batch = b"".join(itertools.islice(self._lines, number))
-                except MemoryError:  # the lines stay, and there may be room later
-                    self._changed.wait(_RETRY)
-                    continue
-                for _ in range(number):
-                    self._lines.popleft()
-            self._write(batch)
-            with self._lock:
-                self._held -= number
-                dropped, self._dropped = self._dropped, 0
-            if dropped:
-                self._write(self._dropped_line(dropped))
+                self._held -= len(batch)
+                dropped = self.dropped
+            if dropped > reported:
+                self._write(self._dropped_line(dropped - reported))
+                reported = dropped
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             try:
                 written = os.write(self._fd, view)
-            except BlockingIOError:  # somebody else made it non-blocking
-                with contextlib.suppress(OSError):
-                    select.select([], [self._fd], [], _RETRY)
+            except BlockingIOError:  # another process has made the open file non-blocking
+                select.select([], [self._fd], [], _RETRY)
             except OSError:
-                with self._lock:
-                    if self._closing:
-                        return
-                    self._changed.wait(_RETRY)
+                if self._closing.is_set():
+                    return
+                self._closing.wait(_RETRY)
             else:
                 self._written += written
                 view = view[written:]
 
 
 class Logger(Protocol):
-    """What everyone logs with: an event's name, and its fields."""
+    """Logs an event, given by its name and its fields."""
 
     def info(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102 - as structlog has it
     def warning(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
@@ -147,9 +133,9 @@ class Logger(Protocol):
 
 
 class Log:
-    """The daemon's log, a `Logger` whose form and level can be changed while others hold it.
+    """The daemon's log: a `Logger` whose form and level may be changed while others hold it.
 
-    If the output is the journal, each line begins with its priority.
+    If the output is the journal of systemd, each line begins with its priority.
     """
 
     info: Callable[..., Any]
@@ -165,14 +151,14 @@ class Log:
         self._capture()
 
     def configure(self, settings: settings.Log) -> None:
-        """Log in this form, from this level on, and hold that many lines."""
+        """Apply the form, the level and the length of the queue."""
         console = settings.format == "console" or (settings.format == "auto" and self._terminal)
         self._chain: list[Processor]
         if console:
             colors = self._terminal and not os.environ.get("NO_COLOR")
             self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
-            self._chain = [_json]  # all in one: two of these lines a connection are most of what a short one costs
+            self._chain = [_json]
         if self._journal:
             self._chain.append(_prioritized)
         self._sink.limit = settings.queue
@@ -191,11 +177,11 @@ class Log:
 
     @property
     def dropped(self) -> int:
-        """The number of lines that were dropped so far."""
+        """The number of lines dropped since the start."""
         return self._sink.dropped
 
     def close(self, patience: float = 1.0) -> None:
-        """Write what is held, and let Python's own log, warnings and exceptions go to standard error again."""
+        """Write what is held. Python's log, warnings and uncaught exceptions go to standard error again."""
         logging.captureWarnings(capture=False)
         logging.getLogger().handlers.clear()
         sys.excepthook = sys.__excepthook__
@@ -204,7 +190,7 @@ class Log:
         self._sink.close(patience)
 
     def _capture(self) -> None:
-        """Bring in what comes neither through structlog nor through `logging`: warnings, exceptions that nobody caught."""
+        """Log the warnings and uncaught exceptions too."""
         logging.captureWarnings(capture=True)
         sys.excepthook = self._uncaught
         threading.excepthook = lambda args: self._uncaught(
@@ -232,14 +218,14 @@ class Log:
 
 
 class _Output:
-    """What structlog calls a logger: a method for each level; all lead to one place."""
+    """What structlog calls a logger: it has a method for each level. Here, all of them put the line into the sink."""
 
     def __init__(self, put: Callable[[bytes], None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = put
 
 
 class _Handler(logging.Handler):
-    """Brings the standard library's log records into the same log."""
+    """Logs the records of the standard library's loggers."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         super().__init__()
@@ -250,13 +236,13 @@ class _Handler(logging.Handler):
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - the format and its arguments are the caller's
             message = f"{record.msg} % {record.args!r}"
-        level = min(logging.ERROR, max(logging.DEBUG, record.levelno // 10 * 10))  # to one of the four we have
+        level = min(logging.ERROR, max(logging.DEBUG, record.levelno // 10 * 10))  # one of our four levels
         event = f"internal.{logging.getLevelName(level).lower()}"
         self._log.log(level, event, message=message, logger=record.name, exc_info=record.exc_info)
 
 
 def _now() -> str:
-    """Return the time by RFC 3339, in UTC, with microseconds also when they are 0."""
+    """Return the time in UTC by RFC 3339, always with microseconds."""
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     return f"{_second(seconds)}.{microseconds:06}Z"
 
@@ -267,12 +253,12 @@ def _second(seconds: int) -> str:
 
 
 def _stamp(_: object, level: str, event: EventDict) -> EventDict:
-    """Put first what every line begins with."""
+    """Put the fields that every line has before the others."""
     return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
 
 
 def _flat(_: object, __: str, event: EventDict) -> EventDict:
-    """Write what is nested as people read it: client.address=192.0.2.1."""
+    """Flatten nested fields for people: client.address=192.0.2.1."""
     flat: EventDict = {}
     for name, value in event.items():
         flat.update(
@@ -287,13 +273,13 @@ def _json(logger: object, level: str, event: EventDict) -> bytes:
     line = _stamp(logger, level, event)
     try:
         return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # text from outside that is no Unicode, such as a file's name: the standard library escapes it
+    except TypeError:  # text that is not valid Unicode, such as a file's name; the standard library escapes it
         return json.dumps(line, default=str).encode() + b"\n"
 
 
-def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - the renderer's str; structlog types it as a dict
+def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - a str from the renderer; structlog types it as a dict
     return bytes(rendered.encode(errors="backslashreplace")) + b"\n"
 
 
-def _prioritized(_: object, level: str, line: Any) -> bytes:  # noqa: ANN401 - bytes, likewise
+def _prioritized(_: object, level: str, line: Any) -> bytes:  # noqa: ANN401 - bytes; see _line
     return f"{systemd.prefixed(level, line[:-1].decode())}\n".encode()

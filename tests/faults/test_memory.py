@@ -1,4 +1,4 @@
-"""Memory runs out: a connection ends, or the process does and is started anew; no byte is wrong, no worker is lost."""
+"""Memory runs out: a connection ends, or the process does. No byte is wrong, and no worker is lost."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SAID = os.urandom(5000)
 WITHOUT_COVERAGE = {"COVERAGE_PROCESS_CONFIG": ""}
 """Coverage takes memory of its own with each new line of code, and can't do without."""
 PATIENCE = DEADLINE / 20
-"""Seconds in which an answer would have come; who gets none was forgotten by CPython, see below."""
+"""Seconds in which an echo arrives, or never: CPython has forgotten the connection, see below."""
 
 
 def heard(daemon: Echod) -> bytes:
-    """Return what comes back on a new connection, whether or not it comes to a good end."""
+    """Return what comes back on a new connection, however it ends."""
     data = bytearray()
     with contextlib.suppress(OSError), daemon.connect() as sock:
         sock.settimeout(PATIENCE)
@@ -47,7 +47,7 @@ def heard(daemon: Echod) -> bytes:
 
 
 def serves_all(daemon: Echod) -> bool:
-    """Say whether every worker is there."""
+    """Say whether every worker serves a connection and comes back."""
     with contextlib.ExitStack() as stack, contextlib.suppress(ConnectionError):
         socks = [stack.enter_context(daemon.connect()) for _ in range(WORKERS)]
         for sock in socks:
@@ -61,7 +61,7 @@ def serves_all(daemon: Echod) -> bool:
 
 
 def died(daemon: Echod, patience: float = 0.02) -> bool:
-    """Say whether the process has ended, or does so in so many seconds."""
+    """Say whether the process has ended, or ends within `patience` seconds."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         daemon.process.wait(patience)
     return daemon.process.returncode is not None
@@ -69,7 +69,7 @@ def died(daemon: Echod, patience: float = 0.02) -> bool:
 
 @contextlib.contextmanager
 def started(daemon: Echod) -> Iterator[Echod]:
-    """Kill it in the end, whatever it has logged: of memory errors there are many."""
+    """Kill it in the end, without a look at its log: it has many memory errors."""
     daemon.__enter__()
     try:
         yield daemon
@@ -78,7 +78,7 @@ def started(daemon: Echod) -> Iterator[Echod]:
 
 
 def torment(daemon: Echod, injection: Injection, numbers: Iterator[int]) -> bool:
-    """Let one allocation after the other fail, each on a connection of its own; say whether it survived them all."""
+    """Let one allocation after the other fail, each on a connection of its own. Say whether the process survives them all."""
     assert daemon.echo(b"first") == b"first"
     for number in numbers:
         injection.arm("allocate", errno.ENOMEM, skip=number, times=1)
@@ -93,17 +93,17 @@ def torment(daemon: Echod, injection: Injection, numbers: Iterator[int]) -> bool
             return False
         if echo == SAID and not hit:
             break
-    # CPython forgets a descriptor if there is no memory for the address of the client that it has accepted.
+    # If there is no memory for the address of an accepted client, CPython forgets the descriptor.
     assert daemon.descriptors() <= 20
     assert daemon.stop() == 0
     return True
 
 
 def test_an_allocation_that_fails_costs_a_connection_or_the_process(echod: Daemon, injection: Injection) -> None:
-    """Each one in the life of a connection fails once: its echo is right as far as it comes, all workers and the log stay.
+    """Each allocation in a connection's life fails once. What is echoed is right, and no worker is lost.
 
-    The process may die, by a signal, for which systemd starts it anew: uvloop does not look everywhere whether it got
-    memory. It does so in few places.
+    The process may die by a signal, and systemd starts it again: in a few places, uvloop doesn't check whether an
+    allocation succeeded.
     """
     env = injection.environment | WITHOUT_COVERAGE | {"PYTHONMALLOC": "malloc"}  # its own pools would hide most
     numbers = itertools.count()
@@ -120,7 +120,7 @@ def test_an_allocation_that_fails_costs_a_connection_or_the_process(echod: Daemo
 
 @pytest.mark.parametrize("room", [64 << 10, 1 << 20, 4 << 20])
 def test_without_memory_no_byte_is_wrong(echod: Daemon, room: int) -> None:
-    """So many bytes are left for 50 stalled clients: each gets its echo or the beginning of it; the process may die."""
+    """There are `room` bytes for 50 stalled clients. Each gets its echo or the beginning of it; the process may die."""
     said = os.urandom(6 << 20)
 
     def client(daemon: Echod) -> bytes:

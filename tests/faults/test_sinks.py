@@ -29,7 +29,7 @@ CONNECTIONS = 1000
 
 @contextlib.contextmanager
 def _small_pipe() -> Iterator[tuple[int, int]]:
-    """Open a pipe that holds one page; close what is still open of it."""
+    """Open a pipe that holds one page, and close the ends that are still open later."""
     with contextlib.ExitStack() as stack:
         ends = os.pipe()
         for end in ends:
@@ -44,7 +44,7 @@ def _close(fd: int) -> None:
 
 
 def _all_there(lines: list[dict[str, Any]], due: int) -> None:
-    """Assert that each is a good line, and that those which are not there have been counted."""
+    """Assert that each line is a good one, and that the missing ones have been counted."""
     for line in lines:
         check_line(line)
     assert any(line["event"] == "log.dropped" for line in lines)
@@ -52,12 +52,12 @@ def _all_there(lines: list[dict[str, Any]], due: int) -> None:
 
 
 def _accounted_for(lines: list[dict[str, Any]]) -> int:
-    """Return how many lines these are, with those that they say are not there."""
+    """Return the number of these lines and of those that they report as dropped."""
     return sum(line.get("lines", 1) for line in lines)
 
 
 def test_a_pipe_that_nobody_reads_costs_lines_and_no_echo(echod: Daemon) -> None:
-    """All are served meanwhile; read again, the lines that came through and those counted are all there were."""
+    """All clients are served. When the pipe is read again, the lines and the reported drops add up."""
     lines: list[dict[str, Any]] = []
     with (
         _small_pipe() as (reader, writer),
@@ -87,7 +87,7 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_no_echo(echod: Daemon) -> None
 
 
 def test_it_stops_although_nobody_reads(echod: Daemon) -> None:
-    """A full pipe at the end does not keep the process, whatever it still has to say, and signals do not hurt."""
+    """A full pipe does not keep the process from ending, whatever it holds, and further signals change nothing."""
     with _small_pipe() as (_, writer), reserved_port() as port, echod(stdout=writer, port=port) as daemon:
         for _ in range(100):
             assert daemon.echo(b"goes on") == b"goes on"
@@ -101,7 +101,7 @@ def test_it_stops_although_nobody_reads(echod: Daemon) -> None:
 
 
 def test_a_full_disk_costs_no_echo_and_no_exit(echod: Daemon) -> None:
-    """On /dev/full (ENOSPC) all are served, and TERM ends it with 0."""
+    """With /dev/full (ENOSPC) all clients are served, and the exit code after TERM is 0."""
     with (
         Path("/dev/full").open("wb") as full,
         reserved_port() as port,
@@ -114,7 +114,7 @@ def test_a_full_disk_costs_no_echo_and_no_exit(echod: Daemon) -> None:
 
 
 def test_a_reader_that_goes_away_costs_no_echo_and_no_exit(echod: Daemon) -> None:
-    """EPIPE is no end: `echod run | head -1` serves on, and stops well."""
+    """`echod run | head -1` serves on after EPIPE, and its exit code is 0."""
     with _small_pipe() as (reader, writer), reserved_port() as port, echod(stdout=writer, port=port) as daemon:
         os.close(writer)
         with daemon.deadline(), os.fdopen(os.dup(reader), "rb") as pipe:
@@ -128,7 +128,7 @@ def test_a_reader_that_goes_away_costs_no_echo_and_no_exit(echod: Daemon) -> Non
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_without_standard_streams_no_client_reads_the_log(echod: Daemon, closed: str) -> None:
-    """Closed at start, their numbers are not given to sockets: clients get their echo and nothing else."""
+    """The numbers of descriptors that are closed at start are not given to sockets."""
     prefix = ("sh", "-c", f'exec "$@" {closed}', "sh")
     with reserved_port() as port, echod(stdout=subprocess.DEVNULL, port=port, prefix=prefix) as daemon:
         with contextlib.ExitStack() as stack:
@@ -145,14 +145,14 @@ def test_without_standard_streams_no_client_reads_the_log(echod: Daemon, closed:
 
 
 def test_a_sink_shared_with_others_is_not_made_non_blocking(echod: Daemon) -> None:
-    """O_NONBLOCK would change the open file for every process that has it, such as the shell."""
+    """O_NONBLOCK changes the open file for every process that has it, such as the shell."""
     with _small_pipe() as (_, writer), reserved_port() as port, echod(stdout=writer, port=port) as daemon:
         assert daemon.echo(b"there") == b"there"
         assert os.get_blocking(writer)
 
 
 def test_a_sink_that_is_non_blocking_loses_nothing(echod: Daemon) -> None:
-    """Somebody else made the pipe non-blocking: a full one is waited for, and each line arrives whole."""
+    """The sink waits while the pipe is full, and each line arrives whole."""
     with _small_pipe() as (reader, writer), reserved_port() as port:
         os.set_blocking(writer, False)
         with echod(stdout=writer, port=port) as daemon:
@@ -168,7 +168,7 @@ def test_a_sink_that_is_non_blocking_loses_nothing(echod: Daemon) -> None:
 
 @contextlib.contextmanager
 def _small_disk(directory: Path) -> Iterator[tuple[str, ...]]:
-    """Yield what runs a command with a disk of 64 kB there, which nobody else sees, and its output in a file on that."""
+    """Yield a prefix that runs a command with a private disk of 64 kB, and writes its output to a file on it."""
     mount = ("unshare", "--map-root-user", "--mount", "sh", "-c")
     script = f'mount -t tmpfs -o size=64k none {directory} && exec "$@" > {directory}/log'
     if subprocess.run([*mount, script, "sh", "true"], check=False, capture_output=True).returncode:
@@ -178,7 +178,7 @@ def _small_disk(directory: Path) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.slow
 def test_a_full_disk_that_has_room_again_gets_every_line_or_its_number(echod: Daemon, tmp_path: Path) -> None:
-    """Half a line that did fit is completed; the lines written and those counted are all there were."""
+    """A line of which a part did fit is completed. The lines and the reported drops add up."""
     disk = tmp_path / "disk"
     disk.mkdir()
     with (
@@ -203,7 +203,7 @@ def test_a_full_disk_that_has_room_again_gets_every_line_or_its_number(echod: Da
 
 @pytest.mark.slow
 def test_a_sink_that_blocks_now_and_then_under_load_gets_every_line_or_its_number(echod: Daemon) -> None:
-    """A pipe that is read a page at a time, while clients come from four sides."""
+    """The pipe is read a page at a time, while four threads connect."""
     raw = bytearray()
 
     def clients() -> None:
@@ -221,7 +221,7 @@ def test_a_sink_that_blocks_now_and_then_under_load_gets_every_line_or_its_numbe
         coming = [threads.submit(clients) for _ in range(4)]
         while not all(each.done() for each in coming):
             raw += os.read(reader, 4096)
-            time.sleep(0.02)  # so slow is this sink
+            time.sleep(0.02)  # a slow reader
         for each in coming:
             each.result()
         daemon.signal(signal.SIGTERM)

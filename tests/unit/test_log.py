@@ -11,7 +11,6 @@ import re
 import sys
 import threading
 import warnings
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -30,7 +29,7 @@ PIPE_SIZE = 65536
 
 
 class Pipe:
-    """A pipe with the writing end as a text stream, as standard output is."""
+    """A pipe whose writing end is a text stream, like standard output."""
 
     def __init__(self) -> None:
         self.reader, writer = os.pipe()
@@ -45,7 +44,7 @@ class Pipe:
         return data
 
     def close_reader(self) -> None:
-        """Be a reader that has gone."""
+        """Let a write fail with EPIPE."""
         os.close(self.reader)
         self.reader = -1
 
@@ -61,20 +60,20 @@ def pipe() -> Iterator[Pipe]:
 
 @pytest.fixture
 def log(pipe: Pipe) -> Iterator[Log]:
-    """A log as the daemon has it, with JSON lines into the pipe."""
+    """A log as the daemon has it, which writes JSON lines to the pipe."""
     made = Log(pipe.output, settings.Log(level="debug", format="json", queue=1000))
     yield made
     made.close()
 
 
 def written(log: Log, pipe: Pipe) -> list[dict[str, Any]]:
-    """Return the lines after everything has been written."""
+    """Close the log and return all of its lines."""
     log.close()
     return [json.loads(line) for line in pipe.read_all().splitlines()]
 
 
 def say(log: Log) -> None:
-    """Log something of each level, by the log itself (which has no debug) and by the standard library."""
+    """Log an event of each level with the log (which has no debug) and with the standard library."""
     for name, event in zip(("debug", "info", "warning", "error"), "abcd", strict=True):
         if name != "debug":
             getattr(log, name)(event)
@@ -82,7 +81,7 @@ def say(log: Log) -> None:
 
 
 def said(log: Log, pipe: Pipe) -> list[str]:
-    """Say it, and return what was written."""
+    """Log these events and return what is written."""
     say(log)
     return [line.get("message", line["event"]) for line in written(log, pipe)]
 
@@ -95,7 +94,7 @@ def dropped(lines: int) -> bytes:
 
 
 def test_lines_are_written_in_order(pipe: Pipe) -> None:
-    """Also when there are more than one write takes."""
+    """This holds for more lines than one write takes."""
     sink = Sink(pipe.output.fileno(), 10_000, dropped)
     lines = [b"%d\n" % number for number in range(3 * module._BATCH)]
     for line in lines:
@@ -104,8 +103,8 @@ def test_lines_are_written_in_order(pipe: Pipe) -> None:
     assert pipe.read_all() == b"".join(lines)
 
 
-def test_a_full_pipe_delays_nobody_and_drops_are_said(pipe: Pipe) -> None:
-    """The newest go, the oldest stay, and their number adds up."""
+def test_a_full_pipe_delays_nobody_and_drops_are_reported(pipe: Pipe) -> None:
+    """The newest lines are dropped, and the number of all lines adds up."""
     limit, size, total = 100, 1000, 1000
     sink = Sink(pipe.output.fileno(), limit, dropped)
     for number in range(total):
@@ -123,30 +122,8 @@ def test_a_full_pipe_delays_nobody_and_drops_are_said(pipe: Pipe) -> None:
     assert report == b"dropped %d" % (total - len(lines))
 
 
-def test_lines_for_which_there_is_no_memory_wait(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a batch is lost when it can't be put together at once."""
-
-    class Tight(deque[bytes]):
-        failures = 2
-
-        def __iter__(self) -> Iterator[bytes]:
-            if self.failures:
-                self.failures -= 1
-                raise MemoryError
-            return super().__iter__()
-
-    monkeypatch.setattr(module, "_RETRY", 0.01)
-    sink = Sink(pipe.output.fileno(), 10, dropped)
-    sink._lines = lines = Tight()
-    sink.put(b"one\n")
-    sink.put(b"two\n")
-    until(lambda: not lines.failures)
-    sink.close(DEADLINE)
-    assert pipe.read_all() == b"one\ntwo\n"
-
-
 def test_a_sink_that_fails_is_tried_again(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk may have room later, and nothing that was held is lost."""
+    """A full disk may have room later. No line is lost, and closing makes a last attempt."""
     monkeypatch.setattr(module, "_RETRY", 0.01)
     failures = [errno.ENOSPC, errno.EIO, errno.EPIPE]
     real_write = os.write
@@ -166,17 +143,19 @@ def test_a_sink_that_fails_is_tried_again(pipe: Pipe, monkeypatch: pytest.Monkey
 
 
 def test_a_write_that_takes_a_part_is_continued(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line is cut or written twice."""
+    """No line is incomplete or written twice."""
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, data[:3]))
     sink = Sink(pipe.output.fileno(), 10, dropped)
     sink.put(b"a line of some length\n")
     sink.close(DEADLINE)
     assert pipe.read_all() == b"a line of some length\n"
+    assert sink._written == len(b"a line of some length\n")
 
 
-def test_a_descriptor_that_somebody_made_nonblocking_works_too(pipe: Pipe) -> None:
-    """The flag is shared with other processes, and not ours to change."""
+def test_a_non_blocking_descriptor_is_waited_for(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag is shared with other processes, so the sink leaves it as it is. Room in the pipe ends the wait."""
+    monkeypatch.setattr(module, "_RETRY", 1000.0)
     os.set_blocking(pipe.output.fileno(), False)
     lines = [b"x" * 999 + b"\n"] * (3 * PIPE_SIZE // 1000)
     sink = Sink(pipe.output.fileno(), len(lines), dropped)
@@ -190,7 +169,7 @@ def test_a_descriptor_that_somebody_made_nonblocking_works_too(pipe: Pipe) -> No
 
 
 def test_close_gives_up_on_a_sink_that_takes_nothing(pipe: Pipe) -> None:
-    """A stop does not wait for a reader that never comes."""
+    """The daemon must stop although nobody reads its log."""
     sink = Sink(pipe.output.fileno(), 1000, dropped)
     for _ in range(1000):
         sink.put(bytes(1000))
@@ -202,7 +181,7 @@ def test_close_gives_up_on_a_sink_that_takes_nothing(pipe: Pipe) -> None:
 
 
 def test_close_gives_up_on_a_sink_that_fails() -> None:
-    """What can't be written then is lost."""
+    """The lines are lost."""
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 - a descriptor is all it takes
         sink = Sink(full.fileno(), 10, dropped)
         sink.put(b"lost\n")
@@ -210,19 +189,20 @@ def test_close_gives_up_on_a_sink_that_fails() -> None:
         assert not sink._thread.is_alive()
 
 
-def test_close_does_not_wait_for_ever_on_a_slow_sink(pipe: Pipe) -> None:
-    """A reader that takes a little each time keeps a stop only so long."""
+@pytest.mark.parametrize(("takes", "attempts"), [(0, 1), (1, module._LAST_ATTEMPTS)])
+def test_close_waits_longer_for_a_sink_that_takes_something(pipe: Pipe, takes: int, attempts: int) -> None:
+    """A reader that takes a little each time delays the stop, but only by a bounded time."""
     joins: list[float] = []
     sink = Sink(pipe.output.fileno(), 10, dropped)
 
     class Slow:
         def join(self, patience: float) -> None:
             joins.append(patience)
-            sink._written += 1
+            sink._written += takes
 
     real, sink._thread = sink._thread, cast("threading.Thread", Slow())
     sink.close(0.5)
-    assert joins == [0.5] * module._LAST_ATTEMPTS
+    assert joins == [0.5] * attempts
     real.join()
 
 
@@ -230,7 +210,7 @@ def test_close_does_not_wait_for_ever_on_a_slow_sink(pipe: Pipe) -> None:
 
 
 def test_a_line_begins_with_time_level_and_event(log: Log, pipe: Pipe) -> None:
-    """One JSON object each; the time is RFC 3339 in UTC with microseconds."""
+    """It is a JSON object. The time is in UTC by RFC 3339, with microseconds."""
     log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7})
     log.close()
     raw = pipe.read_all()
@@ -249,13 +229,13 @@ def test_a_line_begins_with_time_level_and_event(log: Log, pipe: Pipe) -> None:
 
 @pytest.mark.parametrize(("level", "events"), [("debug", "abcd"), ("info", "bcd"), ("warning", "cd"), ("error", "d")])
 def test_only_what_is_severe_enough_is_logged(pipe: Pipe, level: Level, events: str) -> None:
-    """By log.level, for structlog and the standard library alike."""
+    """`log.level` applies to structlog and to the standard library."""
     log = Log(pipe.output, settings.Log(level=level, format="json", queue=100))
     assert said(log, pipe) == [event for event in "abcd" if event in events for _ in ("12" if event != "a" else "1")]
 
 
 def test_the_level_can_be_changed(log: Log, pipe: Pipe) -> None:
-    """For who holds the log already, for the standard library, and for warnings, which are one of its loggers."""
+    """The change applies to those who hold the log already, to the standard library, and to warnings."""
     for level in ("error", "debug", "warning"):
         log.configure(settings.Log(level=level, format="json"))
         say(log)
@@ -265,8 +245,8 @@ def test_the_level_can_be_changed(log: Log, pipe: Pipe) -> None:
     assert shown == ["d", "d", "a", "b", "b", "c", "c", "d", "d", "old", "c", "c", "d", "d", "old"]
 
 
-def test_an_uncaught_exception_is_told_by_the_form_in_force(log: Log, pipe: Pipe) -> None:
-    """The hooks were set with the first one."""
+def test_an_uncaught_exception_is_logged_in_the_present_form(log: Log, pipe: Pipe) -> None:
+    """Python's hooks were set when the log had another form."""
     log.configure(settings.Log(level="error", format="console"))
     _main_thread()
     log.close()
@@ -277,7 +257,7 @@ def test_an_uncaught_exception_is_told_by_the_form_in_force(log: Log, pipe: Pipe
 
 
 def test_a_change_of_form_holds_for_what_comes_then(log: Log, pipe: Pipe) -> None:
-    """For our lines, the standard library's and the count of what was dropped; and back again."""
+    """The daemon's lines, the standard library's and the count of dropped lines change together."""
     for form in ("json", "console", "json"):
         log.configure(settings.Log(level="info", format=form))
         for name in ("info", "warning", "error", "exception"):
@@ -292,7 +272,7 @@ def test_a_change_of_form_holds_for_what_comes_then(log: Log, pipe: Pipe) -> Non
 
 
 def test_each_change_leaves_one_handler(log: Log, pipe: Pipe) -> None:
-    """Else the standard library's lines would come twice."""
+    """With more, the standard library's lines would come twice."""
     for _ in range(3):
         log.configure(settings.Log(format="json"))
     logging.getLogger("library").warning("once")
@@ -300,7 +280,7 @@ def test_each_change_leaves_one_handler(log: Log, pipe: Pipe) -> None:
 
 
 def test_a_traceback_is_written_after_a_change(log: Log, pipe: Pipe) -> None:
-    """By the same attributes that every log has."""
+    """The log still has the attributes of every logger."""
     log.configure(settings.Log(level="error", format="json"))
     for name in ("info", "warning"):
         getattr(log, name)("not severe enough")
@@ -316,7 +296,7 @@ def test_a_traceback_is_written_after_a_change(log: Log, pipe: Pipe) -> None:
 
 @pytest.mark.parametrize(("before", "after", "held"), [(5, 2, 5), (2, 5, 5), (5, 5, 5)])
 def test_the_queue_can_be_changed(pipe: Pipe, before: int, after: int, held: int) -> None:
-    """What is held already stays; what comes then finds the room that there is now."""
+    """Lines that are held already stay. Later ones are held or dropped by the new limit."""
     os.set_blocking(pipe.output.fileno(), False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -339,7 +319,7 @@ def test_the_queue_can_be_changed(pipe: Pipe, before: int, after: int, held: int
 
 
 def test_exceptions_carry_their_traceback_in_a_field(log: Log, pipe: Pipe) -> None:
-    """So that a line stays a line."""
+    """An event is always one line."""
     try:
         raise ValueError("on\npurpose")
     except ValueError:
@@ -405,10 +385,10 @@ def _unraisable() -> None:
         (_unraisable, "internal.error", {"logger": None}),
     ],
 )
-def test_what_python_says_by_itself_comes_out_here(
+def test_messages_of_python_itself_are_logged(
     log: Log, pipe: Pipe, happen: Callable[[], None], event: str, fields: dict[str, str]
 ) -> None:
-    """asyncio's log, warnings, and exceptions that nobody caught."""
+    """These are asyncio's log, warnings and uncaught exceptions."""
     happen()
     (line,) = written(log, pipe)
     assert line["event"] == event
@@ -416,8 +396,8 @@ def test_what_python_says_by_itself_comes_out_here(
     assert ("exception" in line) == (happen not in (_custom_level, _warning, _bad_format))
 
 
-def test_an_exception_in_a_finalizer_is_told_with_its_place(log: Log, pipe: Pipe) -> None:
-    """Nobody could have caught it, and the traceback alone does not say whose it was."""
+def test_an_exception_in_a_finalizer_is_logged_with_its_place(log: Log, pipe: Pipe) -> None:
+    """The traceback alone does not say whose finalizer it was."""
     _unraisable()
     (line,) = written(log, pipe)
     assert line["message"].startswith("uncaught ValueError in ")
@@ -425,14 +405,14 @@ def test_an_exception_in_a_finalizer_is_told_with_its_place(log: Log, pipe: Pipe
 
 
 def test_a_finalizer_may_log_while_a_line_is_taken(log: Log, pipe: Pipe) -> None:
-    """The garbage collector runs it whenever it likes, also while this very thread holds the sink's lock."""
-    with log._sink._changed:
+    """The garbage collector may run it at any time, also while this very thread holds the sink's lock."""
+    with log._sink._lock:
         log.info("from a finalizer")
     assert [line["event"] for line in written(log, pipe)] == ["from a finalizer"]
 
 
 def test_close_gives_python_its_own_ways_back(log: Log) -> None:
-    """A test or a later log finds them as they were."""
+    """The hooks and handlers are as they were before."""
     log.close()
     assert sys.excepthook is sys.__excepthook__
     assert sys.unraisablehook is sys.__unraisablehook__
@@ -441,7 +421,7 @@ def test_close_gives_python_its_own_ways_back(log: Log) -> None:
 
 
 def test_drops_are_a_line_like_any_other(log: Log) -> None:
-    """log.dropped is a warning with the number of lines."""
+    """`log.dropped` is a warning with the number of lines."""
     line = json.loads(log._dropped_line(17))
     assert line.pop("timestamp")
     assert line == {"level": "warning", "event": "log.dropped", "lines": 17}
@@ -449,14 +429,14 @@ def test_drops_are_a_line_like_any_other(log: Log) -> None:
 
 @pytest.mark.parametrize(("value", "shown"), [(OSError("x"), "x"), ("caf\udce9", "caf\udce9"), (1 << 80, 1 << 80)])
 def test_no_content_can_make_a_line_fail(log: Log, pipe: Pipe, value: object, shown: object) -> None:
-    """Objects are written as text, and text that is no Unicode is escaped."""
+    """Objects are written as text. Text that is not valid Unicode is escaped."""
     log.info("odd", value=value)
     assert written(log, pipe)[0]["value"] == shown
 
 
 @pytest.mark.parametrize(("form", "json_lines"), [("auto", True), ("json", True), ("console", False)])
 def test_into_a_pipe_auto_is_json(pipe: Pipe, form: Format, *, json_lines: bool) -> None:
-    """And console, when asked for, has no colours there."""
+    """The form for people has no colours there."""
     log = Log(pipe.output, settings.Log(level="info", format=form, queue=10))
     log.info("daemon.started", pid=1)
     log.close()
@@ -467,7 +447,7 @@ def test_into_a_pipe_auto_is_json(pipe: Pipe, form: Format, *, json_lines: bool)
 
 
 def test_people_read_what_is_nested_flat(pipe: Pipe) -> None:
-    """In the order in which it was logged."""
+    """The fields keep their order."""
     log = Log(pipe.output, settings.Log(level="info", format="console", queue=10))
     log.info("connection.opened", connection=1, client={"address": "192.0.2.1", "port": 7}, in_use=1)
     log.close()
@@ -481,7 +461,7 @@ def test_people_read_what_is_nested_flat(pipe: Pipe) -> None:
 
 @pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])
 def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, no_colour: str, *, coloured: bool) -> None:
-    """By the variable that other programs obey."""
+    """NO_COLOR is the variable that other programs obey too."""
     monkeypatch.setenv("NO_COLOR", no_colour)
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
@@ -494,7 +474,7 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, no_colour: s
 
 
 def test_on_a_terminal_auto_is_for_people() -> None:
-    """With the traceback below the line, and JSON nowhere."""
+    """A traceback comes below its line."""
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
         log = Log(terminal, settings.Log(level="info", format="auto", queue=10))
@@ -510,8 +490,8 @@ def test_on_a_terminal_auto_is_for_people() -> None:
     assert b"ValueError: on purpose" in data
 
 
-def test_an_overload_that_lasts_is_told_while_it_lasts(pipe: Pipe) -> None:
-    """Whoever reads slowly learns what is missing before the load ends."""
+def test_drops_are_reported_while_the_overload_lasts(pipe: Pipe) -> None:
+    """A slow reader learns what is missing before the load ends."""
     sink = Sink(pipe.output.fileno(), 10, dropped)
     data = bytearray()
     for _ in range(1000):
@@ -525,8 +505,8 @@ def test_an_overload_that_lasts_is_told_while_it_lasts(pipe: Pipe) -> None:
     sink.close(0.1)
 
 
-def test_what_was_dropped_is_counted_for_ever(pipe: Pipe) -> None:
-    """Also after it was reported; it is the reports' sum."""
+def test_dropped_lines_are_counted_since_the_start(pipe: Pipe) -> None:
+    """The count is the sum of all reports."""
     log = Log(pipe.output, settings.Log(level="info", format="json", queue=10))
     assert log.dropped == 0
     sums = []
