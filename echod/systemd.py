@@ -1,6 +1,7 @@
-"""The process as a service of systemd: what the manager is told, its watchdog, the sockets it hands over, its journal.
+"""The process as a service of systemd: notifications, the watchdog, sockets handed over, and the journal.
 
-Knows nothing of the daemon, and needs the standard library alone. Where no manager is, all of it does nothing.
+The protocols are those of sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3) and sd-daemon(3). Without systemd, nothing
+here has an effect.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
 _FIRST = 3
-"""Of the descriptors that are handed over: SD_LISTEN_FDS_START."""
+"""The first descriptor that is handed over (SD_LISTEN_FDS_START)."""
 _MOST_UNSENT = 8
 _STATUS_EVERY = 1.0  # seconds
 _STOP_GOES_ON = 15.0
-"""Seconds asked for with each look at a drain: until the next look, then for the log's last lines, on a busy machine."""
+"""Seconds by which each `look` extends the time to stop: enough for the next one and the log's last lines, if it is busy."""
 _PINGS = 3
-"""For each WATCHDOG_USEC. sd_watchdog_enabled(3) asks for two; a third one leaves room for a timer that comes late."""
+"""Pings in the time of WATCHDOG_USEC. sd_watchdog_enabled(3) asks for two; the third allows for a late timer."""
 _PRIORITIES = {"error": "<3>", "warning": "<4>", "answer": "<6>"}
 _OTHER = "<5>"
-"""Notice, also for what is less. At the journal's "info" the manager says that it started and stopped the unit: with
-LogLevelMax=notice these lines, which are no JSON, stay away, and so does what a command answers, such as ExecReload=;
-ours don't. The exact level stands in our lines."""
+"""Notice, also for the lower levels. With LogLevelMax=notice the journal then holds echod's own lines, but not what systemd
+logs at info about the unit, nor the answers of commands such as ExecReload=, which are not JSON. Each of echod's lines has its
+exact level as a field."""
 
 
 class Inherited(NamedTuple):
-    """A socket that the manager has handed over, and the name that it has there (FileDescriptorName=)."""
+    """A socket that systemd hands over, and its name there (FileDescriptorName=)."""
 
     fd: int
     name: str
 
 
 class Service:
-    """Takes out of the environment what systemd has put there for this process alone, and answers it.
+    """The connection to systemd. It takes the variables that are for this process alone out of the environment.
 
-    No method blocks or raises, whatever is at the other end. Raises `Refusal` if it was handed what can't be.
+    Raises `Refusal` if they make no sense. No method blocks or raises, whatever state systemd is in.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -51,65 +52,65 @@ class Service:
         self._ping_every = _ping_every(environ)
         self.inherited = _inherited(environ)
         self._address = b"\0" + address[1:] if address.startswith(b"@") else address
-        # Held from now on: with a socket for each message, who runs out of descriptors would be ended by the watchdog.
+        # Open from the start: without a free descriptor, the process couldn't ping, and the watchdog would end it.
         self._socket = _datagram_socket() if address else None
-        self._unsent: deque[bytes] = deque(maxlen=_MOST_UNSENT)  # of the turns in the service's life, in their order
-        self._told = ""
-        self._look_again = 0.0
+        self._unsent: deque[bytes] = deque(maxlen=_MOST_UNSENT)  # state changes, oldest first
+        self._last_status = ""
+        self._next_status = 0.0
         self._stopping = False
 
     def ready(self, status: Callable[[], str]) -> None:
-        """Say that the service serves, after a start or a reload; but not after `stopping`, when a reload is broken off."""
+        """Report that a start or a reload is complete. Ignored after `stopping`, when a reload is abandoned."""
         if not self._stopping:
-            self._turn(status, "READY=1")
+            self._report(status, "READY=1")
 
     def reloading(self) -> None:
-        """Say that a reload begins; `ready` ends it, also if it was refused."""
-        self._turn(None, "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        """Report that a reload begins. `ready` ends it, whether it succeeds or not."""
+        self._report(None, "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: Callable[[], str]) -> None:
-        """Say that the service stops, however long it takes: each look asks for more time."""
+        """Report that the service stops. It may take any time, because each `look` extends the time to stop."""
         self._stopping = True
-        self._turn(status, "STOPPING=1", _extension())
+        self._report(status, "STOPPING=1", _extension())
 
     def look(self, status: Callable[[], str]) -> None:
-        """Keep the manager up to date. To be called every now and then; it says something once a second, if it is new."""
+        """Report a new status, at most once a second. To be called regularly."""
         self._send_unsent()
         now = time.monotonic()
-        if self._socket is None or self._unsent or now < self._look_again:
+        if self._socket is None or self._unsent or now < self._next_status:
             return
-        self._look_again = now + _STATUS_EVERY
-        news = [*self._new(status), *([_extension()] if self._stopping else [])]
+        self._next_status = now + _STATUS_EVERY
+        news = [*self._status_if_new(status), *([_extension()] if self._stopping else [])]
         if news and not self._send("\n".join(news).encode()):
-            self._told = ""  # it was not: say it again
+            self._last_status = ""  # repeat it next time
 
     def ping(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Satisfy the watchdog, if there is one, for as long as the loop gets around to its timers."""
+        """Ping the watchdog, if there is one, from a timer of the loop: if the loop hangs, the pings end."""
         if self._ping_every is not None:
             self._send(b"WATCHDOG=1")
             loop.call_later(self._ping_every, lambda: self.ping(loop))
 
-    def _turn(self, status: Callable[[], str] | None, *assignments: str) -> None:
-        """Say what must not be lost: it is sent again with each look until it is taken."""
+    def _report(self, status: Callable[[], str] | None, *assignments: str) -> None:
+        """Report a change of state. It must not be lost, so each `look` tries again until it is sent."""
         if self._socket:
-            self._unsent.append("\n".join([*assignments, *(self._new(status) if status else [])]).encode())
+            self._unsent.append("\n".join([*assignments, *(self._status_if_new(status) if status else [])]).encode())
             self._send_unsent()
 
-    def _new(self, status: Callable[[], str]) -> list[str]:
-        before, self._told = self._told, status()
-        return [] if self._told == before else [f"STATUS={self._told}"]
+    def _status_if_new(self, status: Callable[[], str]) -> list[str]:
+        before, self._last_status = self._last_status, status()
+        return [] if self._last_status == before else [f"STATUS={self._last_status}"]
 
     def _send_unsent(self) -> None:
         while self._unsent and self._send(self._unsent[0]):
             self._unsent.popleft()
 
     def _send(self, message: bytes) -> bool:
-        """Send a datagram; say whether it went."""
+        """Send a datagram, and return whether that succeeded."""
         if self._socket is None:
             return False
         try:
             self._socket.sendto(message, self._address)
-        except OSError:  # full, gone, or never there: the daemon serves on
+        except OSError:  # the socket of systemd is full or gone; the daemon serves on
             return False
         return True
 
@@ -125,7 +126,7 @@ def _extension() -> str:
 
 
 def _ping_every(environ: MutableMapping[str, str]) -> float | None:
-    """Return the seconds between two pings, or None without a watchdog for this process."""
+    """Return the seconds between two pings, or `None` if this process has no watchdog."""
     microseconds, process = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", str(os.getpid()))
     if process != str(os.getpid()) or not _is_number(microseconds) or not int(microseconds):
         return None
@@ -133,16 +134,16 @@ def _ping_every(environ: MutableMapping[str, str]) -> float | None:
 
 
 def _inherited(environ: MutableMapping[str, str]) -> list[Inherited]:
-    """Return the sockets that are meant for this process, as sd_listen_fds_with_names(3) does."""
+    """Return the sockets for this process, as sd_listen_fds_with_names(3) does."""
     process, number, names = (environ.pop(name, None) for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if process != str(os.getpid()) or number is None:
-        return []  # left over from a parent that was meant
+        return []  # the variables were for a parent of this process
     if not _is_number(number):
         raise Refusal(f"echod: LISTEN_FDS: must be a number, got {number!r}")
     fds = range(_FIRST, _FIRST + int(number))
     for fd in fds:
         try:
-            os.set_inheritable(fd, False)  # noqa: FBT003 - it has no other form
+            os.set_inheritable(fd, False)  # noqa: FBT003 - takes no keyword
         except OSError as error:
             raise Refusal(f"echod: LISTEN_FDS: says {number}, but descriptor {fd}: {error.strerror}") from None
     named = ["unknown"] * len(fds) if names is None else names.split(":") if fds else []
@@ -152,19 +153,19 @@ def _inherited(environ: MutableMapping[str, str]) -> list[Inherited]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20  # noqa: PLR2004 - 64 bits have no more digits
+    return text.isascii() and text.isdigit() and len(text) < 20  # noqa: PLR2004 - the digits of 64 bits
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether the descriptor is the stream that $JOURNAL_STREAM names (systemd.exec(5)).
+    """Return whether the descriptor is the stream named by $JOURNAL_STREAM (systemd.exec(5)).
 
-    That it is set says little: whoever is started from a service, with its output elsewhere, has it too.
+    It isn't enough that the variable is set: children of a service inherit it, even if their output goes elsewhere.
     """
     status = os.fstat(fd)
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def prefixed(level: str, text: str) -> str:
-    """Begin each line with its priority, as sd-daemon(3) has it; the journal takes that off again."""
+    """Begin each line with its priority (sd-daemon(3)), which the journal removes again."""
     priority = _PRIORITIES.get(level, _OTHER)
     return "\n".join(priority + line for line in text.split("\n"))

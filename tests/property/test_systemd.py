@@ -1,4 +1,4 @@
-"""The environment that a service manager sets, whatever stands in it."""
+"""The variables that a service manager sets, with any values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = [
     "JOURNAL_STREAM",
 ]
 LAST = 4
-"""Of the descriptors that are there."""
+"""The number of descriptors that exist."""
 
 
 def set_inheritable(fd: int, inheritable: bool) -> None:  # noqa: FBT001 - as in os
@@ -44,7 +44,7 @@ def set_inheritable(fd: int, inheritable: bool) -> None:  # noqa: FBT001 - as in
 @example({"NOTIFY_SOCKET": "/" + "x" * 200})
 @example({"NOTIFY_SOCKET": "@" + "\udcff"})
 def test_any_environment_is_a_manager_none_or_refused(environ: dict[str, str]) -> None:
-    """Who answers it never raises, wherever that may go; and what is refused is told in one line."""
+    """No message raises an error, whatever the address; a refusal is one line."""
     with mock.patch.object(os, "set_inheritable", set_inheritable):
         try:
             service = Service(environ)

@@ -1,4 +1,4 @@
-"""Counts of values by size."""
+"""The histogram."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def observed(*values: float) -> Histogram:
 
 
 def test_each_bound_has_the_number_of_values_up_to_it() -> None:
-    """The bound itself included, as Prometheus' `le`; the last number is that of all."""
+    """The bound itself is included, like `le` of Prometheus. The last number counts all values."""
     assert observed(0.0, 1.0, 1.1, 2.0, 5.0, 5.1, 1e9).cumulative() == [2, 4, 5, 7]
 
 
-def test_without_values_all_is_nothing() -> None:
-    """Also a quantile, which is asked for from the first moment on."""
+def test_without_values_everything_is_zero() -> None:
+    """A quantile may be asked for before the first value."""
     histogram = observed()
     assert histogram.cumulative() == [0, 0, 0, 0]
     assert (histogram.sum, histogram.most, histogram.last) == (0.0, 0.0, 0.0)
@@ -28,7 +28,7 @@ def test_without_values_all_is_nothing() -> None:
 
 
 def test_sum_largest_and_last_are_exact() -> None:
-    """Whatever the buckets are."""
+    """They do not depend on the buckets."""
     histogram = observed(0.25, 7.5, 3.0)
     assert (histogram.sum, histogram.most, histogram.last) == (10.75, 7.5, 3.0)
 
@@ -44,6 +44,6 @@ def test_sum_largest_and_last_are_exact() -> None:
         ([0.5, 4.5, 7.0], 0.5, 5.0),
     ],
 )
-def test_a_quantile_is_the_least_bound_that_is_enough(values: list[float], part: float, quantile: float) -> None:
-    """But it is never above the largest value: a bound that nobody came near would be an alarm for nothing."""
+def test_a_quantile_is_the_lowest_bound_that_is_enough(values: list[float], part: float, quantile: float) -> None:
+    """It is never above the largest value: a bound that no value comes near would be a false alarm."""
     assert observed(*values).quantile(part) == quantile

@@ -15,7 +15,7 @@ INFINITY = resource.RLIM_INFINITY
 
 @pytest.fixture
 def soft_and_hard() -> Iterator[tuple[int, int]]:
-    """The soft limit at 256 while the test runs, below the hard one."""
+    """Set the soft limit to 256, below the hard one, while the test runs."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     yield 256, before[1]
@@ -29,18 +29,18 @@ def test_a_pool_needs_a_descriptor_for_each_connection_and_some_more(connections
 
 
 def test_the_hard_limit_is_that_of_the_process(soft_and_hard: tuple[int, int]) -> None:
-    """Not the soft one, which the program itself may raise."""
+    """The soft limit does not matter, because the program may raise it."""
     assert limits.hard_limit() == (None if soft_and_hard[1] == INFINITY else soft_and_hard[1])
 
 
 def test_no_hard_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only root could set it so for real."""
+    """Only root could really remove it."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_NOFILE: (256, INFINITY)}[which])
     assert limits.hard_limit() is None
 
 
 def test_a_lower_soft_limit_is_raised_to_what_is_wanted(soft_and_hard: tuple[int, int]) -> None:
-    """And no further: what counts descriptors up to the limit stays fast. The hard limit stays as it is."""
+    """It is not raised further, because some programs walk through all descriptors up to the limit."""
     limits.raise_soft_limit(257)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (257, soft_and_hard[1])
 

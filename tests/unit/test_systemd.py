@@ -1,4 +1,4 @@
-"""What systemd is told, and what it hands over: real datagram sockets, real descriptors, and no systemd."""
+"""Notifications to systemd, and what it hands over: with real sockets and descriptors, and without systemd."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Manager:
         self.address = address
 
     def told(self) -> list[str]:
-        """Return the messages that have come since the last time, each with its assignments."""
+        """Return the messages since the last call, each with its assignments."""
         messages = []
         while select.select([self.sock], [], [], 0)[0]:
             messages.append(self.sock.recv(4096).decode())
         return messages
 
     def fill(self) -> int:
-        """Send until the queue takes no more; return how many that were."""
+        """Send until the queue is full, and return the number of messages."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other:
             other.connect(self.sock.getsockname())
             count = 0
@@ -73,7 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def made() -> Iterator[Made]:
-    """What makes services, and lets go of what a process would hold to its end."""
+    """Makes services, and closes what a process would hold to its end."""
     services: list[Service] = []
 
     def make(environ: dict[str, str]) -> Service:
@@ -105,13 +105,13 @@ def busy() -> str:
 
 
 def test_ready_comes_with_the_status(service: Service, manager: Manager) -> None:
-    """In one message: whoever waits for the one finds the other."""
+    """They are in one message, so that a reader never sees one without the other."""
     service.ready(idle)
     assert manager.told() == ["READY=1\nSTATUS=0 of 7"]
 
 
-def test_a_reload_is_begun_with_the_time_and_ended_by_ready(service: Service, manager: Manager) -> None:
-    """sd_notify(3): MONOTONIC_USEC is by CLOCK_MONOTONIC. A status that is as before is not said again."""
+def test_a_reload_begins_with_the_time_and_ends_with_ready(service: Service, manager: Manager) -> None:
+    """MONOTONIC_USEC is by CLOCK_MONOTONIC (sd_notify(3)). A status that has not changed is not repeated."""
     service.ready(idle)
     service.reloading()
     service.ready(idle)
@@ -123,7 +123,7 @@ def test_a_reload_is_begun_with_the_time_and_ended_by_ready(service: Service, ma
 
 
 def test_a_stop_asks_for_more_time_for_as_long_as_it_takes(service: Service, manager: Manager, clock: Clock) -> None:
-    """Once a second, with a status that changes or not."""
+    """It asks once a second, whether or not the status changes."""
     service.ready(busy)
     service.stopping(busy)
     assert manager.told()[1] == f"STOPPING=1\n{EXTENSION}"
@@ -134,18 +134,16 @@ def test_a_stop_asks_for_more_time_for_as_long_as_it_takes(service: Service, man
         clock.now += 1
 
 
-def test_a_reload_that_a_stop_breaks_off_is_not_ready_again(service: Service, manager: Manager) -> None:
-    """The last word is that it stops."""
+def test_a_reload_that_a_stop_interrupts_is_not_ready_again(service: Service, manager: Manager) -> None:
+    """The last message is that the service stops."""
     service.reloading()
     service.stopping(idle)
     service.ready(idle)
     assert manager.told()[-1].startswith("STOPPING=1")
 
 
-def test_the_status_is_said_when_it_is_new_at_most_once_a_second(
-    service: Service, manager: Manager, clock: Clock
-) -> None:
-    """However often somebody looks."""
+def test_a_new_status_is_reported_at_most_once_a_second(service: Service, manager: Manager, clock: Clock) -> None:
+    """It does not matter how often `look` is called."""
     service.ready(idle)
     manager.told()
     service.look(idle)
@@ -158,10 +156,10 @@ def test_the_status_is_said_when_it_is_new_at_most_once_a_second(
     assert manager.told() == ["STATUS=7 of 7"]
 
 
-def test_a_full_socket_does_not_block_and_nothing_that_counts_is_lost(
+def test_a_full_socket_does_not_block_and_loses_no_change_of_state(
     service: Service, manager: Manager, clock: Clock
 ) -> None:
-    """What a unit waits for is sent as soon as there is room; pings and statuses that nobody had are not."""
+    """Changes of state are sent when there is room; old pings and statuses are not."""
     full = manager.fill()
     service.reloading()
     service.ready(idle)
@@ -183,8 +181,8 @@ def test_a_full_socket_does_not_block_and_nothing_that_counts_is_lost(
     "address",
     ["/nonexistent/notify", "@echod-nobody", "/" + "x" * 200, "vsock:2:1", "@", "/dev/null", "notify"],
 )
-def test_a_socket_that_is_none_hurts_nobody(address: str, made: Made, clock: Clock) -> None:
-    """The daemon serves on; what it would say does not pile up."""
+def test_a_bad_address_does_no_harm(address: str, made: Made, clock: Clock) -> None:
+    """The daemon serves on, and holds a bounded number of messages."""
     service = made({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"})
     loop = FakeLoop()
     service.ping(loop.asyncio)
@@ -197,7 +195,7 @@ def test_a_socket_that_is_none_hurts_nobody(address: str, made: Made, clock: Clo
     assert len(service._unsent) == systemd._MOST_UNSENT
 
 
-def test_a_sandbox_without_unix_sockets_is_as_without_systemd(
+def test_a_sandbox_without_unix_sockets_is_like_no_systemd(
     monkeypatch: pytest.MonkeyPatch, made: Made, manager: Manager
 ) -> None:
     """RestrictAddressFamilies= may leave out AF_UNIX."""
@@ -214,8 +212,8 @@ def test_a_sandbox_without_unix_sockets_is_as_without_systemd(
     assert manager.told() == []
 
 
-def test_without_systemd_nothing_is_said_and_no_status_made() -> None:
-    """Nor is a timer set."""
+def test_without_systemd_nothing_happens() -> None:
+    """No status is made, and no timer is set."""
 
     def never() -> str:
         raise AssertionError
@@ -232,8 +230,8 @@ def test_without_systemd_nothing_is_said_and_no_status_made() -> None:
     assert environ == {"HOME": "/root"}
 
 
-def test_what_is_meant_for_this_process_is_not_left_to_its_children(made: Made, manager: Manager) -> None:
-    """All of it goes out of the environment, and no descriptor is inherited."""
+def test_children_inherit_nothing_that_is_for_this_process(made: Made, manager: Manager) -> None:
+    """The variables go out of the environment, and no descriptor is inherited."""
     environ = {
         "NOTIFY_SOCKET": manager.address,
         "WATCHDOG_USEC": "1000000",
@@ -256,7 +254,7 @@ def test_what_is_meant_for_this_process_is_not_left_to_its_children(made: Made, 
 def test_the_watchdog_is_pinged_three_times_as_often_as_it_wants(
     variables: dict[str, str], made: Made, manager: Manager
 ) -> None:
-    """By a timer of the loop, so only while that gets around to its timers."""
+    """A timer of the loop does it, so that a loop that hangs is noticed."""
     service, loop = made({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000"} | variables), FakeLoop()
     service.ping(loop.asyncio)
     assert manager.told() == ["WATCHDOG=1"]
@@ -279,7 +277,7 @@ def test_the_watchdog_is_pinged_three_times_as_often_as_it_wants(
 def test_without_a_watchdog_of_its_own_nothing_is_pinged(
     variables: dict[str, str], made: Made, manager: Manager
 ) -> None:
-    """Somebody else's, none, or what is no time."""
+    """The watchdog is for another process, or there is none, or its time is not a number."""
     service, loop = made({"NOTIFY_SOCKET": manager.address} | variables), FakeLoop()
     service.ping(loop.asyncio)
     assert manager.told() == []
@@ -291,7 +289,7 @@ def test_without_a_watchdog_of_its_own_nothing_is_pinged(
 
 @pytest.fixture
 def first(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The number of the first of three descriptors in a row, as if it were 3."""
+    """Return the first of three descriptors in a row, which stands in for 3."""
     three = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
     base = 200
     for number, fd in enumerate(three):
@@ -308,7 +306,7 @@ def inherited(**variables: str) -> list[Inherited]:
 
 
 def test_inherited_descriptors_have_names_and_go_to_no_child(first: int) -> None:
-    """In their order; without names, each is `unknown`, as sd_listen_fds_with_names(3) has it."""
+    """Without names, each is `unknown` (sd_listen_fds_with_names(3))."""
     assert inherited(LISTEN_FDS="2", LISTEN_FDNAMES="one:") == [(first, "one"), (first + 1, "")]
     assert not os.get_inheritable(first)
     assert not os.get_inheritable(first + 1)
@@ -317,15 +315,15 @@ def test_inherited_descriptors_have_names_and_go_to_no_child(first: int) -> None
 
 
 @pytest.mark.parametrize("variables", [{}, {"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {"LISTEN_PID": "soon"}])
-def test_what_was_meant_for_another_process_is_left_alone(variables: dict[str, str]) -> None:
-    """A parent's variables may still be there; the descriptors are something else by now."""
+def test_descriptors_for_another_process_are_left_alone(variables: dict[str, str]) -> None:
+    """The variables may be those of a parent, and the descriptors something else by now."""
     environ = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "one"} | variables
     assert Service(environ).inherited == []
     assert environ == {}
 
 
-def test_no_number_of_descriptors_is_none() -> None:
-    """And so is the number 0."""
+def test_without_descriptors_none_is_inherited() -> None:
+    """There is no number, or it is 0."""
     assert inherited() == []
     assert inherited(LISTEN_FDS="0", LISTEN_FDNAMES="") == []
 
@@ -344,8 +342,8 @@ def test_no_number_of_descriptors_is_none() -> None:
     ],
 )
 @pytest.mark.usefixtures("first")
-def test_what_can_not_be_is_refused(variables: dict[str, Any], problem: str) -> None:
-    """In one line, with the exit code of a configuration that is not right."""
+def test_bad_variables_are_refused(variables: dict[str, Any], problem: str) -> None:
+    """The message is one line, and the exit code is that of a bad configuration."""
     with pytest.raises(Refusal) as caught:
         inherited(**variables)
     (line,) = caught.value.lines
@@ -357,7 +355,7 @@ def test_what_can_not_be_is_refused(variables: dict[str, Any], problem: str) -> 
 
 
 def test_the_journal_is_known_by_its_device_and_inode(tmp_path: Path) -> None:
-    """The variable alone says nothing: output may have gone elsewhere since."""
+    """It is not enough that the variable is set: the output may go elsewhere."""
     with (tmp_path / "stream").open("w") as stream, (tmp_path / "other").open("w") as other:
         status = os.fstat(stream.fileno())
         environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
@@ -370,13 +368,13 @@ def test_the_journal_is_known_by_its_device_and_inode(tmp_path: Path) -> None:
     ("level", "priority"), [("error", 3), ("warning", 4), ("info", 5), ("debug", 5), ("critical", 5), ("answer", 6)]
 )
 def test_a_line_begins_with_its_priority(level: str, priority: int) -> None:
-    """As sd-daemon(3) has it; so does each line of a text of several, which are several messages there."""
+    """In a text of several lines, each line does: the journal takes each as a message (sd-daemon(3))."""
     assert prefixed(level, "one\ntwo") == f"<{priority}>one\n<{priority}>two"
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_in_the_journal_each_line_begins_with_its_priority(tmp_path: Path, form: Format) -> None:
-    """Also the one about dropped lines, and each of a traceback in the form for people; the journal takes it off again."""
+    """This includes `log.dropped`, and each line of a traceback in the form for people."""
     with (tmp_path / "journal").open("w") as output:
         log = Log(output, settings.Log(level="debug", format=form), journal=True)
         log.info("one")
