@@ -58,7 +58,8 @@ class Plain:
         `connection_made`, which uvloop puts into the loop's queue before it waits.
         """
         try:
-            opening = self._loop.connect_accepted_socket(lambda: worker, sock)
+            # A default instead of a closure: a closure's cell is made before the `try`, and without memory that fails.
+            opening = self._loop.connect_accepted_socket(lambda worker=worker: worker, sock)  # type: ignore[misc]
             opening.send(None)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
             try:
