@@ -25,8 +25,8 @@ def asked(*words: str) -> str:
 
 
 def module(mutant: str) -> str:
-    """Return where it is: in "pool", for "echod.pool.x_peer__mutmut_1"."""
-    return mutant.split(".")[1]
+    """Return the module: "server/pool" for "echod.server.pool.x_peer__mutmut_1"."""
+    return "/".join(mutant.split(".")[1:-1])
 
 
 def main() -> int:
