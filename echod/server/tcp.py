@@ -37,7 +37,14 @@ def endpoints(settings: Settings) -> list[Endpoint]:
 
 def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
     """Return what accepts on this listener."""
-    return Acceptor(parts, listener, peer=_peer, opening=Plain(parts).open, waits=waits)
+    opening = Plain(parts).open
+
+    def opening_of_inherited(worker: Worker, sock: socket.socket) -> None:
+        _set_options(sock)  # it may have waited in the backlog since before `adopt`, as the first one has
+        opening(worker, sock)
+
+    chosen = opening_of_inherited if listener.inherited else opening
+    return Acceptor(parts, listener, peer=_peer, opening=chosen, waits=waits)
 
 
 def _peer(address: tuple[Any, ...]) -> Peer:
@@ -89,7 +96,7 @@ def adopt(sock: socket.socket) -> Listener | None:
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ValueError("does not listen: the socket unit needs Accept=no")
     sock.setblocking(False)  # noqa: FBT003 - it has no other form
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # as in `_socket`
+    _set_options(sock)
     endpoint = Endpoint(KIND, *sock.getsockname()[:2])
     return Listener(endpoint, sock, str(endpoint), kernel.backlog(sock), inherited=True)
 
@@ -105,8 +112,9 @@ def bind(
     beside = [each for each in beside if any(each.endpoint.port == endpoint.port for endpoint in endpoints)]
     with _shared(beside, reuse_port=reuse_port):
         listeners = _bind_all(endpoints, backlog=backlog, reuse_port=reuse_port or bool(beside))
-    for listener in listeners:
-        _set_reuse_port(listener.sock, value=reuse_port)
+    if beside:
+        for listener in listeners:
+            _set_reuse_port(listener.sock, value=reuse_port)
     return listeners
 
 
@@ -126,7 +134,8 @@ def _shared(listeners: Sequence[Listener], *, reuse_port: bool) -> Iterator[None
 
 
 def _set_reuse_port(sock: socket.socket, *, value: bool) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
+    with contextlib.suppress(OSError):  # where that is refused, no port can be shared, and the bind says so
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
 
 
 def _bind_all(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) -> list[Listener]:
@@ -184,16 +193,26 @@ def _socket(
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it: a peer that vanished is found even with the idle timeout off.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _set_options(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-        _set_reuse_port(sock, value=reuse_port)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _set_options(sock: socket.socket) -> None:
+    """Set the options that an accepted socket inherits from its listener. A system that refuses one is served without it."""
+    for option in (
+        socket.SO_KEEPALIVE,  # a peer that vanished is found even with the idle timeout off
+        socket.SO_OOBINLINE,  # an urgent byte stays in the stream (tcp(7)); otherwise it would be missing from the echo
+    ):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
 
 
 def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:

@@ -176,6 +176,32 @@ def test_a_half_closed_connection_gets_all_of_its_echo(echod: Daemon) -> None:
         assert daemon.closed(sock)["reason"] == "eof"
 
 
+def test_urgent_bytes_stay_in_the_stream(echod: Daemon) -> None:
+    """TCP's urgent bytes (MSG_OOB) come back at their places: first, in the middle, last, and many."""
+    with echod("[timeouts]\nidle = '600ms'") as daemon, daemon.connect() as sock:
+        said = bytearray()
+        for part, flags in [(b"!", socket.MSG_OOB), (b"ABC", 0), (b"!", socket.MSG_OOB), (b"DEF", 0)]:
+            sock.send(part, flags)
+            said += part
+        for number in range(256):
+            sock.send(b"-", 0)
+            sock.send(bytes([number]), socket.MSG_OOB)
+            said += bytes([ord("-"), number])
+        assert read_exactly(sock, len(said)) == said
+        assert sock.recv(1) == b""  # the idle timeout: with the last byte unread, close(2) would send RST
+        closed = daemon.closed(sock)
+        assert (closed["reason"], closed["bytes_received"]) == ("idle_timeout", len(said))
+
+
+def test_an_urgent_byte_before_a_half_close_comes_back(echod: Daemon) -> None:
+    with echod() as daemon, daemon.connect() as sock:
+        sock.send(b"ABC", 0)
+        sock.send(b"!", socket.MSG_OOB)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b"ABC!"
+        assert daemon.closed(sock)["reason"] == "eof"
+
+
 def _leave(sock: socket.socket) -> None:
     sock.shutdown(socket.SHUT_WR)
     assert read_all(sock) == b""

@@ -143,6 +143,20 @@ def test_it_serves_on_what_it_is_handed_and_binds_nothing(
         assert len(daemon.events("config.warning")) == 1
 
 
+def test_urgent_bytes_to_an_inherited_socket_come_back(
+    activated: Callable[..., Echod], listener: socket.socket
+) -> None:
+    """Also those of the client that waited before the process started: its connection is older than our options."""
+    with socket.create_connection(listener.getsockname(), DEADLINE) as early:
+        early.send(b"ABC", 0)
+        early.send(b"!", socket.MSG_OOB)
+        early.send(b"DEF", 0)
+        with activated(listener), socket.create_connection(listener.getsockname(), DEADLINE) as late:
+            late.send(b"!", socket.MSG_OOB)
+            assert read_exactly(early, 7) == b"ABC!DEF"
+            assert read_exactly(late, 1) == b"!"
+
+
 def test_a_client_that_comes_between_two_processes_is_refused_by_none(
     activated: Callable[..., Echod], listener: socket.socket
 ) -> None:

@@ -191,6 +191,24 @@ def test_accepted_connections_keep_alive() -> None:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
+def test_a_system_that_refuses_options_is_served_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that is set, a listener needs SO_REUSEADDR alone; SO_REUSEPORT is not touched unless it is wanted."""
+    real = socket.socket.setsockopt
+
+    def refuse(self: socket.socket, level: int, name: int, value: Any) -> None:
+        if name != socket.SO_REUSEADDR:
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        real(self, level, name, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    with listening(["127.0.0.1"]) as (listener,), socket.create_connection(listener.sock.getsockname()):
+        listener.sock.accept()[0].close()
+        with pytest.raises(Refusal, match="can't listen: Protocol not available"):  # it can't share the port
+            tcp.bind(endpoints("0.0.0.0", port=port_of(listener)), backlog=1, reuse_port=False, beside=[listener])  # noqa: S104
+    with pytest.raises(Refusal, match="can't listen: Protocol not available"):
+        tcp.bind(endpoints("127.0.0.1"), backlog=1, reuse_port=True)
+
+
 @pytest.mark.parametrize("backlog", [1, 7])
 def test_the_backlog_is_what_was_asked_for(backlog: int) -> None:
     """Of a listening socket, tcpi_sacked is the greatest length of its queue (tcp_get_info() in Linux)."""
