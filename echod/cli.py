@@ -261,7 +261,9 @@ def _kill(arguments: argparse.Namespace) -> None:
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    stdio.answer(control.reload(_daemon(arguments)))
+    text, warnings = control.reload(_daemon(arguments))
+    stdio.answer(text)
+    _warn(warnings)
 
 
 def _network(text: str) -> Network:

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from echod.config import explain
+from echod.config import checks, explain
 from echod.config.settings import LEVELS, declared
 from echod.errors import Refusal
 from echod.text import printable, shown
@@ -43,15 +43,22 @@ NOT_BOUND = "[listen] is not bound: the sockets come from systemd (LISTEN_FDS)"
 
 
 class Change(NamedTuple):
-    """The dotted names of the settings that have changed, and their values before and after, as TOML writes them."""
+    """The dotted names of the settings that have changed, and their values before and after, as TOML writes them.
+
+    `warnings` are about likely mistakes, and about each setting by which more clients may come in than before.
+    """
 
     names: list[str]
     old: dict[str, Any]
     new: dict[str, Any]
+    warnings: list[str]
 
 
-def change(before: Settings, loaded: Loaded) -> Change:
-    """Compare. Raises `Refusal` with a line for each setting that needs a restart."""
+def change(before: Settings, loaded: Loaded, *, binds: bool = True) -> Change:
+    """Compare. Raises `Refusal` with a line for each setting that needs a restart.
+
+    Without `binds`, the sockets come from the service manager, and `listen.host` and `listen.port` have no effect.
+    """
     changed = [setting for setting in declared() if setting.of(before) != setting.of(loaded.settings)]
     old, new = _values(before, changed), _values(loaded.settings, changed)
     fixed = [
@@ -62,7 +69,11 @@ def change(before: Settings, loaded: Loaded) -> Change:
     ]
     if fixed:
         raise Refusal(*fixed)
-    return Change([setting.name for setting in changed], old, new)
+    names = [setting.name for setting in changed]
+    warnings = [*loaded.warnings, *checks.widened(before, loaded.settings, loaded.layers, binds=binds)]
+    if not binds and {"listen.host", "listen.port"} & set(names):
+        warnings.append(NOT_BOUND)
+    return Change(names, old, new, [printable(line) for line in warnings])
 
 
 def _values(settings: Settings, names: Iterable[Setting]) -> dict[str, Any]:
@@ -111,6 +122,7 @@ class Reloads:
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[Reloaded | None]] = []  # for the answer to the next reload
         self.file = loaded.file
+        self._has_keys = loaded.has_keys
         self.last = Reloaded(time.time(), time.time())
 
     def request(self) -> None:
@@ -163,7 +175,12 @@ class Reloads:
     def _prepare(self) -> tuple[Change, Loaded, Prepared]:
         """Do what takes time. Runs in the thread."""
         loaded = self._load(self.file)
-        changed = change(self._server.settings, loaded)
+        if self._has_keys and not loaded.has_keys:
+            raise Refusal(
+                f"{loaded.file}: has no key, but the settings in force came from a file that had some: it is probably"
+                " half-written; for the defaults, leave one key in it, or restart"
+            )
+        changed = change(self._server.settings, loaded, binds=not self._server.listeners.inherited)
         return changed, loaded._replace(layers=()), self._server.prepare(loaded.settings)  # the layers are not small
 
     def _commit(self, change: Change, loaded: Loaded, prepared: Prepared) -> Change:
@@ -174,11 +191,9 @@ class Reloads:
         # The lines about the reload pass if the old level or the new one lets them pass.
         level = min(before, settings.log.level, key=LEVELS.index)
         self._log.configure(settings.log.model_copy(update={"level": level}))
-        self.file = loaded.file
-        for warning in loaded.warnings:
-            self._log.warning("config.warning", message=printable(warning))
-        if self._server.listeners.inherited and {"listen.host", "listen.port"} & set(change.names):
-            self._log.warning("config.warning", message=NOT_BOUND)
+        self.file, self._has_keys = loaded.file, loaded.has_keys
+        for warning in change.warnings:
+            self._log.warning("config.warning", message=warning)
         self._log.info("config.reloaded", changed=change.names, old=change.old, new=change.new, seconds=seconds)
         self._log.configure(settings.log)
         return change

@@ -111,7 +111,8 @@ class Routes:
             return refusal(503, "the daemon stops")
         if ended.change is None:
             return reply(422, {"errors": ended.errors})
-        return reply(200, {"changed": ended.change.names, "old": ended.change.old, "new": ended.change.new})
+        change = ended.change
+        return reply(200, {"changed": change.names, "old": change.old, "new": change.new, "warnings": change.warnings})
 
 
 async def _to(method: str, answer: Answer, request: Request) -> Response:

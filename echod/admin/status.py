@@ -116,6 +116,7 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
             "timestamp": _stamp(reloads.last.at),
             "success": not reloads.last.errors,
             "changed": reloads.last.change.names if reloads.last.change else [],
+            "warnings": reloads.last.change.warnings if reloads.last.change else [],
             "errors": list(reloads.last.errors),
         },
         "log": {"dropped": log.dropped},

@@ -123,13 +123,14 @@ def kill(daemon: AdminClient, connection: int) -> str:
         return f"killed {killed['connection']}, {screen.client(killed['client'])}\n"
 
 
-def reload(daemon: AdminClient) -> str:
-    """Reload the configuration; return a line for each setting that changed. Raises `Refusal` if it is refused."""
+def reload(daemon: AdminClient) -> tuple[str, list[str]]:
+    """Reload the configuration; return a line for each setting that changed, and warnings. Raises `Refusal` if refused."""
     with _as_expected(daemon):
         answer = _content(daemon.request("POST", "/reload", timeout=RELOAD_TIMEOUT))
         old, new = answer["old"], answer["new"]
         lines = [f"{name}: {_json(old[name])} -> {_json(new[name])}" for name in answer["changed"]]
-        return "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
+        text = "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
+        return text, list(map(str, answer["warnings"]))
 
 
 def _address(row: Row) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -48,9 +48,9 @@ def _configuration(file: str, last: Mapping[str, Any]) -> Iterator[tuple[bool, s
     ago = _ago(last["timestamp"])
     if last["success"]:
         yield False, "config", f"{file}, loaded {ago}"
-        return
-    yield True, "config", f"{file}, a reload was refused {ago}:"
-    for line in last["errors"]:
+    else:
+        yield True, "config", f"{file}, a reload was refused {ago}:"
+    for line in [*last["errors"], *(f"warning: {warning}" for warning in last["warnings"])]:
         yield True, "", printable(line)
 
 

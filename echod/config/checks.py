@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from echod import limits
 from echod.config import explain
 from echod.config.settings import ENV_FILE, ENV_PREFIX, Listen, Settings, Timeouts, declared
-from echod.config.types import duration_text, split_http_address
+from echod.config.types import duration_text, rate_text, split_http_address
 from echod.networks import EVERYONE, Ranges
 from echod.text import shown
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+_MOST = 3
+"""Values of a list in a warning."""
 
 
 def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
@@ -108,6 +110,51 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):
             yield line(f'"{network}" has no effect, access.deny covers it', "access", "allow", number)
+
+
+def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds: bool) -> Iterator[str]:
+    """Yield a warning for each setting by which a reload lets in clients that could not come in before.
+
+    `binds` says whether `listen.host` has an effect.
+    """
+
+    def line(text: str, section: str, key: str) -> str:
+        return f"{explain.origin((section, key), layers)}: {section}.{key}: lets in more clients than before: {text}"
+
+    old, new = before.access, after.access
+    allowed, denied = Ranges(old.allow or EVERYONE), Ranges(new.deny)
+    if old.allow and not new.allow:
+        yield line(f"everyone, not only {_some(old.allow)}", "access", "allow")
+    elif more := [network for network in new.allow if not allowed.covers(network)]:
+        yield line(f"also {_some(more)}", "access", "allow")
+    if freed := [network for network in old.deny if not denied.covers(network)]:
+        yield line(f"no longer denies {_some(freed)}", "access", "deny")
+    if old.per_source and not new.per_source:
+        yield line(f"no limit for one source, it was {old.per_source}", "access", "per_source")
+    if old.accept_rate and not new.accept_rate:
+        yield line(f'no limit, it was "{rate_text(old.accept_rate)}"', "access", "accept_rate")
+    hosts = [host for host in after.listen.host if not _listened(host, before.listen.host)]
+    if binds and hosts:
+        yield line(f"also listens on {_some(hosts)}", "listen", "host")
+
+
+def _some(values: Sequence[object]) -> str:
+    shown = ", ".join(f'"{value}"' for value in values[:_MOST])
+    return f"{shown} and {len(values) - _MOST} more" if len(values) > _MOST else shown
+
+
+def _listened(host: str, before: Sequence[str]) -> bool:
+    """Say whether a client that reaches this address could reach one of those before; a loopback address adds no client."""
+    if "*" in before or host in before:
+        return True
+    if host == "*":
+        return False
+    address = ipaddress.ip_address(host)
+    return address.is_loopback or any(_overlap(address, ipaddress.ip_address(each)) for each in before if _is_any(each))
+
+
+def _is_any(host: str) -> bool:
+    return ipaddress.ip_address(host).is_unspecified
 
 
 def _somaxconn() -> float:

@@ -29,6 +29,8 @@ class Loaded(NamedTuple):
     file: Path | None
     layers: Sequence[Layer]
     warnings: list[str]
+    has_keys: bool
+    """Whether the file has a key at all. An editor, a full disk or a copy under way leaves a file without any."""
 
 
 def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str], *, again: bool = False) -> Loaded:
@@ -49,7 +51,8 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     if found:
         raise Refusal(*found)
     warnings = [*checks.unknown_variables(environ), *checks.warnings(settings, layers)]
-    return Loaded(settings, file, layers, explain.capped(warnings, len(warnings)))
+    has_keys = any(isinstance(section, dict) and section for section in layers[-1].values.values())
+    return Loaded(settings, file, layers, explain.capped(warnings, len(warnings)), has_keys)
 
 
 def _is_read_once(file: Path) -> bool:

@@ -194,7 +194,7 @@ def test_only_the_socket_tells_who_is_connected_and_changes_things(admin: Daemon
         assert local.ask("/connections/1", "DELETE").json == {"connection": 1, "client": row["client"]}
         assert daemon.closed(sock)["reason"] == "killed"
         assert local.ask("/connections").json == []
-        assert local.ask("/reload", "POST").json == {"changed": [], "old": {}, "new": {}}
+        assert local.ask("/reload", "POST").json == {"changed": [], "old": {}, "new": {}, "warnings": []}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.harness import LOCAL, Echod, listens, read_all, read_exactly, reserved_port, send_all, until
+from tests.support.harness import LOCAL, Echod, command, listens, read_all, read_exactly, reserved_port, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     Daemon = Callable[..., Echod]
 
@@ -379,3 +380,24 @@ def test_values_that_are_surely_a_mistake_are_warnings_in_the_log(echod: Daemon)
         ]
         daemon.reload(text)
         assert [line["message"] for line in daemon.events("config.warning")] == messages * 2
+
+
+def test_an_emptied_file_is_refused(echod: Daemon) -> None:
+    """`: > echod.toml`, as a full disk or an editor does it, would let everyone in."""
+    with echod("[access]\nallow = ['127.0.0.0/8']") as daemon, unhurt(daemon):
+        (line,) = errors(daemon.reload(""))
+        assert line.startswith(f"{daemon.file}: has no key, but the settings in force came from a file that had some")
+        assert changed(daemon.reload("[access]\nallow = ['127.0.0.0/8', '192.0.2.1']")) != {}
+
+
+def test_a_reload_that_lets_in_more_clients_says_so(echod: Daemon, tmp_path: Path) -> None:
+    """In the log, in the answer, and in the status from then on."""
+    admin = ("--admin.socket", str(tmp_path / "admin.sock"))
+    with echod("[access]\nallow = ['127.0.0.0/8']\nper_source = 9", flags=admin) as daemon:
+        daemon.file.write_text("[access]\nper_source = 9")
+        answer = command("reload", *admin)
+        warning = 'default: access.allow: lets in more clients than before: everyone, not only "127.0.0.0/8"'
+        assert answer.returncode == 0
+        assert (answer.stdout, answer.stderr) == ('access.allow: ["127.0.0.0/8"] -> []\n', f"warning: {warning}\n")
+        assert daemon.wait_for("config.warning")["message"] == warning
+        assert f"!            warning: {warning}" in command("status", *admin).stdout.splitlines()

@@ -413,7 +413,9 @@ class Simulation:
             self._undo.enter_context(mock.patch.object(where, name, instead))
         self.daemon: daemon.Daemon
         log = KeptLog(self.lines)
-        self.life = self.loop.create_task(daemon._live(Loaded(settings, None, (), []), log, self._load, Service({})))
+        self.life = self.loop.create_task(
+            daemon._live(Loaded(settings, None, (), [], has_keys=False), log, self._load, Service({}))
+        )
         self.loop.run()
         running = Running(self.daemon.server, self.daemon.reloads, log)
         self._routes = Routes(running, Meter(self.daemon.server))
@@ -425,7 +427,7 @@ class Simulation:
     def _load(self, _: Path | None) -> Loaded:
         if isinstance(self.next, Refusal):
             raise self.next
-        return Loaded(self.next, None, (), [])
+        return Loaded(self.next, None, (), [], has_keys=False)
 
     @property
     def settings(self) -> Settings:

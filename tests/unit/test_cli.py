@@ -453,11 +453,12 @@ def test_connections_are_sorted_and_filtered(capsys: pytest.CaptureFixture[str],
 
 
 def test_kill_and_reload_print_the_result(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
-    """In one line."""
+    """In one line; the warnings of a reload follow on standard error."""
     canned.answer(200, {"connection": 7, "client": {"address": "192.0.2.1", "port": 9}})
     assert run(capsys, "kill", "7") == (os.EX_OK, "killed 7, 192.0.2.1:9\n", "")
-    canned.answer(200, {"changed": ["pool.size"], "old": {"pool.size": 1}, "new": {"pool.size": 2}})
-    assert run(capsys, "reload") == (os.EX_OK, "pool.size: 1 -> 2\n", "")
+    change = {"changed": ["pool.size"], "old": {"pool.size": 1}, "new": {"pool.size": 2}, "warnings": ["a", "b"]}
+    canned.answer(200, change)
+    assert run(capsys, "reload") == (os.EX_OK, "pool.size: 1 -> 2\n", "warning: a\nwarning: b\n")
     assert canned.requests == ["DELETE /connections/7", "POST /reload"]
 
 
@@ -537,7 +538,7 @@ def test_a_daemon_is_found_although_its_file_has_another_path_now(  # noqa: PLR0
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(canned.path.parent))
     monkeypatch.setattr(config, "DEFAULT_FILE", file)
     file.write_text(f"[admin]\nsocket = '{setting}'")
-    canned.answer(200, {"changed": [], "old": {}, "new": {}})
+    canned.answer(200, {"changed": [], "old": {}, "new": {}, "warnings": []})
     code, _, _ = run(capsys, "reload", *(["-c", str(file)] if named else []))
     assert code == (os.EX_UNAVAILABLE if named else os.EX_OK)
 

@@ -34,9 +34,9 @@ def log(tmp_path: Path) -> Iterator[Log]:
         log.close()
 
 
-def daemon_of(log: Log, load: Load) -> Daemon:
-    """Return a daemon with the default settings in force, which listens nowhere."""
-    loaded = config.load(None, {}, {})
+def daemon_of(log: Log, load: Load, loaded: config.Loaded | None = None) -> Daemon:
+    """Return a daemon with these settings in force, by default the default ones. It listens nowhere until a reload."""
+    loaded = loaded or config.load(None, {}, {})
     daemon = Daemon(loaded, log, load, Service({}))
     daemon.server.settings = loaded.settings
     return daemon
@@ -46,11 +46,12 @@ def defaults(_: Path | None) -> config.Loaded:
     return config.load(None, {}, {})
 
 
-def reload_by(log: Log, load: Load, times: int = 1) -> list[list[str]]:
+def reload_by(log: Log, load: Load, times: int = 1, loaded: config.Loaded | None = None) -> list[list[str]]:
     """Return what each of some reloads is refused with."""
 
     async def reload_all() -> list[list[str]]:
-        daemon = daemon_of(log, load)
+        daemon = daemon_of(log, load, loaded)
+        daemon.server.listeners.bind = lambda settings: []  # type: ignore[method-assign] # noqa: ARG005
         return [list((await daemon.reloads.reload()).errors) for _ in range(times)]
 
     return uvloop.run(reload_all())
@@ -83,6 +84,33 @@ def test_without_the_default_file_a_reload_is_refused(
         return config.load(in_force, {}, {}, again=True)
 
     assert reload_by(log, load) == [[f"{file}: can't be read: No such file or directory"]]
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b"\n \t\r\n", b"# [access]\n# allow = []\n", b"\xef\xbb\xbf", b"[listen]\n[access]\n", b"access = {}"]
+)
+def test_a_file_without_a_key_is_refused_if_the_one_before_had_some(log: Log, tmp_path: Path, left: bytes) -> None:
+    """So an emptied or half-written file changes nothing. The next whole file is taken."""
+    file = tmp_path / "echod.toml"
+    file.write_text("[access]\nallow = ['127.0.0.0/8']")
+    texts = iter([left, left, b"[access]\ndeny = []"])
+
+    def load(in_force: Path | None) -> config.Loaded:
+        file.write_bytes(next(texts))
+        return config.load(in_force, {}, {}, again=True)
+
+    (first,), (second,), third = reload_by(log, load, 3, config.load(file, {}, {}))
+    assert first == second
+    assert first.startswith(f"{file}: has no key, but the settings in force came from a file that had some")
+    assert third == []
+
+
+def test_a_file_without_a_key_is_taken_if_the_one_before_had_none(log: Log, tmp_path: Path) -> None:
+    """As at a start."""
+    file = tmp_path / "echod.toml"
+    file.write_text("[access]")
+    loaded = config.load(file, {}, {})
+    assert reload_by(log, lambda file: config.load(file, {}, {}, again=True), 2, loaded) == [[], []]
 
 
 def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:

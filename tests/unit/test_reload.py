@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -19,6 +20,8 @@ from tests.support.harness import DEADLINE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from echod.config.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +56,12 @@ def threads() -> list[threading.Thread]:
 def test_without_a_change_nothing_is_named(file: Path) -> None:
     """Also if the same is written in another way, or somewhere else."""
     before = load(file, "[timeouts]\nidle = '90s'\n[access]\nallow = ['10.0.0.0/8']").settings
-    assert reload.change(before, load(file, "timeouts.idle = '1m30s'", {"access.allow": "10.0.0.0/8"})) == ([], {}, {})
+    assert reload.change(before, load(file, "timeouts.idle = '1m30s'", {"access.allow": "10.0.0.0/8"})) == (
+        [],
+        {},
+        {},
+        [],
+    )
 
 
 def test_a_change_has_names_and_values_as_the_file_has_them(file: Path) -> None:
@@ -92,6 +100,7 @@ def test_a_change_has_names_and_values_as_the_file_has_them(file: Path) -> None:
             "access.accept_rate": "30/m",
             "log.level": "error",
         },
+        ['default: access.allow: lets in more clients than before: everyone, not only "10.0.0.0/8"'],
     )
 
 
@@ -120,6 +129,51 @@ def test_what_needs_a_restart_is_refused_where_it_stands(file: Path) -> None:
         '--admin.http: admin.http: needs a restart to change from "off" to "127.0.0.1:9107"',
     )
     assert caught.value.exit_code == os.EX_CONFIG
+
+
+# What an accident leaves of a file
+
+WHOLE = """[access]
+allow = ["10.0.0.0/8", "192.0.2.0/24"]
+deny = ["10.9.0.0/16"]
+per_source = 10
+accept_rate = "100/s"
+
+[listen]
+host = "127.0.0.1"
+port = 7007
+"""
+
+
+def admits(settings: Settings, address: str) -> bool:
+    """Say whether a client with this address may come in, and reaches a listener."""
+    client = ipaddress.ip_address(address)
+    access, hosts = settings.access, settings.listen.host
+    allowed = not access.allow or any(client in network for network in access.allow)
+    reaches = client.is_loopback or hosts != ("127.0.0.1",)
+    return reaches and allowed and not any(client in network for network in access.deny)
+
+
+@pytest.mark.parametrize("text", [WHOLE, "\n".join(WHOLE.split("\n\n")[::-1])])
+def test_a_file_that_is_cut_anywhere_lets_nobody_in_without_a_word(file: Path, text: str) -> None:
+    """It is refused, or admits nobody new, or there is a warning. What counts is whom it admits, and with which limits."""
+    before = load(file, text).settings
+    clients = ["127.0.0.1", "10.1.1.1", "10.9.1.1", "198.51.100.1"]
+    silent = []
+    for length in range(1, len(text)):
+        try:
+            after = load(file, text[:length])
+        except Refusal:
+            continue
+        new, old = after.settings.access, before.access
+        wider = (
+            any(admits(after.settings, client) > admits(before, client) for client in clients)
+            or not 0 < new.per_source <= old.per_source
+            or not 0 < (new.accept_rate or 0) <= (old.accept_rate or 0)
+        )
+        if wider and not reload.change(before, after).warnings:
+            silent.append(text[:length])
+    assert silent == []
 
 
 # Off the loop

@@ -231,12 +231,17 @@ def test_who_is_not_there_can_not_be_killed(daemon: Inside, number: str) -> None
 
 
 def test_a_reload_says_what_has_changed(daemon: Inside) -> None:
-    """With the values before and after."""
-    change = Change(["pool.size"], {"pool.size": 3}, {"pool.size": 5})
+    """With the values before and after, and warnings."""
+    change = Change(["pool.size"], {"pool.size": 3}, {"pool.size": 5}, ["hm"])
     daemon.reloads.ends = Reloaded(0.0, 0.0, change)
     answer = ask(daemon, "/reload", "POST")
     assert answer.status == 200
-    assert answer.json == {"changed": ["pool.size"], "old": {"pool.size": 3}, "new": {"pool.size": 5}}
+    assert answer.json == {
+        "changed": ["pool.size"],
+        "old": {"pool.size": 3},
+        "new": {"pool.size": 5},
+        "warnings": ["hm"],
+    }
 
 
 def test_a_refused_reload_says_what_is_wrong(daemon: Inside) -> None:
@@ -307,7 +312,7 @@ def test_a_port_answers_what_changes_nothing(daemon: Inside, path: str) -> None:
 def test_a_port_answers_nothing_else(daemon: Inside, path: str, method: str) -> None:
     """Neither who is connected, nor anything that changes something."""
     daemon.rig.take()
-    daemon.reloads.ends = Reloaded(0.0, 0.0, Change([], {}, {}))
+    daemon.reloads.ends = Reloaded(0.0, 0.0, Change([], {}, {}, []))
     assert ask_remote(daemon, path, method, host="localhost").status == 404
     daemon.loop.run()
     assert list(daemon.pool.in_use) == [1]

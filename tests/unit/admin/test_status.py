@@ -69,7 +69,13 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         "sources": [],
         "rejections": [],
         "loop_lag": {"last": 0.0, "p50": 0.0, "p99": 0.0, "max": 0.0},
-        "reload": {"timestamp": "2023-11-14T22:13:20.250000Z", "success": True, "changed": [], "errors": []},
+        "reload": {
+            "timestamp": "2023-11-14T22:13:20.250000Z",
+            "success": True,
+            "changed": [],
+            "warnings": [],
+            "errors": [],
+        },
         "log": {"dropped": 0},
     }
 
@@ -143,12 +149,13 @@ def test_a_status_has_the_last_refusals(daemon: Inside) -> None:
 
 def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
     """With what has changed, or what was wrong."""
-    daemon.reloads.last = Reloaded(1e9, 1e9, Change(["pool.size"], {"pool.size": 1}, {"pool.size": 2}))
+    daemon.reloads.last = Reloaded(1e9, 1e9, Change(["pool.size"], {"pool.size": 1}, {"pool.size": 2}, ["hm"]))
     stamp = "2001-09-09T01:46:40.000000Z"
     assert status.status(daemon.running, daemon.meter)["reload"] == {
         "timestamp": stamp,
         "success": True,
         "changed": ["pool.size"],
+        "warnings": ["hm"],
         "errors": [],
     }
     daemon.reloads.last = Reloaded(1e9, 1e8, errors=["wrong"])
@@ -156,6 +163,7 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
         "timestamp": stamp,
         "success": False,
         "changed": [],
+        "warnings": [],
         "errors": ["wrong"],
     }
 

@@ -316,11 +316,12 @@ def test_a_reload_lists_the_changes(daemon: Canned, client: AdminClient) -> None
             "changed": ["pool.size", "listen.host"],
             "old": {"pool.size": 1, "listen.host": ["*"]},
             "new": {"pool.size": 2, "listen.host": ["::1"]},
+            "warnings": ["a mistake"],
         },
     )
-    assert control.reload(client) == 'pool.size: 1 -> 2\nlisten.host: ["*"] -> ["::1"]\n'
-    daemon.answer(200, {"changed": [], "old": {}, "new": {}})
-    assert control.reload(client) == "reloaded, nothing has changed\n"
+    assert control.reload(client) == ('pool.size: 1 -> 2\nlisten.host: ["*"] -> ["::1"]\n', ["a mistake"])
+    daemon.answer(200, {"changed": [], "old": {}, "new": {}, "warnings": []})
+    assert control.reload(client) == ("reloaded, nothing has changed\n", [])
     assert daemon.requests == ["POST /reload"] * 2
 
 
@@ -339,7 +340,7 @@ def test_a_reload_lists_the_changes(daemon: Canned, client: AdminClient) -> None
     ids=["status", "connections", "kill", "reload"],
 )
 def test_an_answer_of_another_form_is_refused(
-    daemon: Canned, client: AdminClient, command: Callable[[AdminClient], str], code: int, content: Any
+    daemon: Canned, client: AdminClient, command: Callable[[AdminClient], object], code: int, content: Any
 ) -> None:
     """With one line, whatever JSON it is."""
     daemon.answer(code, content)
@@ -355,7 +356,7 @@ def test_a_reload_may_take_longer_than_other_requests() -> None:
     class Patient:
         def request(self, *_: str, timeout: float) -> tuple[int, Any]:
             assert timeout > 60
-            return 200, {"changed": [], "old": {}, "new": {}}
+            return 200, {"changed": [], "old": {}, "new": {}, "warnings": []}
 
     client: Any = Patient()
     assert control.reload(client)

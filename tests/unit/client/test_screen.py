@@ -74,6 +74,14 @@ def test_a_refused_reload_needs_attention() -> None:
     ]
 
 
+def test_warnings_of_a_reload_need_attention() -> None:
+    """It succeeded, and says what is probably a mistake."""
+    assert about("config", reload={**status()["reload"], "warnings": ["f:1: \x1b"]}) == [
+        "  config     /etc/echod/echod.toml, loaded 2m 5s ago",
+        "!            warning: f:1: \\u001b",
+    ]
+
+
 def test_a_clock_that_was_set_back_gives_no_negative_age() -> None:
     """It is at least 0."""
     last = {**status()["reload"], "timestamp": "2033-11-14T22:13:20.250000Z"}

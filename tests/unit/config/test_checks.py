@@ -282,3 +282,50 @@ def test_a_pool_may_need_exactly_the_hard_limit(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(limits, "hard_limit", lambda: hard)
     size = 1000 - limits.RESERVE
     assert load(file, f"[pool]\nsize = {size}").settings.pool.size == size
+
+
+# What a reload lets in
+
+
+def widened(before: dict[str, str], after: dict[str, str], *, binds: bool = True) -> list[str]:
+    """Return the warnings, without the part that all of them have in common."""
+    loaded = load(flags=after)
+    lines = list(checks.widened(load(flags=before).settings, loaded.settings, loaded.layers, binds=binds))
+    assert all(": lets in more clients than before: " in line for line in lines)
+    return [line.replace(": lets in more clients than before", "") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "warning"),
+    [
+        ("access.allow", "10.0.0.0/8", "[]", 'everyone, not only "10.0.0.0/8"'),
+        ("access.allow", "10.0.0.0/8", "10.0.0.0/7", 'also "10.0.0.0/7"'),
+        ("access.allow", "10.0.0.0/8,::1", "10.1.0.0/16,::1", ""),
+        ("access.allow", "10.0.0.0/9,10.128.0.0/9", "10.0.0.0/8", ""),
+        ("access.allow", "[]", "10.0.0.0/8", ""),
+        ("access.allow", "::1", "::1,::2,::3,::4,::5,::6", 'also "::2/128", "::3/128", "::4/128" and 2 more'),
+        ("access.deny", "10.0.0.0/8,::1", "::1", 'no longer denies "10.0.0.0/8"'),
+        ("access.deny", "10.0.0.0/8", "10.0.0.0/9", 'no longer denies "10.0.0.0/8"'),
+        ("access.deny", "10.0.0.0/9", "10.0.0.0/8", ""),
+        ("access.per_source", "4", "0", "no limit for one source, it was 4"),
+        ("access.per_source", "4", "5", ""),
+        ("access.accept_rate", "30/m", "off", 'no limit, it was "30/m"'),
+        ("access.accept_rate", "off", "30/m", ""),
+        ("listen.host", "127.0.0.1", "*", 'also listens on "*"'),
+        ("listen.host", "192.0.2.1", "0.0.0.0", 'also listens on "0.0.0.0"'),  # noqa: S104 - as below: nothing is bound
+        ("listen.host", "127.0.0.1", "127.0.0.1,::1", ""),
+        ("listen.host", "192.0.2.1", "192.0.2.1,2001:db8::1", 'also listens on "2001:db8::1"'),
+        ("listen.host", "0.0.0.0", "192.0.2.1", ""),  # noqa: S104
+        ("listen.host", "0.0.0.0", "2001:db8::1", 'also listens on "2001:db8::1"'),  # noqa: S104
+        ("listen.host", "*", "0.0.0.0", ""),  # noqa: S104
+    ],
+)
+def test_a_reload_that_lets_in_more_clients_is_warned_about(name: str, before: str, after: str, warning: str) -> None:
+    """A number that only grows is not one of these; nor is an address that only this machine can reach."""
+    expected = [f"--{name}: {name}: {warning}"] if warning else []
+    assert widened({name: before}, {name: after}) == expected
+
+
+def test_hosts_do_not_count_if_none_is_bound() -> None:
+    """Sockets from systemd replace them."""
+    assert widened({"listen.host": "127.0.0.1"}, {"listen.host": "*"}, binds=False) == []
