@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from echod import clock
 from echod.config import checks, explain
 from echod.config.settings import LEVELS, declared
 from echod.errors import Refusal
@@ -88,7 +89,7 @@ def _brief(value: Any) -> Any:  # noqa: ANN401 - what TOML can hold
 
 
 class Reloaded(NamedTuple):
-    """How the last reload ended, or the start. Times are Unix time."""
+    """How the last reload ended, or the start. Both times are moments of `clock.now`."""
 
     at: float
     in_force_since: float
@@ -123,7 +124,7 @@ class Reloads:
         self._waiting: list[asyncio.Future[Reloaded | None]] = []  # for the answer to the next reload
         self.file = loaded.file
         self._has_keys = loaded.has_keys
-        self.last = Reloaded(time.time(), time.time())
+        self.last = Reloaded(clock.now(), clock.now())
 
     def request(self) -> None:
         """Have `run` reload."""
@@ -168,9 +169,9 @@ class Reloads:
             self._log.exception("internal.error", message="a reload failed")
             errors = ["internal error, please report it: the log has more"]
         else:
-            return Reloaded(time.time(), time.time(), change)
+            return Reloaded(clock.now(), clock.now(), change)
         self._log.error("config.rejected", errors=errors)
-        return Reloaded(time.time(), self.last.in_force_since, errors=errors)
+        return Reloaded(clock.now(), self.last.in_force_since, errors=errors)
 
     def _prepare(self) -> tuple[Change, Loaded, Prepared]:
         """Do what takes time. Runs in the thread."""

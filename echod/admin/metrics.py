@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import resource
-import time
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +23,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 
-from echod import __version__
+from echod import __version__, clock
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
 
@@ -44,7 +43,6 @@ _PAGE = resource.getpagesize()
 _PROC = Path("/proc/self")
 _STAT = os.open(_PROC / "stat", os.O_RDONLY)  # opened now, for the time when descriptors have run out
 _VERSIONS = {"version": __version__, "python": platform.python_version(), "uvloop": version("uvloop")}
-_BOOTED = round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME), 2)  # once: a start does not move with the clock
 
 
 class _Reading(NamedTuple):
@@ -120,7 +118,7 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield _gauge(
         "echod_config_reload_timestamp_seconds",
         "When the configuration in force was loaded, in Unix time.",
-        reloads.last.in_force_since,
+        clock.unix_time(reloads.last.in_force_since),
     )
     yield from _process()
 
@@ -164,7 +162,7 @@ def _process() -> Iterator[_Reading]:
     yield _counter("process_cpu_seconds", "User and system time.", (int(stat[11]) + int(stat[12])) / _TICK)
     yield _gauge("process_virtual_memory_bytes", "Virtual memory.", int(stat[20]))
     yield _gauge("process_resident_memory_bytes", "Resident memory.", int(stat[21]) * _PAGE)
-    yield _gauge("process_start_time_seconds", "Start, in Unix time.", _BOOTED + int(stat[19]) / _TICK)
+    yield _gauge("process_start_time_seconds", "Start, in Unix time.", clock.unix_time(int(stat[19]) / _TICK))
     # To list them takes one, where the kernel does not count them: without any left, this metric is left out and no other.
     with contextlib.suppress(OSError):
         yield _gauge("process_open_fds", "Open file descriptors.", open_descriptors())

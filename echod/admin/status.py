@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from echod import __version__
+from echod import __version__, clock
 from echod.server import kernel
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
@@ -103,7 +103,7 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
             for source, count in heapq.nlargest(SOURCES, pool.sources.items(), key=lambda item: item[1])
         ],
         "rejections": [
-            {"timestamp": _stamp(at), "client": client.fields(), "listener": listener, "reason": reason}
+            {**_when(at), "client": client.fields(), "listener": listener, "reason": reason}
             for at, (client, listener, reason) in reversed(rejections.recent)
         ],
         "loop_lag": {
@@ -113,7 +113,7 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
             "max": round(lag.most, 6),
         },
         "reload": {
-            "timestamp": _stamp(reloads.last.at),
+            **_when(reloads.last.at),
             "success": not reloads.last.errors,
             "changed": reloads.last.change.names if reloads.last.change else [],
             "warnings": reloads.last.change.warnings if reloads.last.change else [],
@@ -154,5 +154,7 @@ def _state(worker: Worker) -> str:
     return "stalled" if worker.paused else "open"
 
 
-def _stamp(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+def _when(at: float) -> dict[str, Any]:
+    """Return when something was, and its age in seconds: who subtracted the timestamp from a clock could be wrong by years."""
+    timestamp = datetime.fromtimestamp(clock.unix_time(at), UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    return {"timestamp": f"{timestamp}Z", "age": round(clock.now() - at, 3)}

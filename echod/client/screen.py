@@ -5,8 +5,6 @@ Plain text for any terminal or pipe. A line that needs attention begins with an 
 
 from __future__ import annotations
 
-import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from echod.text import printable
@@ -45,7 +43,7 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
 
 
 def _configuration(file: str, last: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
-    ago = _ago(last["timestamp"])
+    ago = f"{span(last['age'])} ago"
     if last["success"]:
         yield False, "config", f"{file}, loaded {ago}"
     else:
@@ -87,7 +85,7 @@ def _traffic(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     yield False, "closed", _by_reason(counts["closed"])
     yield False, "rejected", _by_reason(counts["rejected"])
     for each in answer["rejections"][:RECENT]:
-        yield False, "", f"{client(each['client'])} {each['reason']}, {_ago(each['timestamp'])}"
+        yield False, "", f"{client(each['client'])} {each['reason']}, {span(each['age'])} ago"
     sources = ", ".join(f"{each['source']} {each['connections']:,}" for each in answer["sources"])
     yield False, "sources", sources or "none"
 
@@ -169,7 +167,3 @@ def fine(seconds: float) -> str:
     if seconds < 1e-3:  # noqa: PLR2004 - a millisecond
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _ago(timestamp: str) -> str:
-    return f"{span(max(0.0, time.time() - datetime.fromisoformat(timestamp).timestamp()))} ago"

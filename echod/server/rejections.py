@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
+
+from echod import clock
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +28,7 @@ class Rejection(NamedTuple):
 class Rejections:
     """Logs at most `LINES` refused connections a second; the next line then says how many had none, by reason.
 
-    `count` has all of them, by reason; `recent` the last ones, each with its time (Unix time).
+    `count` has all of them, by reason; `recent` the last ones, each with its moment (`clock.now`).
     """
 
     LINES = 10
@@ -47,7 +48,7 @@ class Rejections:
         """Count one refusal, and log it if there is room for a line."""
         rejection = Rejection(client, listener, reason)
         self.count[reason] += 1
-        self.recent.append((time.time(), rejection))
+        self.recent.append((clock.now(), rejection))
         wait = self._times[0] + self.SECOND - self._loop.time()
         if wait <= 0:
             self._line(rejection)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 import time
+import urllib.request
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.bystander import unharmed
-from tests.support.harness import Echod, read_all, read_exactly, send_all
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, free_port, read_all, read_exactly, send_all
 from tests.support.inject import STOP
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
     from typing import Any
 
     from tests.support.inject import Injection
@@ -65,6 +69,40 @@ def test_no_timeout_knows_the_wall_clock(echod: Daemon, injection: Injection, ho
         assert ahead(daemon.wait_for("connection.closed", count=2)) == 0
         daemon.stop()
         assert daemon.lines[-1]["uptime"] < HOUR
+
+
+def test_a_clock_that_was_wrong_at_the_start_gives_no_wrong_age(
+    echod: Daemon, injection: Injection, tmp_path: Path
+) -> None:
+    """A machine boots in 1970 and learns the time later: no age and no start is off by 50 years, before or after that."""
+    port = free_port()
+    admin = ("--admin.socket", str(tmp_path / "admin.sock"), "--admin.http", f"{LOCAL}:{port}")
+    injection.turn_clock(-int(time.time()) + 100)
+    with echod("[pool]\nsize = 1", env=injection.environment, flags=admin) as daemon:
+        with daemon.connect() as sock, daemon.connect() as rejected:
+            exchange(sock, b"x")
+            assert rejected.recv(1) == b""
+        for hours in (None, 0, -1):
+            if hours is not None:
+                injection.turn_clock(hours * HOUR)
+            screen = command("status", *admin[:2]).stdout
+            assert re.search(r"up \d+s\n", screen)
+            assert re.search(r"loaded \d+s ago", screen)
+            assert re.search(r"pool_full, \d+s ago", screen)
+        injection.turn_clock(0)
+        answer = json.loads(got(port, "/status"))
+        for each in (answer["reload"], *answer["rejections"]):
+            assert 0 <= each["age"] < 60
+            assert ahead(each) == 0
+        metrics = got(port, "/metrics")
+        for name in ("process_start_time_seconds", "echod_config_reload_timestamp_seconds"):
+            (value,) = re.findall(rf"^{name} (\S+)$", metrics, re.MULTILINE)
+            assert abs(float(value) - time.time()) < 60
+
+
+def got(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://{LOCAL}:{port}{path}", timeout=DEADLINE) as answer:
+        return str(answer.read(), "utf-8")
 
 
 def test_a_process_that_was_stopped_loses_nothing(echod: Daemon) -> None:

@@ -87,6 +87,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "loop_lag": {"last": 0.0004, "p50": 0.001, "p99": 0.002, "max": 0.25},
         "reload": {
             "timestamp": "2023-11-14T22:13:20.250000Z",
+            "age": 125.0,
             "success": True,
             "changed": [],
             "warnings": [],

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
+from echod import clock
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator
@@ -27,6 +29,12 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch, *, now: float, booted: float) -> None:
+    """Let it be this moment since the machine has booted, which it has at this Unix time."""
+    monkeypatch.setattr(clock, "now", lambda: now)
+    monkeypatch.setattr(clock, "unix_time", lambda moment: booted + moment)
 
 
 class FakeHandle:

@@ -236,7 +236,7 @@ class FakeReloads:
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
-        self.last = Reloaded(1700000000.25, 1600000000.5)
+        self.last = Reloaded(50.25, 40.5)
         self.ends: Reloaded | None = None  # the next one
 
     async def requested(self) -> Reloaded | None:

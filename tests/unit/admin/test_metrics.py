@@ -24,6 +24,7 @@ from echod.reload import Reloaded
 from echod.server.access import REJECT_REASONS
 from echod.server.endpoint import Peer
 from echod.server.pool import CLOSE_REASONS, DURATIONS
+from tests.support.fakes import stop_clock
 from tests.support.inside import Inside
 from tests.support.rig import LISTENER
 
@@ -37,7 +38,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @pytest.fixture
-def daemon() -> Iterator[Inside]:
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
+    stop_clock(monkeypatch, now=60.5, booted=1.6e9)
     with closing(Inside()) as daemon:
         yield daemon
 
@@ -170,7 +172,7 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
         "echod_accept_paused_seconds_total": 0.75,
         "echod_log_dropped_lines_total": 9.0,
         "echod_config_reload_success": 1.0,
-        "echod_config_reload_timestamp_seconds": 1600000000.5,
+        "echod_config_reload_timestamp_seconds": 1600000040.5,
     }
     assert {name: plain(found)[name] for name in expected} == expected
     assert by(found, "echod_connections_closed_total", "reason")["eof"] == 2.0
@@ -225,10 +227,10 @@ def test_a_histogram_is_cumulative(daemon: Inside, accept: str) -> None:
 
 def test_a_refused_reload_shows(daemon: Inside) -> None:
     """As a success that is none, with the time of what is in force."""
-    daemon.reloads.last = Reloaded(2e9, 1.5e9, errors=["wrong"])
+    daemon.reloads.last = Reloaded(20.0, 10.0, errors=["wrong"])
     found = plain(samples(daemon))
     assert found["echod_config_reload_success"] == 0.0
-    assert found["echod_config_reload_timestamp_seconds"] == 1.5e9
+    assert found["echod_config_reload_timestamp_seconds"] == 1.6e9 + 10
 
 
 def test_versions_are_labels(daemon: Inside) -> None:

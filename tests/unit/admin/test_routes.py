@@ -15,7 +15,7 @@ from echod.admin import routes, status
 from echod.admin.http import Request, Response
 from echod.admin.routes import is_ours
 from echod.reload import Change, Reloaded
-from tests.support.fakes import has_ipv6
+from tests.support.fakes import has_ipv6, stop_clock
 from tests.support.inside import Inside
 
 if TYPE_CHECKING:
@@ -104,8 +104,9 @@ def test_it_is_not_ready_if_no_listener_accepts(daemon: Inside) -> None:
 # Status and metrics
 
 
-def test_the_status_is_the_report(daemon: Inside) -> None:
+def test_the_status_is_the_report(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """As JSON."""
+    stop_clock(monkeypatch, now=60.5, booted=1.6e9)
     daemon.rig.take()
     answer = ask(daemon, "/status")
     assert (answer.status, answer.content_type) == (200, "application/json")

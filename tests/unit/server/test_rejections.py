@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from echod import clock
 from echod.server import rejections
 from echod.server.endpoint import Peer
 from echod.server.rejections import Rejections
@@ -141,11 +141,11 @@ def test_every_refusal_is_counted_by_its_reason(rig: Rig) -> None:
 
 def test_the_last_refusals_are_kept_with_their_time(rig: Rig) -> None:
     """Those without a line are kept too, and the oldest ones are dropped."""
-    before = time.time()
+    before = clock.now()
     refuse(rig, rejections.RECENT, "pool_full")
     refuse(rig, 2, "denied")
     recent = rig.rejections.recent
     assert [rejection.reason for _, rejection in recent] == ["pool_full"] * (rejections.RECENT - 2) + ["denied"] * 2
     at, last = recent[-1]
-    assert before <= recent[0][0] <= at <= time.time()
+    assert before <= recent[0][0] <= at <= clock.now()
     assert last == (CLIENT, LISTENER, "denied")
