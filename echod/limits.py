@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 
+from echod.errors import Refusal
+
 RESERVE = 96
 """Descriptors that are no connections: listeners, event loop, log, admin clients, and one to reject clients with."""
 
@@ -20,7 +22,13 @@ def hard_limit() -> int | None:
 
 
 def raise_soft_limit(wanted: int) -> None:
-    """Raise the soft limit to `wanted` if it is lower. `wanted` must not exceed the hard limit."""
+    """Raise the soft limit to `wanted` if it is lower. `wanted` must not exceed the hard limit. Raises `Refusal`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except OSError as error:  # a sandbox
+            line = (
+                f"echod: the limit of descriptors can't be raised from {soft} to {wanted} (ulimit -n): {error.strerror}"
+            )
+            raise Refusal(line) from None

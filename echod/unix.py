@@ -62,7 +62,8 @@ def connect(path: Path, timeout: float) -> socket.socket:
 def _one_at_a_time(directory: Path) -> Iterator[None]:
     """Lock the directory while a socket is made: of two daemons that find a stale one, the second could remove the new one.
 
-    Anyone who may read the directory can lock it, so the wait for the lock is short, and then it is ignored.
+    Anyone who may read the directory can lock it, so the wait for the lock is short, and then it is ignored. So is a file
+    system without locks.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -71,6 +72,8 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(_PAUSE)
+            except OSError:
+                break
             else:
                 break
         yield

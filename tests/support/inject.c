@@ -6,10 +6,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -18,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum call { ACCEPT, READ, WRITE, ALLOCATE, IO_URING, CALLS };
+enum call { ACCEPT, READ, WRITE, ALLOCATE, IO_URING, TCP_INFORMATION, SEND_QUEUE, RESET_ON_CLOSE, CALLS };
 
 static volatile struct {
     struct rule {
@@ -114,6 +116,38 @@ ssize_t writev(int fd, const struct iovec *parts, int count)
     if (wanted && wanted->rules[WRITE].times > 0 && count > 0)
         return write(fd, parts->iov_base, parts->iov_len); /* a short count, as is its right */
     return real(fd, parts, count);
+}
+
+int getsockopt(int fd, int level, int name, void *restrict value, socklen_t *restrict size)
+{
+    REAL(getsockopt);
+    int asked = level == IPPROTO_TCP && name == TCP_INFO;
+    volatile struct rule *rule = asked ? due(TCP_INFORMATION, fd) : NULL;
+    if (rule && rule->error)
+        return -1;
+    int result = real(fd, level, name, value, size);
+    *size = bounded(rule, *size);
+    return result;
+}
+
+int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
+{
+    REAL(setsockopt);
+    if (level == SOL_SOCKET && name == SO_LINGER && due(RESET_ON_CLOSE, fd))
+        return -1;
+    return real(fd, level, name, value, size);
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    REAL(ioctl);
+    va_list list;
+    va_start(list, request);
+    void *argument = va_arg(list, void *);
+    va_end(list);
+    if (request == TIOCOUTQ && due(SEND_QUEUE, fd)) /* SIOCOUTQ */
+        return -1;
+    return real(fd, request, argument);
 }
 
 /* libuv and Python call io_uring_setup so, if at all: the C library has no function for it. */

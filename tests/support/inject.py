@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     import socket
-Call = Literal["accept", "read", "write", "allocate", "io_uring"]
+Call = Literal["accept", "read", "write", "allocate", "io_uring", "tcp_info", "send_queue", "reset_on_close"]
 CALLS: tuple[Call, ...] = get_args(Call)
 ALWAYS = 2**31 - 1
 STOP = -1

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from typing import TYPE_CHECKING
 
 import pytest
 
 from echod import limits
+from echod.errors import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +53,25 @@ def test_a_soft_limit_that_suffices_stays(soft_and_hard: tuple[int, int], wanted
     """It is never lowered."""
     limits.raise_soft_limit(wanted)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == soft_and_hard
+
+
+def test_a_sandbox_that_refuses_to_raise_it_is_named(
+    soft_and_hard: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both numbers, so that somebody else can raise it."""
+    soft, _ = soft_and_hard
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    limits.raise_soft_limit(soft)
+    with pytest.raises(Refusal) as caught:
+        limits.raise_soft_limit(soft + 1)
+    (line,) = caught.value.lines
+    assert line == (
+        f"echod: the limit of descriptors can't be raised from {soft} to {soft + 1} (ulimit -n): Operation not permitted"
+    )
 
 
 def test_no_soft_limit_stays_none(monkeypatch: pytest.MonkeyPatch) -> None:

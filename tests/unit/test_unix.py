@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -191,6 +192,17 @@ def test_two_processes_do_not_remove_each_others_sockets(path: Path, monkeypatch
         held.join(DEADLINE)
     finally:
         os.close(fd)
+
+
+def test_a_file_system_without_locks_is_served(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock only decides between two daemons that start at the same moment."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with opened(path):
+        unix.connect(path, 1).close()
 
 
 def test_a_refusal_leaves_no_descriptor(path: Path) -> None:

@@ -253,6 +253,20 @@ def test_the_process_is_this_one(daemon: Inside) -> None:
     assert found["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def test_what_proc_does_not_tell_is_left_out(daemon: Inside, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There may be no /proc, or one that an emulator makes up, with zeros for the memory."""
+    memory = {"process_virtual_memory_bytes", "process_resident_memory_bytes"}
+    file = tmp_path / "stat"
+    file.write_text("7 (qemu) S " + " ".join(["0"] * 50))
+    fd = metrics._opened(file)
+    assert fd is not None
+    monkeypatch.setattr(metrics, "_STAT", fd)
+    assert {name for name, _ in samples(daemon)} == NAMES - memory
+    os.close(fd)
+    monkeypatch.setattr(metrics, "_STAT", metrics._opened(tmp_path / "missing"))
+    assert {name for name, _ in samples(daemon)} == NAMES - memory - {"process_start_time_seconds"}
+
+
 def test_the_start_is_when_the_process_began() -> None:
     """As the kernel has it, to a hundredth of a second and what its clocks differ."""
     with closing(Inside()) as daemon:
