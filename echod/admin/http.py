@@ -51,7 +51,7 @@ class Request(NamedTuple):
     path: str
     """Without the query, and percent-decoded."""
     headers: dict[str, str]
-    """Names are in lower case. Of a repeated header, the last value."""
+    """Names are in lower case. The values of a repeated header are joined by commas (RFC 9110, 5.2)."""
 
 
 class Response(NamedTuple):
@@ -222,7 +222,11 @@ class _Client:
 def _request(event: h11.Request) -> Request:
     if event.method == b"CONNECT":
         raise h11.RemoteProtocolError("this server is not a proxy", error_status_hint=501)
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+    headers: dict[str, str] = {}
+    for raw, value in event.headers:
+        name = raw.decode("latin-1")
+        before = f"{headers[name]}, " if name in headers else ""
+        headers[name] = before + value.decode("latin-1")
     try:
         path = unquote(urlsplit(event.target.decode("latin-1")).path)
     except ValueError:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import re
 import resource
 import time
 from functools import lru_cache
@@ -22,7 +23,8 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
 )
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from echod import __version__, clock
 from echod.server.access import REJECT_REASONS
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
     from echod.admin.status import Running
     from echod.histogram import Histogram
 
+_OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _END = b"# EOF\n"  # of an OpenMetrics document
+_QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+_NAMED = 2  # how precise a media type is without a wildcard
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
 _PROC = Path("/proc/self")
@@ -74,30 +80,46 @@ async def expose(running: Running, accept: str) -> tuple[bytes, str]:
     All values are read at one moment. To write them out takes longer: what has not changed since the last time is not written
     anew, and for the rest, echoes go on in between.
     """
-    content_type = _encoder(accept)[1]
+    content_type = _chosen(accept)
     parts = []
     for reading in list(_read(running)):
         before = _written.cache_info().misses
         parts.append(_written(content_type, reading))
         if _written.cache_info().misses != before:
             await asyncio.sleep(0)
-    end = _END if content_type.startswith("application/openmetrics-text") else b""
+    end = _END if content_type == _OPEN else b""
     return b"".join(parts) + end, content_type
 
 
 @lru_cache(maxsize=64)
 def _written(content_type: str, reading: _Reading) -> bytes:
-    encode, _ = _encoder(content_type)
+    encode = openmetrics.generate_latest if content_type == _OPEN else generate_latest
     return encode(cast("Collector", reading)).removesuffix(_END)
 
 
-def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    try:
-        encode, content_type = choose_encoder(accept)
-        content_type.encode("ascii")  # it has the version as it was asked for
-    except (TypeError, ValueError):  # a version that is no number, or not in these characters
-        return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
-    return encode, content_type
+def _chosen(accept: str) -> str:
+    """Return the content type that the client wants most. OpenMetrics has to be wanted more, or to be named."""
+    wanted, plain = (_wanted(accept, *form.split("; ")[:2]) for form in (_OPEN, _PLAIN))
+    quality, precision = wanted
+    is_open = quality and (wanted > plain or (wanted == plain and precision >= _NAMED))
+    return _OPEN if is_open else _PLAIN
+
+
+def _wanted(accept: str, kind: str, version: str) -> tuple[float, int]:
+    """Return how much this form is wanted, from 0 to 1, and how precisely it is meant: the most precise range decides.
+
+    RFC 9110, 12.5.1. Of the parameters, `version` counts.
+    """
+    ranges = ("*/*", f"{kind.partition('/')[0]}/*", kind)
+    found = [(-1, 0.0)]
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip().replace('"', "") for part in item.split(";"))
+        versions = [each for each in parameters if each.startswith("version=")]
+        quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+        if name in ranges and versions in ([], [version]) and _QUALITY.fullmatch(quality):
+            found.append((ranges.index(name) + len(versions), float(quality)))
+    precision, most = max(found)
+    return most, precision
 
 
 def _read(running: Running) -> Iterator[_Reading]:

@@ -110,16 +110,42 @@ def test_these_metrics_are_there(daemon: Inside, accept: str) -> None:
     assert all(family.documentation for family in families(exposed(daemon, accept)[0]).values())
 
 
-def test_openmetrics_is_given_when_asked_for(daemon: Inside) -> None:
-    """It says so, and ends as it has to: once."""
-    text, content_type = exposed(daemon, PROMETHEUS)
-    assert content_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+@pytest.mark.parametrize(
+    "accept",
+    [
+        PROMETHEUS,
+        "application/openmetrics-text",
+        'Application/OpenMetrics-Text ; Version="1.0.0" ; Q=1.000',
+        f"text/plain;version=0.0.4,{OPEN}",
+        f"*/*,{OPEN}",
+        f"text/plain;q=0.1,{OPEN};q=0.2",
+        f"application/openmetrics-text;version=0.0.1;q=1,{OPEN};q=0.4,text/plain;q=0.3",
+        f"{OPEN};escaping=allow-utf-8;q=0.6,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.8,text/plain;version=0.0.4;q=0.3",
+        "text/plain;q=0.5,*/*",
+        "application/*",
+    ],
+)
+def test_openmetrics_is_given_when_asked_for(daemon: Inside, accept: str) -> None:
+    """As RFC 9110 weighs it. The answer says so, and ends as it has to: once."""
+    text, content_type = exposed(daemon, accept)
+    assert content_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
     assert text.count("# EOF\n") == 1
+    assert text.endswith("# EOF\n")
 
 
 @pytest.mark.parametrize(
     "accept",
     [
+        f"{OPEN};q=0.5,text/plain",
+        f"{OPEN};q=0.5,text/plain;version=0.0.4;q=0.6",
+        f"{OPEN};q=0",
+        f"{OPEN};q=0,*/*",
+        f"{OPEN};q=2",
+        f"{OPEN};q=nan",
+        "application/openmetrics-text;version=2.0.0",
+        "application/openmetrics-text;version=1.1.0,*/*;q=0.1",
+        "text/plain;version=1.0.0",
+        "text/*,application/*",
         "",
         "*/*",
         "text/html",
