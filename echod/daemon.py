@@ -81,6 +81,9 @@ class Daemon:
         for number in _STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self.reloads.request)
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGHUP}
+        )  # pending since the start of the process, see `__main__`
         settings, file = self._loaded.settings, self._loaded.file
         self._open_admin(settings.admin)
         try:

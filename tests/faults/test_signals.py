@@ -55,7 +55,7 @@ def live(daemon: Echod, dice: random.Random) -> list[signal.Signals]:
 
 
 def test_whenever_signals_come_it_ends_well(tmp_path: Path) -> None:
-    """The exit code is 0, or that of a signal which came before there was a word; every line is whole, on stderr is none."""
+    """The exit code is 0, or that of a signal that came before our first line; every line is whole, on stderr is none."""
     began = time.monotonic()
     with Echod(directory=tmp_path):
         start = time.monotonic() - began
@@ -74,7 +74,7 @@ def test_whenever_signals_come_it_ends_well(tmp_path: Path) -> None:
             if daemon.lines:
                 assert (code, daemon.lines[-1]["event"]) == (0, "daemon.stopped"), story
             else:
-                assert -code in sent, story
+                assert code == 0 or -code in sent, story
             if code != -SIGINT:  # Python itself, before it runs our first line, has a traceback for that
                 assert daemon.errors() == "", story
             for line in daemon.lines:

@@ -91,28 +91,32 @@ def test_a_list_of_addresses_is_a_listener_each(echod: Daemon) -> None:
     assert [line["listener"] for line in daemon.events("listener.stopped")] == urls
 
 
-def test_sigint_during_start_up_ends_it_quietly(tmp_path: Path) -> None:
-    """A Ctrl-C while the configuration is being read leaves no traceback."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_during_start_up_ends_it_quietly(tmp_path: Path, number: signal.Signals) -> None:
+    """A Ctrl-C while the configuration is being read leaves no traceback. It ends as later, with 0."""
     os.mkfifo(tmp_path / "echod.toml")
     daemon = Echod(directory=tmp_path)
     try:
         with opened(tmp_path / "echod.toml"):  # it reads now, and waits for our first byte
-            daemon.signal(signal.SIGINT)
-            assert daemon.process.wait(DEADLINE) == -signal.SIGINT
+            daemon.signal(number)
+            assert daemon.process.wait(DEADLINE) == 0
         assert daemon.errors() == ""
     finally:
         daemon.kill()
 
 
-def test_sighup_during_start_up_is_no_end(tmp_path: Path) -> None:
-    """A reload that comes too early is forgotten, and the daemon starts."""
+def test_sighup_during_start_up_reloads_once_it_serves(tmp_path: Path) -> None:
+    """A reload that comes too early is neither its end nor forgotten: the file may have changed after it was read."""
     os.mkfifo(tmp_path / "echod.toml")
     daemon = Echod(directory=tmp_path)
     with opened(tmp_path / "echod.toml") as fifo:
         daemon.signal(signal.SIGHUP)
         os.write(fifo, b"[pool]\nsize = 3\n")
+        (tmp_path / "echod.toml").unlink()
+        (tmp_path / "echod.toml").write_text("[pool]\nsize = 4\n")
     with daemon:
         assert daemon.wait_for("daemon.started")["pool"]["size"] == 3
+        assert daemon.wait_for("config.reloaded")["new"] == {"pool.size": 4}
         assert daemon.echo(b"there") == b"there"
 
 

@@ -1,0 +1,80 @@
+"""What happens to the process before anything large is imported. That it works is in tests/faults/test_first_moments.py."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from echod import __main__ as entry
+from echod import cli
+
+
+class Process:
+    """Instead of this one: what has been set, and children that have ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pid: int, zombies: int) -> None:
+        self.handlers: dict[int, Any] = {}
+        self.blocked: set[int] = set()
+        self.zombies = zombies
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+        monkeypatch.setattr(os, "waitpid", self._wait)
+        monkeypatch.setattr(signal, "signal", self.handlers.__setitem__)
+        monkeypatch.setattr(signal, "pthread_sigmask", self._mask)
+        monkeypatch.setattr(cli, "main", lambda: None)
+
+    def _wait(self, *_: int) -> tuple[int, int]:
+        if self.zombies == 0:
+            raise ChildProcessError
+        self.zombies -= 1
+        return 7, 0
+
+    def _mask(self, how: int, numbers: set[int]) -> None:
+        self.blocked = self.blocked | set(numbers) if how == signal.SIG_BLOCK else self.blocked - set(numbers)
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, *words: str, pid: int = 4711, zombies: int = 0) -> Process:
+    monkeypatch.setattr(sys, "argv", ["echod", *words])
+    process = Process(monkeypatch, pid=pid, zombies=zombies)
+    process.blocked = {signal.SIGTERM}  # as by env(1)
+    entry.main()
+    return process
+
+
+def no_proc(*_: object, **__: object) -> Any:
+    raise FileNotFoundError
+
+
+def test_a_daemon_notes_signals_from_the_first_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HUP is kept for later, and TERM and INT have a handler."""
+    monkeypatch.setattr(builtins, "open", no_proc)
+    process = begin(monkeypatch, "run")
+    assert process.blocked == {signal.SIGHUP}
+    assert callable(process.handlers[signal.SIGTERM])
+    assert callable(process.handlers[signal.SIGINT])
+    assert signal.SIGCHLD not in process.handlers
+
+
+@pytest.mark.parametrize("zombies", [0, 3])
+def test_as_the_first_process_it_reaps_whoever_has_no_parent(monkeypatch: pytest.MonkeyPatch, zombies: int) -> None:
+    """Those that have ended before, and by the kernel all that end later."""
+    monkeypatch.setattr(builtins, "open", no_proc)
+    process = begin(monkeypatch, "run", pid=1, zombies=zombies)
+    assert process.handlers[signal.SIGCHLD] == signal.SIG_IGN
+    assert process.zombies == 0
+
+
+@pytest.mark.parametrize("words", [["status", "--watch"], ["--version"], []])
+def test_other_commands_end_by_ctrl_c_quietly(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    process = begin(monkeypatch, *words)
+    assert process.handlers == {
+        signal.SIGINT: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_IGN,
+        signal.SIGUSR1: signal.SIG_IGN,
+        signal.SIGUSR2: signal.SIG_IGN,
+    }
+    assert process.blocked == {signal.SIGTERM}
