@@ -80,7 +80,7 @@ class Daemon:
         """Bind everything, and only then say so. Signals are noted from the first line on."""
         for number in _STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._on_stop_signal)
-        self._loop.add_signal_handler(signal.SIGHUP, self.reloads.request)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hup)
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, {signal.SIGHUP}
         )  # pending since the start of the process, see `__main__`
@@ -123,7 +123,7 @@ class Daemon:
 
     def _on_check(self) -> None:
         if self._admin:
-            self._admin.measure()
+            self._admin.check()
         self._service.look(self._status)
 
     def _status(self) -> str:
@@ -132,6 +132,11 @@ class Daemon:
         if self.told_to_stop.is_set():
             return f"draining, {in_use} connections open"
         return f"{in_use} of {pool.size} workers in use, listening on {', '.join(self.server.listeners.urls)}"
+
+    def _on_hup(self) -> None:
+        if self._admin:
+            self._admin.reopen()
+        self.reloads.request()
 
     def _on_stop_signal(self) -> None:
         if self.told_to_stop.is_set() and not self._told_twice.done():

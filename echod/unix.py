@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import socket
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from echod.errors import Refusal
 from echod.text import printable
@@ -59,7 +60,7 @@ def connect(path: Path, timeout: float) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(directory: Path) -> Iterator[None]:
+def _one_at_a_time(directory: Path, attempts: int) -> Iterator[None]:
     """Lock the directory while a socket is made: of two daemons that find a stale one, the second could remove the new one.
 
     Anyone who may read the directory can lock it, so the wait for the lock is short, and then it is ignored. So is a file
@@ -67,7 +68,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for _ in range(_ATTEMPTS):
+        for _ in range(attempts):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -81,24 +82,31 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what no other file has as long as a process has this one, also if it was removed."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
 class UnixSocket:
     """A socket that listens at a path. `setting` is the name that messages give.
 
     A stale socket of a dead process is replaced; a live one, or a file that is not a socket, is left alone. Raises
-    `Refusal` with exit code 69, 77 or 78.
+    `Refusal` with exit code 69, 77 or 78. May take a second to get hold of the directory, unless it has to be `prompt`.
     """
 
-    def __init__(self, path: Path, setting: str, *, make_directory: bool) -> None:
+    def __init__(self, path: Path, setting: str, *, make_directory: bool, prompt: bool = False) -> None:
         self._path = path
+        self._make_again = functools.partial(UnixSocket, path, setting, make_directory=make_directory, prompt=True)
         self.url = url(path)
         self._where = f"echod: {setting}: {self.url}"
         try:
             if make_directory:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
-            with _one_at_a_time(path.parent):
+            with _one_at_a_time(path.parent, 1 if prompt else _ATTEMPTS):
                 self._make_room()
                 self.sock = self._bind()
-            self._inode = path.stat().st_ino
+            self._identity = _identity(path)
         except OSError as error:
             raise self._refusal(error) from None
 
@@ -141,10 +149,22 @@ class UnixSocket:
             return Refusal(line, exit_code=os.EX_NOPERM)
         return Refusal(f"{self._where}: can't listen: {error.strerror or error}")
 
+    @property
+    def place(self) -> Literal["ours", "taken", "empty"]:
+        """What is at the path by now. Without it, nobody can connect, although the socket listens on."""
+        try:
+            return "ours" if _identity(self._path) == self._identity else "taken"
+        except OSError:
+            return "empty"
+
+    def again(self) -> UnixSocket:
+        """Return a new socket at the same path, for when this one's place is not its own any more. Raises `Refusal`."""
+        return self._make_again()
+
     def close(self) -> None:
         """Remove the path, unless another process has put its own socket there."""
         try:
-            if self._path.lstat().st_ino == self._inode:
+            if self.place == "ours":
                 self._path.unlink()
         except OSError:
             pass  # already removed, or no longer accessible

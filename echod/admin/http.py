@@ -74,7 +74,7 @@ def refusal(status: int, error: str, *headers: tuple[str, str]) -> Response:
 
 
 class HttpServer:
-    """Serves the clients of a listening, non-blocking socket, until `close` closes the socket too.
+    """Serves the clients of a listening, non-blocking socket, which it closes at the end.
 
     If `answer` raises an exception, the client gets status 500 and the log gets the traceback.
     """
@@ -82,16 +82,25 @@ class HttpServer:
     def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger, sock: socket.socket, answer: Answer) -> None:
         self._loop = loop
         self._log = log
-        self._sock = sock
         self._answer = answer
         self._clients: set[_Client] = set()
         self._turn = asyncio.Lock()
-        self._accepting = loop.create_task(self._accept())
+        self._listen(sock)
 
-    async def _accept(self) -> None:
+    def _listen(self, sock: socket.socket) -> None:
+        self._accepting = self._loop.create_task(self._accept(sock))
+        # Not at the end of the task: if a task is cancelled before its first step, none of its code runs.
+        self._accepting.add_done_callback(lambda _: sock.close())
+
+    def move(self, sock: socket.socket) -> None:
+        """Listen on another socket from now on. Clients stay."""
+        self._accepting.cancel()
+        self._listen(sock)
+
+    async def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                sock, _ = await self._loop.sock_accept(self._sock)
+                sock, _ = await self._loop.sock_accept(listener)
                 self._serve(sock)
             except (OSError, MemoryError):  # no descriptor or no memory is free
                 await asyncio.sleep(PAUSE)
@@ -118,7 +127,6 @@ class HttpServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._sock.close()
 
 
 class _Client:
@@ -135,7 +143,7 @@ class _Client:
         self.answering = False
         self.since = time.monotonic()  # when it was accepted, or when its answer began
         self.task = self._loop.create_task(self._serve())
-        # Not at the end of the task: if a task is cancelled before its first step, none of its code runs.
+        # As in `_listen`.
         self.task.add_done_callback(lambda _: sock.close())
 
     async def _serve(self) -> None:

@@ -30,9 +30,10 @@ class Admin:
     """Both servers, as far as they are on. Raises `Refusal` if one can't listen; then there is none."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, running: Running, settings: settings.Admin) -> None:
-        log = running.log
+        self._log = log = running.log
         self._servers: list[HttpServer] = []
         self._socket = _open_socket(log, settings.socket)
+        self._trouble = ""  # why the socket can't be made anew, as the log has it
         with contextlib.ExitStack() as undo:
             if self._socket:
                 undo.callback(self._socket.sock.close)
@@ -42,15 +43,37 @@ class Admin:
         self._meter = Meter(running.server)
         routes = Routes(running, self._meter)
         if self._socket:
-            self._servers.append(HttpServer(loop, log, self._socket.sock, routes.local))
+            self._local = HttpServer(loop, log, self._socket.sock, routes.local)
+            self._servers.append(self._local)
             log.info("admin.started", listener=self._socket.url)
         for listener in listeners:
             self._servers.append(HttpServer(loop, log, listener.sock, routes.remote))
             log.info("admin.started", listener=listener.url)
 
-    def measure(self) -> None:
-        """Take the counts from which rates are computed. Called every now and then."""
+    def check(self) -> None:
+        """Take the counts from which rates are computed, and make a socket anew that is gone. Called every now and then."""
         self._meter.measure()
+        if self._socket and self._socket.place == "empty":
+            self._renew(self._socket)
+
+    def reopen(self) -> None:
+        """Make the socket anew if it is not where it was, or say why that can't be done."""
+        self._trouble = ""
+        if self._socket and self._socket.place != "ours":
+            self._renew(self._socket)
+
+    def _renew(self, gone: UnixSocket) -> None:
+        """Whoever cleans /run, or ends the last session of the user, removes the socket of a daemon that goes on."""
+        try:
+            self._socket = gone.again()
+        except Refusal as refusal:
+            trouble = f"{refusal.lines[0]}; it was removed"
+            if trouble != self._trouble:
+                self._trouble = trouble
+                self._log.warning("config.warning", message=trouble)
+            return
+        self._local.move(self._socket.sock)
+        self._log.info("admin.started", listener=self._socket.url)
 
     async def close(self) -> None:
         """Stop answering."""

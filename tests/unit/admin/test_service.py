@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import stat
 from contextlib import closing
@@ -68,7 +69,7 @@ async def test_the_port_answers_what_may_be_read(daemon: Inside, host: str) -> N
     (url,) = started(daemon)
     port = int(url.rpartition(":")[2])
     assert url == f"http://{host}:{port}"
-    address = made._servers[0]._sock.getsockname()
+    address = (host.strip("[]"), port)
     ours = f"{host}:{port}"
     for path, named, status_ in (("/livez", ours, 200), ("/connections", ours, 404), ("/livez", "evil.example", 421)):
         with Client(address) as client:
@@ -129,3 +130,77 @@ async def test_a_socket_that_nobody_named_and_can_not_be_is_a_warning(
     assert path.is_socket()
     await first.close()
     assert not path.exists()
+
+
+# A socket that goes away
+
+
+async def answers(path: Path) -> bool:
+    with Client(str(path)) as client:
+        return (await client.ask("/livez")).status == 200
+
+
+@pytest.mark.parametrize("what", ["check", "reopen"])
+@on_loop
+async def test_a_socket_that_was_removed_is_made_anew(
+    daemon: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """With its directory, if the path is ours to choose. No descriptor is lost."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = tmp_path / "echod" / "admin.sock"
+    before = descriptors()
+    made = Admin(asyncio.get_running_loop(), daemon.running, settings("auto"))
+    assert await answers(path)
+    getattr(made, what)()
+    shutil.rmtree(path.parent)
+    getattr(made, what)()
+    assert await answers(path)
+    assert started(daemon) == [f"unix:{path}"] * 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    await made.close()
+    assert not path.exists()
+    assert descriptors() == before
+
+
+@on_loop
+async def test_a_socket_that_can_not_be_made_anew_is_one_warning(
+    daemon: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last session of its user has ended; when the next one begins, the daemon can be reached again."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    (tmp_path / "user").mkdir()
+    path = tmp_path / "user" / "echod" / "admin.sock"
+    made = Admin(asyncio.get_running_loop(), daemon.running, settings("auto"))
+    shutil.rmtree(tmp_path / "user")
+    for _ in range(3):
+        made.check()
+    message = f"echod: admin.socket: unix:{path}: can't listen: No such file or directory; it was removed"
+    assert [line["message"] for line in daemon.lines.events("config.warning")] == [message]
+    made.reopen()  # somebody has asked for it
+    assert len(daemon.lines.events("config.warning")) == 2
+    (tmp_path / "user").mkdir()
+    made.check()
+    assert await answers(path)
+    await made.close()
+
+
+@on_loop
+async def test_the_socket_of_somebody_else_in_its_place_is_left_alone(daemon: Inside, tmp_path: Path) -> None:
+    """A reload says so. If it is stale, it is replaced then."""
+    path = tmp_path / "admin.sock"
+    made = Admin(asyncio.get_running_loop(), daemon.running, settings(path))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        made.check()
+        assert daemon.lines.events("config.warning") == []
+        made.reopen()
+        (line,) = daemon.lines.events("config.warning")
+        assert "address in use" in line["message"]
+    made.check()
+    assert len(started(daemon)) == 1
+    made.reopen()
+    assert await answers(path)
+    await made.close()
