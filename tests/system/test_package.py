@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +15,10 @@ from tests.system.machine import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.system.machine import Machine
 
+SOURCE = Path(__file__).parents[2]
 SNAPSHOT = (
     "find / -xdev -ignore_readdir_race \\( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/log -o -path /var/cache"
     " -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/lib/systemd \\) -prune -o -print | sort;"
@@ -68,6 +70,30 @@ def install(machine: Machine, package: Path) -> None:
 def test_lintian_finds_nothing(package: Path) -> None:
     """Neither errors nor warnings, but for what is overridden with a reason."""
     assert run("lintian", "--allow-root", "--fail-on", "error,warning", package) == ""
+
+
+def test_it_is_built_without_strip(tmp_path: Path) -> None:
+    """A bare Debian has no binutils. The package then keeps the symbols, and a line says so."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for folder in ("/usr/bin", "/usr/local/bin"):  # the first one wins: Debian's
+        for program in Path(folder).iterdir():
+            if program.name != "strip" and not (programs / program.name).is_symlink():
+                (programs / program.name).symlink_to(program)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "deb", "DEB_VERSION=0.0.1"],  # noqa: S607
+        cwd=SOURCE,
+        env=os.environ | {"PATH": str(programs)},
+        capture_output=True,
+        text=True,
+        timeout=10 * DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "apt install binutils" in done.stderr
+    built = SOURCE / done.stdout.splitlines()[-1]
+    run("dpkg-deb", "--info", built)
+    built.unlink()
 
 
 def test_it_holds_all_that_belongs_to_it(package: Path) -> None:

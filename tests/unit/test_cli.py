@@ -25,7 +25,7 @@ from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared
 from tests.support.canned import Canned, row, status
-from tests.support.inside import as_nobody
+from tests.support.inside import without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -504,7 +504,7 @@ def test_without_permission_for_the_socket_the_exit_code_is_77(
     path = tmp_path / "closed" / "admin.sock"
     path.parent.mkdir(0)
     try:
-        with as_nobody():
+        with without_privileges():
             code, out, errors = run(capsys, *command.split(), "--admin.socket", str(path))
     finally:
         path.parent.chmod(0o700)

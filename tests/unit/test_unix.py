@@ -18,7 +18,7 @@ from echod import unix
 from echod.errors import Refusal
 from echod.unix import UnixSocket
 from tests.support.harness import DEADLINE
-from tests.support.inside import as_nobody, descriptors
+from tests.support.inside import descriptors, without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,7 +149,7 @@ def test_a_lack_of_permission_is_reported_with_the_remedy(path: Path) -> None:
     """With its own exit code."""
     path.parent.chmod(0)
     try:
-        with as_nobody():
+        with without_privileges():
             line, code = refused(path)
     finally:
         path.parent.chmod(0o700)

@@ -17,7 +17,7 @@ from echod.client import control, screen
 from echod.client.control import AdminClient
 from echod.errors import Refusal
 from tests.support.canned import Canned, row, status
-from tests.support.inside import as_nobody, descriptors
+from tests.support.inside import descriptors, without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,7 +116,7 @@ def test_a_lack_of_permission_is_reported_with_the_remedy(path: Path, tmp_path: 
     """If no daemon answers at another path."""
     path.parent.chmod(0)
     try:
-        with as_nobody():
+        with without_privileges():
             line, code = refused(path, Path("/none.sock"))
     finally:
         tmp_path.chmod(0o700)

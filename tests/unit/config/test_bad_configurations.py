@@ -10,9 +10,10 @@ import pytest
 
 from echod import cli, limits
 from echod.config import load as config
+from tests.support.inside import without_privileges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
@@ -340,16 +341,6 @@ TABLE: dict[str, Bad] = {
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """An effective user that file permissions apply to: root may read everything."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    yield
-    os.seteuid(user)
-
-
-@pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path on a machine without configuration, where a process may have 4096 descriptors."""
     for name in os.environ:
@@ -369,7 +360,6 @@ def test_no_row_got_lost() -> None:
 def test_an_invalid_configuration_is_refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
     file: Path,
     bad: Bad,
 ) -> None:
@@ -380,9 +370,8 @@ def test_an_invalid_configuration_is_refused(
         file.write_bytes(bad.text if isinstance(bad.text, bytes) else bad.text.encode())
     for name, text in bad.variables.items():
         monkeypatch.setenv(name, text)
-    if bad.text is _unreadable:
-        request.getfixturevalue("nobody")
-    code = cli.run(["check", "-c", str(file), *bad.flags])
+    with without_privileges():
+        code = cli.run(["check", "-c", str(file), *bad.flags])
     out, errors = capsys.readouterr()
     assert (code, out) == (bad.code, "")
     assert "Traceback" not in errors
