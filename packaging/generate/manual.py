@@ -74,7 +74,10 @@ _EXAMPLES = [
     ("echod run -p 8080 -n 10", "Serve on port 8080, at most 10 connections at a time."),
     ("echod check -c echod.toml", "Report all errors of a file."),
     ("systemctl reload echod", "Apply the edited file. If it is invalid, this fails, and the journal has the errors."),
-    ("journalctl -u echod -o cat -f | jq .", "Follow the log, one JSON object for each event."),
+    (
+        "journalctl -u echod -o cat -f | jq -R 'fromjson? // .'",
+        "Follow the log: one JSON object for each event, and lines of plain text when something fails.",
+    ),
     ("journalctl -u echod -p warning", "Show warnings and errors only."),
 ]
 

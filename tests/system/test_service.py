@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import guides
 from tests.support.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all, until
 from tests.system.conftest import timed
 from tests.system.machine import CONFIG
@@ -93,6 +94,32 @@ def test_the_journal_is_json_and_has_priorities(machine: Machine) -> None:
     assert {"connection.closed", "config.reloaded"} <= set(events)
     warnings = [json.loads(line)["event"] for line in machine.journal("echod", "-p warning")]
     assert sorted(warnings) == ["connection.rejected", "pool.full"]
+
+
+def test_the_tail_of_the_guide_goes_on_after_lines_that_are_not_json(machine: Machine) -> None:
+    """Those of systemd after a kill, and those of a reload that is refused."""
+    (tail,) = [
+        text for text in guides.inline(guides.ROOT / "docs/operations.md") if re.match(r"journalctl .*-f \| jq", text)
+    ]
+    machine.run("systemctl start echod")
+    machine.run(f"kill -9 {machine.pid('echod')}")
+    until(lambda: machine.answers(7), what="the port")
+    edit(machine, size=0)
+    assert machine.shell("systemctl reload echod").returncode != 0
+    machine.run("systemctl stop echod")
+    lines = machine.journal("echod")
+    shown = machine.run(tail.replace(" -f ", f" --since=@{machine.since:.6f} ").replace("jq ", "jq -c "))
+    assert [json.loads(line) for line in shown.splitlines()] == [as_json(line) for line in lines]
+    assert "daemon.stopped" in lines[-1]
+    assert refused_size(machine) in lines
+
+
+def as_json(line: str) -> object:
+    """Return what a line holds if it is JSON, else the line."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
 
 
 def test_a_start_with_a_bad_configuration_fails_once(machine: Machine) -> None:
