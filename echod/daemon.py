@@ -131,7 +131,12 @@ class Daemon:
         in_use, pool = len(self.server.pool.in_use), self.server.pool
         if self.told_to_stop.is_set():
             return f"draining, {in_use} connections open"
-        return f"{in_use} of {pool.size} workers in use, listening on {', '.join(self.server.listeners.urls)}"
+        text = f"{in_use} of {pool.size} workers in use, listening on {', '.join(self.server.listeners.urls)}"
+        return (
+            f"{text}; the last reload was refused: run `echod reload` for the reasons"
+            if self.reloads.last.errors
+            else text
+        )
 
     def _on_hup(self) -> None:
         if self._admin:
@@ -148,7 +153,12 @@ class Daemon:
         """Stop accepting and let connections finish; return how many were cut. A second signal cuts all at once."""
         self._reloading.cancel()
         patience = self.server.settings.timeouts.drain
-        self._log.info("daemon.draining", in_use=len(self.server.pool.in_use), timeout=patience)
+        self._log.info(
+            "daemon.draining",
+            in_use=len(self.server.pool.in_use),
+            timeout=patience,
+            message="a second TERM or INT (Ctrl-C) cuts all connections at once",
+        )
         self._service.stopping(self._status)
         return await self.server.drain(patience, self._told_twice)
 

@@ -94,7 +94,7 @@ def _health(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     paused, lag, dropped = answer["accept_paused_seconds"], answer["loop_lag"], answer["log"]["dropped"]
     if paused:
         yield True, "paused", f"{fine(paused)} without accepting, for lack of descriptors or memory"
-    yield False, "loop lag", f"{fine(lag['last'])} now, p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
+    yield False, "loop lag", f"{fine(lag['last'])} now; since the start p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
     yield dropped > 0, "log", f"{dropped:,} lines dropped" if dropped else "no lines dropped"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import codecs
 import os
+import pwd
 import re
 import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,9 @@ def read(path: Path) -> Document:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_SIZE + 1)
+    except PermissionError as error:
+        line = f"{path}: can't be read: {error.strerror} (as {_user()})"  # a check by root succeeds where the service fails
+        raise Refusal(line, exit_code=os.EX_NOINPUT) from None
     except OSError as error:
         raise Refusal(f"{path}: can't be read: {error.strerror}", exit_code=os.EX_NOINPUT) from None
     if len(raw) > MAX_SIZE:
@@ -60,6 +64,14 @@ def read(path: Path) -> Document:
         raise Refusal(f"{path}: a number has thousands of digits") from None
     except RecursionError:
         raise Refusal(f"{path}: nested too deeply") from None
+
+
+def _user() -> str:
+    uid = os.geteuid()
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}, uid {uid}"
+    except KeyError:  # a container's user may have no name
+        return f"uid {uid}"
 
 
 def _position(message: str, text: str) -> tuple[int, str]:

@@ -222,5 +222,8 @@ def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:
         why = hint if port < _FIRST_UNPRIVILEGED else "a security policy of this machine forbids it"
         return Refusal(f"echod: {endpoint}: no permission: {why}", exit_code=os.EX_NOPERM)
     if error.errno == errno.EADDRINUSE:
-        return Refusal(f"echod: {endpoint}: address in use", exit_code=os.EX_UNAVAILABLE)
+        setting = "listen.port, -p" if endpoint.kind == KIND else "admin.http"
+        return Refusal(
+            f"echod: {endpoint}: address in use: choose another port ({setting})", exit_code=os.EX_UNAVAILABLE
+        )
     return Refusal(f"echod: {endpoint}: can't listen: {error.strerror}", exit_code=os.EX_UNAVAILABLE)

@@ -24,7 +24,6 @@ _HEAD = """\
 
 _CHANGED = {
     "Description=Echo daemon (RFC 862)": "Description=Echo daemon (RFC 862), instance %i",
-    "ExecStartPre=-/usr/bin/echod check -q": "ExecStartPre=-/usr/bin/echod check -q --listen.reuse_port true",
     "ExecStart=/usr/bin/echod run": "ExecStart=/usr/bin/echod run --listen.reuse_port true",
     "RuntimeDirectory=echod": "RuntimeDirectory=echod/%i",
 }

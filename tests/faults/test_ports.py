@@ -32,7 +32,7 @@ def test_a_port_is_shared_by_two_who_want_to_share_it(echod: Daemon, tmp_path: P
         second.write_text(config(port, shared=not shared))
         done = command("run", "-c", str(second))
         assert done.returncode == os.EX_UNAVAILABLE
-        assert done.stderr == f"echod: tcp://{LOCAL}:{port}: address in use\n"
+        assert done.stderr == f"echod: tcp://{LOCAL}:{port}: address in use: choose another port (listen.port, -p)\n"
         assert done.stdout == ""
         assert daemon.echo(b"there") == b"there"
 

@@ -542,7 +542,10 @@ def test_a_named_path_that_is_taken_is_refused(admin: Daemon, tmp_path: Path) ->
     with socket.create_server((LOCAL, 0)) as server:
         taken = f"{LOCAL}:{server.getsockname()[1]}"
         done = command(*words, str(tmp_path / "other"), "--admin.http", taken)
-        assert line_of(done, os.EX_UNAVAILABLE) == f"echod: admin.http: http://{taken}: address in use"
+        assert (
+            line_of(done, os.EX_UNAVAILABLE)
+            == f"echod: admin.http: http://{taken}: address in use: choose another port (admin.http)"
+        )
         assert not (tmp_path / "other").exists()
 
 

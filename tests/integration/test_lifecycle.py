@@ -233,6 +233,7 @@ def test_without_connections_it_stops_at_once(echod: Daemon, number: signal.Sign
             "daemon.stopped",
         ]
         assert daemon.lines[-3]["timeout"] == 3600
+        assert daemon.lines[-3]["message"].startswith("a second TERM or INT (Ctrl-C) cuts all ")
         stopped = daemon.lines[-1]
         assert (stopped["connections"], stopped["bytes_received"], stopped["aborted"]) == (1, 5, 0)
 

@@ -155,7 +155,7 @@ def test_a_port_that_can_not_be_bound_refuses_all(echod: Daemon) -> None:
         theirs = taken.getsockname()[1]
         with echod(listen(port, rest="[pool]\nsize = 1")) as daemon, unhurt(daemon):
             assert errors(daemon.reload(listen(theirs, rest="[pool]\nsize = 9"))) == [
-                f"echod: tcp://{LOCAL}:{theirs}: address in use"
+                f"echod: tcp://{LOCAL}:{theirs}: address in use: choose another port (listen.port, -p)"
             ]
             with daemon.connect() as sock:
                 assert not served(sock)

@@ -97,7 +97,10 @@ def test_the_manager_is_told_of_each_turn_in_its_life(echod: Daemon, manager: Ma
             assert manager.wait_for("RELOADING=1").startswith("RELOADING=1\nMONOTONIC_USEC=")
             assert manager.wait_for("READY=1") == f"READY=1\nSTATUS=1 of 9 workers in use, {listening}"
             daemon.reload("[pool]\nsize = 0")
-            assert manager.wait_for("READY=1") == "READY=1"
+            assert manager.wait_for("READY=1") == (
+                f"READY=1\nSTATUS=1 of 9 workers in use, {listening};"
+                " the last reload was refused: run `echod reload` for the reasons"
+            )
             daemon.signal(signal.SIGTERM)
             stopping = manager.wait_for("STOPPING=1")
             assert stopping == "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=draining, 1 connections open"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.system.machine import Machine
 
 CAP_NET_BIND_SERVICE = 1 << 10  # capabilities(7)
+OPERATIONS = guides.ROOT / "docs/operations.md"
 UNITS = ("echod.service", "echod@1.service", "echod.socket")
 
 
@@ -98,9 +100,7 @@ def test_the_journal_is_json_and_has_priorities(machine: Machine) -> None:
 
 def test_the_tail_of_the_guide_goes_on_after_lines_that_are_not_json(machine: Machine) -> None:
     """Those of systemd after a kill, and those of a reload that is refused."""
-    (tail,) = [
-        text for text in guides.inline(guides.ROOT / "docs/operations.md") if re.match(r"journalctl .*-f \| jq", text)
-    ]
+    (tail,) = [text for text in guides.inline(OPERATIONS) if re.match(r"journalctl .*-f \| jq", text)]
     machine.run("systemctl start echod")
     machine.run(f"kill -9 {machine.pid('echod')}")
     until(lambda: machine.answers(7), what="the port")
@@ -128,11 +128,34 @@ def test_a_start_with_a_bad_configuration_fails_once(machine: Machine) -> None:
     done = machine.shell("systemctl start echod")
     assert done.returncode == 1
     assert machine.show("echod", "ActiveState", "NRestarts", "Result") == ["failed", "0", "exit-code"]
-    assert refused_size(machine) in machine.journal("echod", "-p err")
+    assert machine.journal("echod", "-p err").count(refused_size(machine)) == 1
     time.sleep(2)  # twice as long as it would wait to restart: that something does not happen takes time to see
     assert machine.show("echod", "ActiveState", "NRestarts") == ["failed", "0"]
     edit(machine, size=1)
     machine.run("systemctl start echod")
+
+
+def test_a_check_as_the_service_finds_what_one_by_root_does_not(machine: Machine) -> None:
+    """By the line of the guide: a file that only root can read, and the limit of the unit."""
+    (line,) = [each for each in guides.commands(OPERATIONS) if each.text.startswith("systemd-run")]
+    assert machine.run(line.text).splitlines() == line.output
+    machine.run(f"chmod 600 {CONFIG}")
+    try:
+        assert machine.run("echod check") == f"{CONFIG}: ok\n"
+        done = machine.shell(line.text)
+        assert done.returncode == os.EX_NOINPUT
+        uid = machine.run("id -u echod").strip()
+        assert done.stderr == f"{CONFIG}: can't be read: Permission denied (as user echod, uid {uid})\n"
+    finally:
+        machine.run(f"chmod 644 {CONFIG}")
+    machine.run("mkdir -p /etc/systemd/system/echod.service.d")
+    machine.write("/etc/systemd/system/echod.service.d/limit.conf", "[Service]\nLimitNOFILE=1200\n")
+    machine.run("systemctl daemon-reload")
+    edit(machine, size=2000)
+    assert machine.run("echod check") == f"{CONFIG}: ok\n"
+    done = machine.shell(line.text)
+    assert done.returncode == os.EX_CONFIG
+    assert "the hard limit is 1200" in done.stderr
 
 
 def test_a_port_that_is_held_is_tried_until_it_is_free(machine: Machine) -> None:
@@ -182,7 +205,10 @@ def test_a_reload_of_a_bad_file_fails_and_the_daemon_goes_on(machine: Machine) -
     edit(machine, size=0)
     with machine.connect(7) as open_one:
         assert machine.shell("systemctl reload echod").returncode != 0
-        assert refused_size(machine) in "\n".join(machine.journal("echod"))
+        assert refused_size(machine) in machine.journal("echod", "-p err")
+        assert status(machine).endswith("; the last reload was refused: run `echod reload` for the reasons")
+        done = machine.shell("echod reload")
+        assert (done.returncode, done.stderr) == (os.EX_CONFIG, f"{refused_size(machine)}\n")
         send_all(open_one, b"x")
         assert read_all(open_one) == b"x"
     assert machine.echo(7) == b"hi\n"

@@ -31,7 +31,6 @@ def test_an_instance_differs_from_the_service_in_these_lines_only() -> None:
     service, instance = directives(SERVICE), directives(units.instance(SERVICE))
     assert [line for line in service if line not in instance] == [
         "Description=Echo daemon (RFC 862)",
-        "ExecStartPre=-/usr/bin/echod check -q",
         "ExecStart=/usr/bin/echod run",
         "RuntimeDirectory=echod",
     ]
@@ -40,7 +39,6 @@ def test_an_instance_differs_from_the_service_in_these_lines_only() -> None:
         "Conflicts=echod.service echod.socket",
         "After=echod.service echod.socket",
         "EnvironmentFile=-/etc/echod/%i.env",
-        "ExecStartPre=-/usr/bin/echod check -q --listen.reuse_port true",
         "ExecStart=/usr/bin/echod run --listen.reuse_port true",
         "RuntimeDirectory=echod/%i",
     ]

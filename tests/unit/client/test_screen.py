@@ -38,7 +38,7 @@ def test_the_screen_of_a_healthy_daemon() -> None:
         "  closed     12,095: 12,000 eof, 95 error\n"
         "  rejected   0\n"
         "  sources    192.0.2.1 200, 2001:db8::/64 50\n"
-        "  loop lag   400 µs now, p99 2.0 ms, max 250.0 ms\n"
+        "  loop lag   400 µs now; since the start p99 2.0 ms, max 250.0 ms\n"
         "  log        no lines dropped\n"
     )
 

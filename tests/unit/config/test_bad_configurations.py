@@ -333,7 +333,9 @@ TABLE: dict[str, Bad] = {
     "a directory": Bad(_directory, ["FILE: can't be read: Is a directory"], os.EX_NOINPUT),
     "a dangling link": Bad(_dangling, ["FILE: can't be read: No such file or directory"], os.EX_NOINPUT),
     "a link to itself": Bad(_circle, ["FILE: can't be read: Too many levels of symbolic links"], os.EX_NOINPUT),
-    "a file without permission": Bad(_unreadable, ["FILE: can't be read: Permission denied"], os.EX_NOINPUT),
+    "a file without permission": Bad(
+        _unreadable, [re.compile(r"FILE: can't be read: Permission denied \(as user \S+, uid \d+\)")], os.EX_NOINPUT
+    ),
     "a missing file beside a bad flag": Bad(
         _missing, ["FILE: can't be read: No such file or directory"], os.EX_NOINPUT, flags=("-n", "0")
     ),

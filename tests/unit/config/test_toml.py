@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from echod.config import toml
 from echod.errors import Refusal
+from tests.support.inside import without_privileges
 
 
 @pytest.fixture
@@ -132,6 +134,19 @@ def test_a_byte_order_mark_is_ignored(file: Path) -> None:
     """Editors on Windows write one."""
     file.write_bytes(b"\xef\xbb\xbfa = 1\n")
     assert toml.read(file) == ({"a": 1}, {("a",): 1})
+
+
+def test_a_user_without_a_name_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, there may be no entry for it."""
+    file = tmp_path / "echod.toml"
+    file.touch(mode=0)
+
+    def getpwuid(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    with without_privileges(), pytest.raises(Refusal, match=rf"Permission denied \(as uid {os.geteuid()}\)$"):
+        toml.read(file)
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:

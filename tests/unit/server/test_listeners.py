@@ -228,7 +228,7 @@ def test_a_refusal_changes_nothing(rig: Rig) -> None:
     before = socks(rig), reading(rig), descriptors()
     with pytest.raises(Refusal) as caught:
         rig.listeners.bind(listening([ONE, OTHER], taken))
-    assert caught.value.lines == (f"echod: {url(OTHER, taken)}: address in use",)
+    assert caught.value.lines == (f"echod: {url(OTHER, taken)}: address in use: choose another port (listen.port, -p)",)
     assert caught.value.exit_code == os.EX_UNAVAILABLE
     assert (socks(rig), reading(rig), descriptors()) == before
     assert logged(rig) == []

@@ -242,7 +242,7 @@ def test_an_address_in_use_is_refused() -> None:
     """The message names the address, and the exit code is 69."""
     with listening(["127.0.0.1"]) as (listener,):
         refused = refusal(["127.0.0.1"], port_of(listener))
-        assert refused.lines == (f"echod: {listener.url}: address in use",)
+        assert refused.lines == (f"echod: {listener.url}: address in use: choose another port (listen.port, -p)",)
         assert refused.exit_code == os.EX_UNAVAILABLE
 
 
@@ -251,7 +251,9 @@ def test_a_star_is_refused_if_only_ipv6_is_in_use() -> None:
     """IPv4 alone would be only half of what the settings want."""
     with listening(["::1"]) as (listener,):
         port = port_of(listener)
-        assert refusal(["*"], port).lines == (f"echod: tcp://*:{port}: address in use",)
+        assert refusal(["*"], port).lines == (
+            f"echod: tcp://*:{port}: address in use: choose another port (listen.port, -p)",
+        )
 
 
 def test_an_address_taken_between_bind_and_listen_is_refused(kernel: Callable[..., None]) -> None:
@@ -266,7 +268,9 @@ def test_an_address_taken_between_bind_and_listen_is_refused(kernel: Callable[..
 
         kernel(listen=too_late)
         port = rival.getsockname()[1]
-        assert refusal(["127.0.0.1"], port).lines == (f"echod: tcp://127.0.0.1:{port}: address in use",)
+        assert refusal(["127.0.0.1"], port).lines == (
+            f"echod: tcp://127.0.0.1:{port}: address in use: choose another port (listen.port, -p)",
+        )
 
 
 @pytest.mark.parametrize(
@@ -313,7 +317,9 @@ def test_all_hosts_are_bound_or_none() -> None:
     """If the last one can't be bound, the first one is free again for others."""
     with listening(["127.0.0.2"]) as (taken,):
         port = port_of(taken)
-        assert refusal(["127.0.0.1", "127.0.0.2"], port).lines == (f"echod: {taken.url}: address in use",)
+        assert refusal(["127.0.0.1", "127.0.0.2"], port).lines == (
+            f"echod: {taken.url}: address in use: choose another port (listen.port, -p)",
+        )
         with socket.socket() as other:
             other.bind(("127.0.0.1", port))
             other.listen()
@@ -423,7 +429,7 @@ def test_a_refusal_leaves_the_listeners_beside_as_they_were() -> None:
     """They go on, and no other program may bind their addresses."""
     with listening(["127.0.0.1"], free_port()) as (old,), listening(["127.0.0.2"], old.endpoint.port) as (taken,):
         assert refusal(["127.0.0.3", "127.0.0.2"], old.endpoint.port, beside=[old]).lines == (
-            f"echod: {taken.url}: address in use",
+            f"echod: {taken.url}: address in use: choose another port (listen.port, -p)",
         )
         assert not shared(old)
         assert answers("127.0.0.1", old.endpoint.port)
@@ -434,7 +440,7 @@ def test_only_listeners_on_the_same_port_may_overlap() -> None:
     """Otherwise a daemon without `reuse_port` could share the port of another daemon that has it."""
     with listening(["127.0.0.1"]) as (old,), listening(["127.0.0.1"], reuse_port=True) as (other,):
         assert refusal(["127.0.0.1"], other.endpoint.port, beside=[old]).lines == (
-            f"echod: {other.url}: address in use",
+            f"echod: {other.url}: address in use: choose another port (listen.port, -p)",
         )
 
 
