@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from echod import __version__, stdio, systemd
 from echod.client import control
-from echod.config import admin_socket, checks, explain, render
+from echod.config import admin_socket, checks, render
 from echod.config import load as config
 from echod.config.settings import ENV_FILE, declared
 from echod.config.types import network
@@ -79,8 +79,9 @@ def parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "validate the configuration without binding anything")
     check.add_argument("-q", "--quiet", action="store_true", help="print only errors")
     configs = _commands(_add(commands, "config", "show the configuration"))
-    show = _command(configs, "show", _show, "print the settings in force, as TOML")
+    show = _command(configs, "show", _show, "print the settings as TOML, as the file, variables and flags give them")
     show.add_argument("--sources", action="store_true", help="add a comment that says where each value comes from")
+    show.add_argument("--running", action="store_true", help="print the settings that the running daemon has instead")
     _command(configs, "schema", _schema, "print the JSON Schema of the configuration file, for editors", settings=())
     status = _admin_command(commands, "status", _status, "show the state of the running daemon on one screen")
     connections = _admin_command(commands, "connections", _connections, "show the open connections of the daemon")
@@ -211,13 +212,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    if arguments.running:
+        stdio.answer(control.config(_daemon(arguments), sources=arguments.sources))
+        return
     loaded = _load(arguments)
     _warn(loaded.warnings)
-
-    def origin(setting: Setting) -> str:
-        return printable(explain.origin((setting.section, setting.key), loaded.layers))
-
-    stdio.answer(render.toml(loaded.settings, origin if arguments.sources else None))
+    document = loaded.document()
+    stdio.answer(render.toml(document["settings"], document["origins"] if arguments.sources else None))
 
 
 def _schema(_: argparse.Namespace) -> None:

@@ -124,6 +124,8 @@ class Reloads:
         self._waiting: list[asyncio.Future[Reloaded | None]] = []  # for the answer to the next reload
         self.file = loaded.file
         self._has_keys = loaded.has_keys
+        self.document = loaded.document()
+        """The settings in force and their origins, as `GET /config` answers. Writing them takes time if lists are long."""
         self.last = Reloaded(clock.now(), clock.now())
 
     def request(self) -> None:
@@ -173,7 +175,7 @@ class Reloads:
         self._log.error("config.rejected", errors=errors)
         return Reloaded(clock.now(), self.last.in_force_since, errors=errors)
 
-    def _prepare(self) -> tuple[Change, Loaded, Prepared]:
+    def _prepare(self) -> tuple[Change, Loaded, dict[str, Any], Prepared]:
         """Do what takes time. Runs in the thread."""
         loaded = self._load(self.file)
         if self._has_keys and not loaded.has_keys:
@@ -182,9 +184,10 @@ class Reloads:
                 " half-written; for the defaults, leave one key in it, or restart"
             )
         changed = change(self._server.settings, loaded, binds=not self._server.listeners.inherited)
-        return changed, loaded._replace(layers=()), self._server.prepare(loaded.settings)  # the layers are not small
+        document, prepared = loaded.document(), self._server.prepare(loaded.settings)
+        return changed, loaded._replace(layers=()), document, prepared  # the layers are not small
 
-    def _commit(self, change: Change, loaded: Loaded, prepared: Prepared) -> Change:
+    def _commit(self, change: Change, loaded: Loaded, document: dict[str, Any], prepared: Prepared) -> Change:
         began = time.perf_counter()
         before, settings = self._server.settings.log.level, loaded.settings
         self._server.apply(settings, prepared)
@@ -192,7 +195,7 @@ class Reloads:
         # The lines about the reload pass if the old level or the new one lets them pass.
         level = min(before, settings.log.level, key=LEVELS.index)
         self._log.configure(settings.log.model_copy(update={"level": level}))
-        self.file, self._has_keys = loaded.file, loaded.has_keys
+        self.file, self._has_keys, self.document = loaded.file, loaded.has_keys, document
         for warning in change.warnings:
             self._log.warning("config.warning", message=warning)
         self._log.info("config.reloaded", changed=change.names, old=change.old, new=change.new, seconds=seconds)

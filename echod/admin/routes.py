@@ -38,6 +38,8 @@ class Routes:
     async def local(self, request: Request) -> Response:
         """Answer on the Unix socket."""
         path = request.path
+        if path == "/config":
+            return await _to("GET", self._config, request)
         if path == "/connections":
             return await _to("GET", self._connections, request)
         if path.startswith("/connections/"):
@@ -62,7 +64,9 @@ class Routes:
         }
         answer = answers.get(request.path)
         if answer is None:
-            return refusal(404, f"there is {', '.join(answers)}; on the Unix socket also /connections and /reload")
+            return refusal(
+                404, f"there is {', '.join(answers)}; on the Unix socket also /config, /connections and /reload"
+            )
         return await _to("GET", answer, request)
 
     async def _metrics(self, request: Request) -> Response:
@@ -79,6 +83,9 @@ class Routes:
             return reply(200, {"status": "ready"})
         state = self._server.state
         return reply(503, {"status": "not accepting" if state == "running" else state})
+
+    async def _config(self, _: Request) -> Response:
+        return reply(200, self._reloads.document)
 
     async def _connections(self, _: Request) -> Response:
         return Response(200, self._rows())

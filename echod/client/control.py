@@ -16,6 +16,7 @@ import orjson
 
 from echod import unix
 from echod.client import screen
+from echod.config import render
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
@@ -104,6 +105,13 @@ def status(daemon: AdminClient, *, as_json: bool) -> str:
     with _as_expected(daemon):
         answer = _content(daemon.request("GET", "/status"))
         return _json_line(answer) if as_json else screen.status(answer)
+
+
+def config(daemon: AdminClient, *, sources: bool) -> str:
+    """Return the settings that the daemon has, as TOML, with the origin of each if wanted."""
+    with _as_expected(daemon):
+        answer = _content(daemon.request("GET", "/config"))
+        return render.toml(answer["settings"], answer["origins"] if sources else None)
 
 
 def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | None) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from echod.config import checks, explain
 from echod.config.layers import LayerSource, read_layers
-from echod.config.settings import ENV_FILE, Settings
+from echod.config.settings import ENV_FILE, Settings, declared
 from echod.errors import Refusal
+from echod.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,11 @@ class Loaded(NamedTuple):
     warnings: list[str]
     has_keys: bool
     """Whether the file has a key at all. An editor, a full disk or a copy under way leaves a file without any."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the values as TOML writes them, by section, and the origin of each by its dotted name."""
+        origins = {each.name: printable(explain.origin((each.section, each.key), self.layers)) for each in declared()}
+        return {"settings": self.settings.model_dump(mode="json"), "origins": origins}
 
 
 def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str], *, again: bool = False) -> Loaded:

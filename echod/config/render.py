@@ -6,26 +6,24 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from echod.config.settings import Settings, declared
-from echod.text import literal
+from echod.text import literal, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from echod.config.settings import Setting
 
 
-def toml(settings: Settings, comment: Callable[[Setting], str] | None = None) -> str:
-    """Return the settings as a TOML document that is read as the same settings, with a comment after each value."""
-    written = settings.model_dump(mode="json")
-    lines: list[str] = []
-    section = None
-    for setting in declared():
-        if setting.section != section:
-            section = setting.section
-            lines.append(f"\n[{section}]" if lines else f"[{section}]")
-        line = f"{setting.key} = {literal(written[section][setting.key])}"
-        lines.append(f"{line}  # {comment(setting)}" if comment else line)
-    return "\n".join(lines) + "\n"
+def toml(settings: Mapping[str, Mapping[str, Any]], origins: Mapping[str, str] | None = None) -> str:
+    """Return a TOML document that is read as the same settings; with their origins, each is a comment after its value."""
+    sections = []
+    for section, values in settings.items():
+        lines = [f"[{section}]"]
+        for key, value in values.items():
+            line = f"{key} = {literal(value)}"
+            lines.append(f"{line}  # {printable(origins[f'{section}.{key}'])}" if origins else line)
+        sections.append("".join(f"{line}\n" for line in lines))
+    return "\n".join(sections)
 
 
 def schema() -> str:

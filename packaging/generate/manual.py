@@ -83,7 +83,7 @@ _EXAMPLES = [
 
 _SYNTAX = """\
 A TOML file of sections with keys. Every key is optional, and an unknown key is an error. echod check -c FILE reports all errors,
-with file and line. echod config show --sources shows the values in force and where each comes from.
+with file and line. echod config show --sources shows the resulting values and where each comes from.
 
 A duration is written "500ms", "30s", "5m" or "1h30m", and "off" for never; a rate "500/s" or "30/m"; a count 1024, 10_000 or
 "64Ki". A list of one item may be written without brackets.

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import tempfile
 import termios
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -386,6 +387,24 @@ def test_kill_ends_one_and_no_other(admin: Daemon) -> None:
         assert read_exactly(second, 5) == b"still"
         assert line_of(ask("kill 1", daemon), os.EX_DATAERR) == "echod: there is no connection 1"
         assert ask("kill x", daemon).returncode == os.EX_USAGE
+
+
+def test_config_show_running_is_what_the_daemon_has(echod: Daemon, tmp_path: Path) -> None:
+    """Which is neither what the file says now, nor what a shell without the unit's variables has."""
+    where = f"--admin.socket {path_of(tmp_path)}"
+
+    def shown() -> list[str]:
+        return said(command(*f"config show --running --sources {where}".split())).splitlines()
+
+    with echod("[pool]\nsize = 5\n", flags=where.split(), env={"ECHOD_LOG__QUEUE": "9"}) as daemon:
+        lines = {f"size = 5  # {daemon.file}:2", "queue = 9  # ECHOD_LOG__QUEUE", 'idle = "5m"  # default'}
+        assert lines < set(shown())
+        daemon.reload("[pool]\nsize = 0\n")
+        assert lines < set(shown())
+        daemon.reload("[pool]\n\nsize = 6\n")
+        assert f"size = 6  # {daemon.file}:3" in shown()
+        assert tomllib.loads("\n".join(shown()))["pool"]["size"] == 6
+    assert line_of(command(*f"config show --running {where}".split()), os.EX_UNAVAILABLE).startswith("echod: no daemon")
 
 
 def test_reload_waits_for_the_answer(admin: Daemon) -> None:

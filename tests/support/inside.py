@@ -243,8 +243,9 @@ class KeptLog(Log):
 class FakeReloads:
     """How reloads have ended, as a test says."""
 
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
+    def __init__(self, loaded: config.Loaded) -> None:
+        self.file = loaded.file
+        self.document = loaded.document()
         self.last = Reloaded(50.25, 40.5)
         self.ends: Reloaded | None = None  # the next one
 
@@ -261,13 +262,14 @@ class Inside:
         self.log = KeptLog(self.lines)
         self.loop = self.rig.loop
         self.server = EchoServer(self.loop.asyncio, self.log, checked=lambda: None)
-        self.server.settings = config.load(file, {}, {"ECHOD_POOL__SIZE": "3"}).settings
+        loaded = config.load(file, {}, {"ECHOD_POOL__SIZE": "3"})
+        self.server.settings = loaded.settings
         self.server.state = "running"
         self.server.began = time.monotonic() - 60
         self.pool = self.rig.pool = self.server.pool
         self.pool.lifecycle = "all"
         self.pool.resize(3, self.pool.make(3))
-        self.reloads = FakeReloads(file)
+        self.reloads = FakeReloads(loaded)
         self.running = Running(self.server, cast("Reloads", self.reloads), self.log)
         self.meter = Meter(self.server)
         self.routes = Routes(self.running, self.meter)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONFIGURED = ["run", "check", "config show"]
 """The commands that read the configuration."""
-ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload"]
+ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload", "config show --running"]
 """The commands about the running daemon."""
 COMMANDS = [*CONFIGURED, "config schema", *ADMIN_COMMANDS[:2], "kill", "reload"]
 SETTINGS = list(declared())
@@ -400,7 +400,7 @@ def test_help_of_a_command_without_configuration_names_no_setting(helped: Callab
     assert "--pool.size" not in helped("config schema")
 
 
-@pytest.mark.parametrize("command", [command.split()[0] for command in ADMIN_COMMANDS])
+@pytest.mark.parametrize("command", [command.split()[0] for command in ADMIN_COMMANDS[:4]])
 def test_help_of_an_admin_command_describes_only_the_socket(helped: Callable[[str], str], command: str) -> None:
     """It needs no other setting."""
     text = helped(command)
@@ -450,6 +450,18 @@ def test_connections_are_sorted_and_filtered(capsys: pytest.CaptureFixture[str],
     canned.answer(200, rows)
     rows.sort(key=lambda row: int(row["connection"]))
     assert run(capsys, "connections") == (os.EX_OK, screen.connections(rows), "")
+
+
+def test_config_show_running_prints_the_settings_of_the_daemon(
+    capsys: pytest.CaptureFixture[str], canned: Canned, file: Path
+) -> None:
+    """Not those of a file that has been edited since, or is invalid now."""
+    file.write_text("[pool]\nsize = 'many'\n")
+    answer = {"settings": {"pool": {"size": 5}}, "origins": {"pool.size": "ECHOD_POOL__SIZE"}}
+    for words, line in (("", "size = 5"), ("--sources", "size = 5  # ECHOD_POOL__SIZE")):
+        canned.answer(200, answer)
+        code, out, errors = run(capsys, "config", "show", "--running", "-c", str(file), *words.split())
+        assert (code, out, errors) == (os.EX_OK, f"[pool]\n{line}\n", "")
 
 
 def test_kill_and_reload_print_the_result(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:

@@ -228,6 +228,17 @@ def test_who_is_not_there_can_not_be_killed(daemon: Inside, number: str) -> None
     assert list(daemon.pool.in_use) == [1]
 
 
+# Configuration
+
+
+def test_the_configuration_is_what_the_daemon_runs_on(daemon: Inside) -> None:
+    """By section, as TOML has it, and where each value comes from."""
+    answer = ask(daemon, "/config").json
+    assert answer["settings"]["pool"] == {"size": 3, "when_full": "reject"}
+    assert answer["origins"]["pool.size"] == "ECHOD_POOL__SIZE"
+    assert answer["origins"]["pool.when_full"] == "default"
+
+
 # Reload
 
 
@@ -265,6 +276,7 @@ def test_a_daemon_that_stops_reloads_nothing(daemon: Inside) -> None:
     ("path", "allowed"),
     [
         *((path, "GET, HEAD") for path in READ_ONLY),
+        ("/config", "GET, HEAD"),
         ("/connections", "GET, HEAD"),
         ("/connections/1", "DELETE"),
         ("/reload", "POST"),
@@ -281,7 +293,7 @@ def test_another_method_is_refused(daemon: Inside, path: str, allowed: str) -> N
     assert list(daemon.pool.in_use) == [1]
 
 
-@pytest.mark.parametrize("path", [*READ_ONLY, "/connections"])
+@pytest.mark.parametrize("path", [*READ_ONLY, "/config", "/connections"])
 def test_head_goes_where_get_does(daemon: Inside, path: str) -> None:
     """With the same status; its server leaves the body out."""
     daemon.listen("127.0.0.1")
@@ -308,7 +320,7 @@ def test_a_port_answers_what_changes_nothing(daemon: Inside, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "method"), [("/connections", "GET"), ("/connections/1", "DELETE"), ("/reload", "POST")]
+    ("path", "method"), [("/config", "GET"), ("/connections", "GET"), ("/connections/1", "DELETE"), ("/reload", "POST")]
 )
 def test_a_port_answers_nothing_else(daemon: Inside, path: str, method: str) -> None:
     """Neither who is connected, nor anything that changes something."""

@@ -20,7 +20,7 @@ def test_the_grammar_has_commands_options_and_arguments() -> None:
     assert run.text.startswith("serve ")
     assert [option.flags[-1] for option in run.options if option.setting] == [f"--{it.name}" for it in declared()]
     assert run.takes_settings
-    assert [option.flags for option in show.own] == [("-c", "--config"), ("--sources",)]
+    assert [option.flags for option in show.own] == [("-c", "--config"), ("--sources",), ("--running",)]
     assert not found["kill",].takes_settings
     assert [argument.value for argument in found["kill",].arguments] == ["ID"]
 
