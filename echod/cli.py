@@ -94,14 +94,17 @@ def parser() -> argparse.ArgumentParser:
         default="id",
         help="sort by this column (default: id); quantities come largest first",
     )
-    connections.add_argument(
-        "--source",
-        metavar="NETWORK",
-        type=_network,
-        help="only clients of this network or address, e.g. 10.0.0.0/8",
+    kill = _admin_command(commands, "kill", _kill, "end connections of the running daemon")
+    kill.add_argument(
+        "id", metavar="ID", nargs="*", type=_connection, help="number of a connection, as `connections` shows it"
     )
-    kill = _admin_command(commands, "kill", _kill, "end a connection of the running daemon")
-    kill.add_argument("id", metavar="ID", type=_connection, help="number of the connection, as `connections` shows it")
+    for command in (connections, kill):
+        command.add_argument(
+            "--source",
+            metavar="NETWORK",
+            type=_network,
+            help="only clients of this network or address, e.g. 10.0.0.0/8",
+        )
     _admin_command(commands, "reload", _reload, "reload the configuration of the running daemon")
     return parser
 
@@ -258,7 +261,12 @@ def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> No
 
 
 def _kill(arguments: argparse.Namespace) -> None:
-    stdio.answer(control.kill(_daemon(arguments), arguments.id))
+    if bool(arguments.id) == (arguments.source is not None):
+        raise Refusal("echod kill: give either IDs or --source (see echod kill --help)", exit_code=os.EX_USAGE)
+    daemon = _daemon(arguments)
+    killed = control.kill_source(daemon, arguments.source) if arguments.source else control.kill(daemon, arguments.id)
+    for line in killed:
+        stdio.answer(line)
 
 
 def _reload(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import os
 import signal
 import sys
 import threading
@@ -95,6 +96,8 @@ class Reloaded(NamedTuple):
     in_force_since: float
     change: Change | None = None
     errors: Sequence[str] = ()
+    exit_code: int = 0
+    """Of `echod reload` if there are errors."""
 
 
 class Reloads:
@@ -167,13 +170,15 @@ class Reloads:
             change = self._commit(*await in_thread(self._prepare))
         except Refusal as refusal:
             errors = [printable(line) for line in refusal.lines]
+            # As for a start. All else is a configuration that the daemon refuses, such as one with a port that is taken.
+            exit_code = os.EX_NOINPUT if refusal.exit_code == os.EX_NOINPUT else os.EX_CONFIG
         except Exception:  # noqa: BLE001 - a bug in a reload must not end the daemon
             self._log.exception("internal.error", message="a reload failed")
-            errors = ["internal error, please report it: the log has more"]
+            errors, exit_code = ["internal error, please report it: the log has more"], os.EX_SOFTWARE
         else:
             return Reloaded(clock.now(), clock.now(), change)
         self._log.error("config.rejected", errors=errors)
-        return Reloaded(clock.now(), self.last.in_force_since, errors=errors)
+        return Reloaded(clock.now(), self.last.in_force_since, errors=errors, exit_code=exit_code)
 
     def _prepare(self) -> tuple[Change, Loaded, dict[str, Any], Prepared]:
         """Do what takes time. Runs in the thread."""

@@ -117,7 +117,7 @@ class Routes:
         if ended is None:
             return refusal(503, "the daemon stops")
         if ended.change is None:
-            return reply(422, {"errors": ended.errors})
+            return reply(422, {"errors": ended.errors, "exit_code": ended.exit_code})
         change = ended.change
         return reply(200, {"changed": change.names, "old": change.old, "new": change.new, "warnings": change.warnings})
 

@@ -21,7 +21,7 @@ from echod.errors import Refusal
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from echod.networks import Network
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = 10.0
 """Seconds to wait for an answer."""
+_NOT_FOUND = 404
 RELOAD_TIMEOUT = 75.0
 """Seconds to wait for the answer to a reload; the daemon gives up on a file after 60."""
 
@@ -117,18 +118,39 @@ def config(daemon: AdminClient, *, sources: bool) -> str:
 def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | None) -> str:
     """Return a row for each open connection in this order, only for clients of this network if one is given."""
     with _as_expected(daemon):
-        rows = _content(daemon.request("GET", "/connections"))
-        if source is not None:
-            rows = [row for row in rows if _address(row) in source]
+        rows = _rows(daemon, source)
         rows.sort(key=ORDERS[order])
         return _json_line(rows) if as_json else screen.connections(rows)
 
 
-def kill(daemon: AdminClient, connection: int) -> str:
-    """End one connection; return a line that names it."""
+def kill(daemon: AdminClient, connections: Sequence[int]) -> Iterator[str]:
+    """End these connections; yield a line for each. Raises `Refusal` at the end with a line for each that was not there."""
+    missing = yield from _end(daemon, connections)
+    if missing:
+        raise Refusal(*missing, exit_code=os.EX_DATAERR)
+
+
+def kill_source(daemon: AdminClient, source: Network) -> Iterator[str]:
+    """End the connections of this network; yield a line for each. Raises `Refusal` if there is none."""
     with _as_expected(daemon):
-        killed = _content(daemon.request("DELETE", f"/connections/{connection}"))
-        return f"killed {killed['connection']}, {screen.client(killed['client'])}\n"
+        numbers = [row["connection"] for row in _rows(daemon, source)]
+    if not numbers:
+        raise Refusal(f"echod: there is no connection from {source}", exit_code=os.EX_DATAERR)
+    yield from _end(daemon, numbers)  # one that has ended meanwhile is what the user wants
+
+
+def _end(daemon: AdminClient, connections: Sequence[int]) -> Generator[str, None, list[str]]:
+    """End connections; yield a line for each that was there, and return one for each that was not."""
+    missing = []
+    for connection in connections:
+        with _as_expected(daemon):
+            code, content = daemon.request("DELETE", f"/connections/{connection}")
+            if code == _NOT_FOUND:
+                missing.append(f"echod: {content['error']}")
+            else:
+                killed = _content((code, content))
+                yield f"killed {killed['connection']}, {screen.client(killed['client'])}\n"
+    return missing
 
 
 def reload(daemon: AdminClient) -> tuple[str, list[str]]:
@@ -139,6 +161,11 @@ def reload(daemon: AdminClient) -> tuple[str, list[str]]:
         lines = [f"{name}: {_json(old[name])} -> {_json(new[name])}" for name in answer["changed"]]
         text = "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
         return text, list(map(str, answer["warnings"]))
+
+
+def _rows(daemon: AdminClient, source: Network | None) -> list[Row]:
+    rows: list[Row] = _content(daemon.request("GET", "/connections"))
+    return rows if source is None else [row for row in rows if _address(row) in source]
 
 
 def _address(row: Row) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -182,9 +209,7 @@ def _content(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon an
         case 200:
             return content
         case 422:
-            raise Refusal(*map(str, content["errors"]), exit_code=os.EX_CONFIG)
-        case 404:
-            raise Refusal(f"echod: {content['error']}", exit_code=os.EX_DATAERR)
+            raise Refusal(*map(str, content["errors"]), exit_code=int(content["exit_code"]))
         case 503:
             raise _unavailable(content["error"])
     raise Refusal(f"echod: the daemon answers {code}: {_json(content)}", exit_code=os.EX_SOFTWARE)

@@ -99,7 +99,9 @@ def _zsh_name(command: Command) -> str:
 
 def _zsh_body(command: Command) -> list[str]:
     specs = [_zsh_option(option) for option in command.options]
-    specs += [_quoted(f":{_zsh_text(argument.value)}:") for argument in command.arguments]
+    specs += [
+        _quoted(f"{'*' if argument.any_number else ''}:{_zsh_text(argument.value)}:") for argument in command.arguments
+    ]
     if not command.commands:
         return ["_arguments \\", *_continued(specs)]
     names = [f'{below.words[-1]}\\:"{_zsh_text(below.text, _ZSH_QUOTED)}"' for below in command.commands]

@@ -40,6 +40,8 @@ class Argument(NamedTuple):
 
     value: str
     text: str
+    any_number: bool
+    """Whether there may be none, one or several."""
 
 
 class Command(NamedTuple):
@@ -93,5 +95,5 @@ def _command(words: tuple[str, ...], text: str, parser: argparse.ArgumentParser)
             )
             command.options.append(Option(tuple(action.option_strings), value, text, "." in action.dest))
         else:
-            command.arguments.append(Argument(str(action.metavar or action.dest.upper()), text))
+            command.arguments.append(Argument(str(action.metavar or action.dest.upper()), text, action.nargs == "*"))
     return command

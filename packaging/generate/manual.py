@@ -62,18 +62,22 @@ _SIGNALS = [
 _EXIT = [
     ("0", "Success; also after a drain."),
     ("64", "Wrong usage."),
-    ("65", "No such connection (kill)."),
-    ("66", "The configuration file is missing or unreadable."),
+    ("65", "One of the connections was not there (kill). The others are ended all the same."),
+    ("66", "The configuration file is missing or unreadable; also that of the daemon (reload)."),
     ("69", "The address is in use or not on this machine, or no daemon answers."),
     ("70", "Internal error, or standard output cannot be written."),
     ("77", "Permission denied. The message says how to get it."),
-    ("78", "Invalid configuration. There is a line for each problem, with file and line."),
+    ("78", "Invalid configuration, or a refused reload. There is a line for each problem, with file and line."),
     ("141", "The reader of standard output closed it early, as head(1) does."),
 ]
 _EXAMPLES = [
     ("echod run -p 8080 -n 10", "Serve on port 8080, at most 10 connections at a time."),
     ("echod check -c echod.toml", "Report all errors of a file."),
-    ("systemctl reload echod", "Apply the edited file. If it is invalid, this fails, and the journal has the errors."),
+    (
+        "echod reload",
+        "Apply the edited file. If it is invalid, this fails with the errors, and the daemon goes on as before.",
+    ),
+    ("echod kill --source 192.0.2.0/24", "End all connections from a network."),
     (
         "journalctl -u echod -o cat -f | jq -R 'fromjson? // .'",
         "Follow the log: one JSON object for each event, and lines of plain text when something fails.",
@@ -159,7 +163,10 @@ def _page(name: str, text: str, title: str, sections: list[tuple[str, str]]) -> 
 
 def _synopsis(command: Command) -> str:
     parts = [f"[{_syntax(option)}]" for option in command.own]
-    parts += [_italic(argument.value) for argument in command.arguments]
+    parts += [
+        f"[{_italic(argument.value)}...]" if argument.any_number else _italic(argument.value)
+        for argument in command.arguments
+    ]
     if command.takes_settings:
         parts.append("[" + _italic("settings") + "]")
     return " ".join([_bold(" ".join(("echod", *command.words))), *parts])

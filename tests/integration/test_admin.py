@@ -389,6 +389,20 @@ def test_kill_ends_one_and_no_other(admin: Daemon) -> None:
         assert ask("kill x", daemon).returncode == os.EX_USAGE
 
 
+def test_kill_ends_several_connections(admin: Daemon) -> None:
+    """By their ids, of which one is wrong, or by the network of their clients."""
+    with admin() as daemon, contextlib.ExitStack() as stack:
+        socks = [seat(daemon, stack) for _ in range(3)]
+        done = ask("kill 3 99 1", daemon)
+        assert (done.returncode, done.stderr) == (os.EX_DATAERR, "echod: there is no connection 99\n")
+        assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["killed 3", "killed 1"]
+        assert [read_all(sock) for sock in (socks[0], socks[2])] == [b"", b""]
+        assert said(ask(f"kill --source {LOCAL}/32", daemon)).startswith("killed 2, ")
+        assert read_all(socks[1]) == b""
+        line = f"echod: there is no connection from {LOCAL}/32"
+        assert line_of(ask(f"kill --source {LOCAL}/32", daemon), os.EX_DATAERR) == line
+
+
 def test_config_show_running_is_what_the_daemon_has(echod: Daemon, tmp_path: Path) -> None:
     """Which is neither what the file says now, nor what a shell without the unit's variables has."""
     where = f"--admin.socket {path_of(tmp_path)}"
@@ -405,6 +419,13 @@ def test_config_show_running_is_what_the_daemon_has(echod: Daemon, tmp_path: Pat
         assert f"size = 6  # {daemon.file}:3" in shown()
         assert tomllib.loads("\n".join(shown()))["pool"]["size"] == 6
     assert line_of(command(*f"config show --running {where}".split()), os.EX_UNAVAILABLE).startswith("echod: no daemon")
+
+
+def test_a_reload_without_the_file_gives_the_exit_code_of_a_start_without_it(admin: Daemon) -> None:
+    with admin() as daemon:
+        daemon.file.unlink()
+        line = f"{daemon.file}: can't be read: No such file or directory"
+        assert line_of(ask("reload", daemon), os.EX_NOINPUT) == line
 
 
 def test_reload_waits_for_the_answer(admin: Daemon) -> None:

@@ -319,7 +319,8 @@ def test_the_last_of_several_flags_wins(capsys: pytest.CaptureFixture[str]) -> N
         (["kill", "²"], "echod kill"),
         (["kill", "\u0661"], "echod kill"),
         (["kill", "1" * 20], "echod kill"),
-        (["kill", "1", "2"], "echod"),
+        (["kill", "1", "--source", "::1"], "echod kill"),
+        (["kill", "--source", "evil"], "echod kill"),
         (["reload", "--json"], "echod"),
     ],
     ids=" ".join,
@@ -464,6 +465,18 @@ def test_config_show_running_prints_the_settings_of_the_daemon(
         assert (code, out, errors) == (os.EX_OK, f"[pool]\n{line}\n", "")
 
 
+def test_kill_takes_ids_or_a_network(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
+    """The lines of those that were there are on standard output, and the exit code says that one was not."""
+    client = {"address": "192.0.2.1", "port": 9}
+    canned.answer(404, {"error": "there is no connection 1"})
+    canned.answer(200, {"connection": 2, "client": client})
+    expected = (os.EX_DATAERR, "killed 2, 192.0.2.1:9\n", "echod: there is no connection 1\n")
+    assert run(capsys, "kill", "1", "2") == expected
+    canned.answer(200, [row(connection=3, client=client)])
+    canned.answer(200, {"connection": 3, "client": client})
+    assert run(capsys, "kill", "--source", "192.0.2.0/24") == (os.EX_OK, "killed 3, 192.0.2.1:9\n", "")
+
+
 def test_kill_and_reload_print_the_result(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:
     """In one line; the warnings of a reload follow on standard error."""
     canned.answer(200, {"connection": 7, "client": {"address": "192.0.2.1", "port": 9}})
@@ -478,7 +491,13 @@ def test_kill_and_reload_print_the_result(capsys: pytest.CaptureFixture[str], ca
     ("command", "code", "content", "exit_code", "errors"),
     [
         ("kill 7", 404, {"error": "there is no connection 7"}, os.EX_DATAERR, "echod: there is no connection 7\n"),
-        ("reload", 422, {"errors": ["f:1: a\x1b", "f:2: b"]}, os.EX_CONFIG, "f:1: a\\u001b\nf:2: b\n"),
+        (
+            "reload",
+            422,
+            {"errors": ["f:1: a\x1b", "f:2: b"], "exit_code": 78},
+            os.EX_CONFIG,
+            "f:1: a\\u001b\nf:2: b\n",
+        ),
         ("reload", 503, {"error": "the daemon stops"}, os.EX_UNAVAILABLE, "echod: the daemon stops\n"),
         ("status", 500, {"error": "bug"}, os.EX_SOFTWARE, 'echod: the daemon answers 500: {"error":"bug"}\n'),
     ],

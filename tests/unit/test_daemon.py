@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -46,13 +47,17 @@ def defaults(_: Path | None) -> config.Loaded:
     return config.load(None, {}, {})
 
 
-def reload_by(log: Log, load: Load, times: int = 1, loaded: config.Loaded | None = None) -> list[list[str]]:
-    """Return what each of some reloads is refused with."""
+def reload_by(log: Log, load: Load, times: int = 1, loaded: config.Loaded | None = None) -> list[tuple[list[str], int]]:
+    """Return what each of some reloads is refused with, and its exit code."""
 
-    async def reload_all() -> list[list[str]]:
+    async def reload_all() -> list[tuple[list[str], int]]:
         daemon = daemon_of(log, load, loaded)
         daemon.server.listeners.bind = lambda settings: []  # type: ignore[method-assign] # noqa: ARG005
-        return [list((await daemon.reloads.reload()).errors) for _ in range(times)]
+        ends = [await daemon.reloads.reload() for _ in range(times)]
+        for ended in ends[-1:]:
+            refused = daemon._status().endswith("; the last reload was refused: run `echod reload` for the reasons")
+            assert refused == bool(ended.errors)
+        return [(list(ended.errors), ended.exit_code) for ended in ends]
 
     return uvloop.run(reload_all())
 
@@ -63,8 +68,9 @@ def test_a_bug_in_a_reload_does_not_end_the_daemon(log: Log, tmp_path: Path) -> 
     def fail(_: Path | None) -> config.Loaded:
         raise ZeroDivisionError("a bug")
 
-    ((error,),) = reload_by(log, fail)
+    (((error,), code),) = reload_by(log, fail)
     assert error.startswith("internal error")
+    assert code == os.EX_SOFTWARE
     log.close()
     failed, rejected = (tmp_path / "log").read_text().splitlines()
     assert "ZeroDivisionError: a bug" in failed
@@ -83,7 +89,7 @@ def test_without_the_default_file_a_reload_is_refused(
         file.unlink()
         return config.load(in_force, {}, {}, again=True)
 
-    assert reload_by(log, load) == [[f"{file}: can't be read: No such file or directory"]]
+    assert reload_by(log, load) == [([f"{file}: can't be read: No such file or directory"], os.EX_NOINPUT)]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +105,12 @@ def test_a_file_without_a_key_is_refused_if_the_one_before_had_some(log: Log, tm
         file.write_bytes(next(texts))
         return config.load(in_force, {}, {}, again=True)
 
-    (first,), (second,), third = reload_by(log, load, 3, config.load(file, {}, {}))
+    first, second, third = reload_by(log, load, 3, config.load(file, {}, {}))
     assert first == second
-    assert first.startswith(f"{file}: has no key, but the settings in force came from a file that had some")
-    assert third == []
+    ((line,), code) = first
+    assert line.startswith(f"{file}: has no key, but the settings in force came from a file that had some")
+    assert code == os.EX_CONFIG
+    assert third == ([], os.EX_OK)
 
 
 def test_a_file_without_a_key_is_taken_if_the_one_before_had_none(log: Log, tmp_path: Path) -> None:
@@ -110,7 +118,7 @@ def test_a_file_without_a_key_is_taken_if_the_one_before_had_none(log: Log, tmp_
     file = tmp_path / "echod.toml"
     file.write_text("[access]")
     loaded = config.load(file, {}, {})
-    assert reload_by(log, lambda file: config.load(file, {}, {}, again=True), 2, loaded) == [[], []]
+    assert reload_by(log, lambda file: config.load(file, {}, {}, again=True), 2, loaded) == [([], os.EX_OK)] * 2
 
 
 def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +132,10 @@ def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytes
             come_back.wait(DEADLINE)
         raise Refusal("read")
 
-    assert reload_by(log, load, 2) == [["the file could not be read and checked within 0 s"], ["read"]]
+    assert reload_by(log, load, 2) == [
+        (["the file could not be read and checked within 0 s"], os.EX_CONFIG),
+        (["read"], os.EX_CONFIG),
+    ]
     come_back.set()
 
 

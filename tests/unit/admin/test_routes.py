@@ -258,9 +258,9 @@ def test_a_reload_says_what_has_changed(daemon: Inside) -> None:
 
 def test_a_refused_reload_says_what_is_wrong(daemon: Inside) -> None:
     """With all of its lines."""
-    daemon.reloads.ends = Reloaded(0.0, 0.0, errors=["this", "and that"])
+    daemon.reloads.ends = Reloaded(0.0, 0.0, errors=["this", "and that"], exit_code=78)
     answer = ask(daemon, "/reload", "POST")
-    assert (answer.status, answer.json) == (422, {"errors": ["this", "and that"]})
+    assert (answer.status, answer.json) == (422, {"errors": ["this", "and that"], "exit_code": 78})
 
 
 def test_a_daemon_that_stops_reloads_nothing(daemon: Inside) -> None:

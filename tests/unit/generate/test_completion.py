@@ -106,7 +106,9 @@ def test_texts_are_quoted_for_each_shell() -> None:
     option = Option(("-x", "--xy"), "A:B", "It's [a]: $b. More.", setting=False)
     assert completion._zsh_option(option) == "'(-x --xy)'{-x,--xy=}'[It'\\''s \\[a\\]\\: $b]:A\\:B:'"
     assert completion._fish_option(option) == "-s x -l xy -x -d 'It\\'s [a]: $b'"
-    command = Command((), "", [option], [Argument("ID", "")], [Command(("y",), 'a "b" $c:', [option], [], [])])
+    command = Command(
+        (), "", [option], [Argument("ID", "", any_number=True)], [Command(("y",), 'a "b" $c:', [option], [], [])]
+    )
     body = "\n".join(completion._zsh_body(command))
     assert """'1:command:((y\\:"a \\"b\\" \\$c\\:"))'""" in body
 

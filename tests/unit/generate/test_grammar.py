@@ -22,7 +22,8 @@ def test_the_grammar_has_commands_options_and_arguments() -> None:
     assert run.takes_settings
     assert [option.flags for option in show.own] == [("-c", "--config"), ("--sources",), ("--running",)]
     assert not found["kill",].takes_settings
-    assert [argument.value for argument in found["kill",].arguments] == ["ID"]
+    (argument,) = found["kill",].arguments
+    assert (argument.value, argument.any_number) == ("ID", True)
 
 
 @pytest.mark.parametrize(
