@@ -10,6 +10,7 @@ import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, cast
+from unittest import mock
 
 import h11
 import orjson
@@ -262,7 +263,8 @@ class Inside:
         self.log = KeptLog(self.lines)
         self.loop = self.rig.loop
         self.server = EchoServer(self.loop.asyncio, self.log, checked=lambda: None)
-        loaded = config.load(file, {}, {"ECHOD_POOL__SIZE": "3"})
+        with mock.patch.object(config, "DEFAULT_FILE", Path("/nonexistent")):  # this machine may have one
+            loaded = config.load(file, {}, {"ECHOD_POOL__SIZE": "3"})
         self.server.settings = loaded.settings
         self.server.state = "running"
         self.server.began = time.monotonic() - 60
