@@ -31,9 +31,9 @@ class Ranges:
                 ends.append(end)
 
     def __contains__(self, address: str) -> bool:
-        """Return whether this numeric address is in the set. It must not be IPv4-mapped, nor have a zone."""
+        """Return whether this numeric address is in the set. It must not be IPv4-mapped; a zone does not count."""
         version, family = (6, socket.AF_INET6) if ":" in address else (4, socket.AF_INET)
-        number = int.from_bytes(socket.inet_pton(family, address))
+        number = int.from_bytes(socket.inet_pton(family, address.partition("%")[0]))
         return self._holds(version, number, number)
 
     def covers(self, network: Network) -> bool:

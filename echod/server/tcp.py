@@ -48,7 +48,7 @@ def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
 
 
 def _peer(address: tuple[Any, ...]) -> Peer:
-    return Peer(address[0], address[1])
+    return Peer(*address)
 
 
 class Plain:

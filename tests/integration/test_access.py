@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import shutil
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.harness import LOCAL, Echod, command, read_all, read_exactly, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, until
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     Daemon = Callable[..., Echod]
@@ -68,6 +73,57 @@ def test_one_source_gets_its_share_and_no_more(echod: Daemon) -> None:
         first.close()
         daemon.wait_for("connection.closed", count=2)
         assert comes_in(daemon, LOCAL)
+
+
+_ADDRESSES = """\
+ip link set dev lo up || exit
+for address in $ADDRESSES; do ip -6 address add "$address/128" dev lo nodad || exit; done
+exec "$@"
+"""
+
+
+def in_network_of(daemon: Echod, function: Callable[[], list[bool]]) -> list[bool]:
+    """Call in a thread that has entered the daemon's network."""
+
+    def enter() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path(f"/proc/{daemon.process.pid}/ns/net").open() as network:
+            assert libc.setns(network.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+
+    with ThreadPoolExecutor(1, initializer=enter) as thread:
+        return thread.submit(function).result(DEADLINE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip(8) for a network of its own")
+@pytest.mark.parametrize(
+    ("addresses", "served"),
+    [
+        (["fe80::1", "fe80::2"], [True, True]),
+        (["64:ff9b::c000:201", "64:ff9b::c000:202"], [True, True]),
+        (["64:ff9b::c000:201", "2002:c000:201:1::1", "2001:0:1:2:3:4:3fff:fdfe"], [True, False, False]),
+        (["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"], [True, False, True]),
+        (["::1", "127.0.0.1"], [True, True]),
+    ],
+)
+def test_clients_of_one_link_or_translator_have_shares_of_their_own(
+    echod: Daemon, addresses: list[str], served: list[bool]
+) -> None:
+    """And a client with several addresses that tell of one IPv4 address has one share."""
+    more = [address for address in addresses if address not in ("::1", LOCAL)]
+    prefix = ["unshare", "--net", "sh", "-c", _ADDRESSES, "sh"]
+    config = "[listen]\nhost = '*'\nport = 7\n[access]\nper_source = 1"
+    with echod(config, prefix=prefix, env={"ADDRESSES": " ".join(more)}) as daemon, contextlib.ExitStack() as stack:
+
+        def connect_all() -> list[bool]:
+            zone = {address: "%lo" if address.startswith("fe80") else "" for address in addresses}
+            socks = [socket.create_connection((address + zone[address], 7), DEADLINE) for address in addresses]
+            return [is_served(stack.enter_context(sock)) for sock in socks]
+
+        assert in_network_of(daemon, connect_all) == served
+        zoned = [f"{address}%lo" if address.startswith("fe80") else address for address in addresses]
+        daemon.wait_for("connection.opened", count=sum(served))
+        opened = [line["client"]["address"] for line in daemon.events("connection.opened")]
+        assert opened == [address for address, good in zip(zoned, served, strict=True) if good]
 
 
 @pytest.mark.slow

@@ -36,6 +36,12 @@ def test_an_address_is_in_a_network_or_not(networks: tuple[str, ...], inside: li
     assert [address for address in outside if address in there] == []
 
 
+def test_the_zone_of_an_address_does_not_count() -> None:
+    """A network has none: fe80::/10 are all neighbours, on whatever link."""
+    assert "fe80::1%eth0" in ranges("fe80::/10")
+    assert "fe80::1%eth0" not in ranges("fe80::2/128")
+
+
 @pytest.mark.parametrize(
     ("networks", "covered", "not_covered"),
     [
