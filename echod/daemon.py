@@ -63,8 +63,8 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self.told_to_stop = asyncio.Event()
         self._told_twice: asyncio.Future[None] = self._loop.create_future()
-        inherited = [adopt(*each) for each in service.inherited]
-        self.server = Server(self._loop, log, inherited=inherited, checked=self._on_check)
+        self._adopted = adopt(service.inherited)
+        self.server = Server(self._loop, log, inherited=self._adopted.listeners, checked=self._on_check)
         self.reloads = Reloads(
             self._loop,
             log,
@@ -86,16 +86,17 @@ class Daemon:
         )  # pending since the start of the process, see `__main__`
         settings, file = self._loaded.settings, self._loaded.file
         self._open_admin(settings.admin)
+        mistaken = [self._service.mistaken] if self._service.mistaken else []
         try:
             self.server.apply(settings)
-        except Refusal:
+        except Refusal as refusal:
             await self._close_admin()
-            raise
-        for warning in self._loaded.warnings:
+            hints = [f"echod: {line}" for line in mistaken]
+            raise Refusal(*refusal.lines, *hints, exit_code=refusal.exit_code) from None
+        for warning in [*self._loaded.warnings, *mistaken, *self._adopted.problems]:
             self._log.warning("config.warning", message=printable(warning))
-        if self._service.inherited:
-            names = [each.name for each in self._service.inherited]
-            self._log.info("listener.inherited", names=names, message=NOT_BOUND)
+        if self._adopted.listeners:
+            self._log.info("listener.inherited", names=self._adopted.names, message=NOT_BOUND)
         self._log.info(
             "daemon.started",
             version=__version__,

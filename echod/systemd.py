@@ -44,13 +44,14 @@ class Inherited(NamedTuple):
 class Service:
     """The connection to systemd. It takes the variables that are for this process alone out of the environment.
 
-    Raises `Refusal` if they make no sense. No method blocks or raises, whatever state systemd is in.
+    Raises `Refusal` if they make no sense. No method blocks or raises, whatever state systemd is in. `mistaken` says why
+    there are sockets that this process does not take; otherwise it is empty.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         address = os.fsencode(environ.pop("NOTIFY_SOCKET", ""))
         self._ping_every = _ping_every(environ)
-        self.inherited = _inherited(environ)
+        self.inherited, self.mistaken = _inherited(environ)
         self._address = b"\0" + address[1:] if address.startswith(b"@") else address
         # Open from the start: without a free descriptor, the process couldn't ping, and the watchdog would end it.
         self._socket = _datagram_socket() if address else None
@@ -133,11 +134,15 @@ def _ping_every(environ: MutableMapping[str, str]) -> float | None:
     return int(microseconds) / 1e6 / _PINGS
 
 
-def _inherited(environ: MutableMapping[str, str]) -> list[Inherited]:
-    """Return the sockets for this process, as sd_listen_fds_with_names(3) does."""
+def _inherited(environ: MutableMapping[str, str]) -> tuple[list[Inherited], str]:
+    """Return the sockets for this process, as sd_listen_fds_with_names(3) does, and why it does not take those of another."""
     process, number, names = (environ.pop(name, None) for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
-    if process != str(os.getpid()) or number is None:
-        return []  # the variables were for a parent of this process
+    if number is None:
+        return [], ""
+    if process != str(os.getpid()):  # that of a parent; by now, the descriptors may be anything
+        whose = f"process {process}" if process else "no process"
+        hint = "a wrapper has to start echod with exec"
+        return [], f"LISTEN_FDS: the sockets are meant for {whose} (LISTEN_PID), not for {os.getpid()}: {hint}"
     if not _is_number(number):
         raise Refusal(f"echod: LISTEN_FDS: must be a number, got {number!r}")
     fds = range(_FIRST, _FIRST + int(number))
@@ -149,7 +154,7 @@ def _inherited(environ: MutableMapping[str, str]) -> list[Inherited]:
     named = ["unknown"] * len(fds) if names is None else names.split(":") if fds else []
     if len(named) != len(fds):
         raise Refusal(f"echod: LISTEN_FDNAMES: must have a name for each of {number} sockets, got {names!r}")
-    return [Inherited(fd, name) for fd, name in zip(fds, named, strict=True)]
+    return [Inherited(fd, name) for fd, name in zip(fds, named, strict=True)], ""
 
 
 def _is_number(text: str) -> bool:

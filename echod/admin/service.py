@@ -38,7 +38,7 @@ class Admin:
             if self._socket:
                 undo.callback(self._socket.sock.close)
                 undo.callback(self._socket.close)  # first, as in our own
-            listeners = _bind(settings.http)
+            listeners = _bind(running, settings.http)
             undo.pop_all()
         self._meter = Meter(running.server)
         routes = Routes(running, self._meter)
@@ -97,11 +97,16 @@ def _open_socket(log: Log, setting: str) -> UnixSocket | None:
         return None
 
 
-def _bind(setting: str) -> list[Listener]:
+def _bind(running: Running, setting: str) -> list[Listener]:
     host, port = split_http_address(setting)
     endpoints = [Endpoint("http", host, port)] if host else []
     try:
         return tcp.bind(endpoints, backlog=unix.BACKLOG, reuse_port=False)
     except Refusal as refusal:
         lines = [line.replace("echod: ", "echod: admin.http: ", 1) for line in refusal.lines]
+        if refusal.exit_code == os.EX_CONFIG and running.server.listeners.inherited:
+            # A sandbox for inherited sockets, see systemd/socket-activated.conf. A start that fails would fail again for
+            # each client, until systemd closes the socket: clients matter more.
+            running.log.warning("config.warning", message=f"{lines[0].removeprefix('echod: ')}: it is not served")
+            return []
         raise Refusal(*lines, exit_code=refusal.exit_code) from None

@@ -18,6 +18,7 @@ _INFO = struct.Struct("=B67xI28xI40xI52xQQ")
 """struct tcp_info: tcpi_state, tcpi_rtt, tcpi_total_retrans, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans."""
 _QUEUED = struct.Struct("=24xI")
 _BACKLOG = struct.Struct("=28xI")
+_SO_PROTOCOL = 38  # <asm-generic/socket.h>; in the socket module since Python 3.15
 _CLOSE_WAIT = 8  # <netinet/tcp.h>: the peer's FIN has arrived
 _INT = struct.Struct("=i")
 _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
@@ -40,12 +41,22 @@ class Info(NamedTuple):
 
 
 def info(sock: socket.socket) -> Info | None:
-    """Read TCP_INFO, which has these fields since Linux 4.19."""
+    """Read TCP_INFO, which has these fields since Linux 4.19. Of an MPTCP connection, it tells of one path only: `None`."""
+    if sock.proto == socket.IPPROTO_MPTCP and _is_mptcp(sock):
+        return None
     raw = _tcp_info(sock, _INFO)
     if raw is None:
         return None
     state, rtt, retrans, unsent, sent, resent = raw
     return Info(state == _CLOSE_WAIT, rtt / 1e6, retrans, sent - resent + unsent)
+
+
+def _is_mptcp(sock: socket.socket) -> bool:
+    """Say whether the peer talks MPTCP; accept(2) of an MPTCP listener returns a TCP socket for a client that doesn't."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == socket.IPPROTO_MPTCP
+    except OSError:
+        return True
 
 
 def queued(listener: socket.socket) -> int | None:

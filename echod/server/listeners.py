@@ -6,21 +6,23 @@ list that is there are compared by their endpoints: what is on both stays untouc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from echod.errors import Refusal
 from echod.server import tcp
+from echod.server.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from echod.config.settings import Settings
     from echod.server.acceptor import Acceptor, Parts
-    from echod.server.endpoint import Endpoint, Listener
+    from echod.server.endpoint import Listener
 
 
 class Kind(Protocol):
@@ -43,20 +45,63 @@ class Kind(Protocol):
 
 KINDS: dict[str, Kind] = {tcp.KIND: tcp}
 
+_PROTOCOLS = {socket.IPPROTO_UDP: "udp", socket.IPPROTO_UDPLITE: "udplite", socket.IPPROTO_SCTP: "sctp"}
+"""The protocols of a socket unit besides TCP: ListenDatagram=, and SocketProtocol= (systemd.socket(5))."""
 
-def adopt(fd: int, name: str) -> Listener:
-    """Take a socket that was handed over under this name. Raises `Refusal` if no kind can serve on it."""
-    problem = "no TCP socket: the socket unit needs ListenStream= with a port"
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        sock = socket.socket(fileno=fd)
+
+class Adopted(NamedTuple):
+    """What became of the sockets that were handed over."""
+
+    listeners: list[Listener]
+    names: list[str]
+    """Of the listeners, in the socket unit (FileDescriptorName=)."""
+    problems: list[str]
+    """A line for each socket that echod can't serve on. These are closed."""
+
+
+def adopt(handed: Iterable[tuple[int, str]]) -> Adopted:
+    """Take sockets that were handed over, as descriptors with names.
+
+    Raises `Refusal` if no kind can serve on any of them.
+    """
+    listeners, names, problems = [], [], []
+    for fd, name in handed:
         try:
-            for kind in KINDS.values():
-                if listener := kind.adopt(sock):
-                    return listener
+            listeners.append(_adopt(fd))
+            names.append(name)
         except ValueError as error:
-            problem = str(error)
-        sock.close()
-    raise Refusal(f"echod: {name} (descriptor {fd}): {problem}")
+            problems.append(f"{name} (descriptor {fd}): {error}")
+    if problems and not listeners:
+        raise Refusal(*(f"echod: {problem}" for problem in problems))
+    return Adopted(listeners, names, problems)
+
+
+def _adopt(fd: int) -> Listener:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(_not_served("it is no socket and"))
+    sock = socket.socket(fileno=fd)
+    with contextlib.ExitStack() as undo:
+        undo.callback(sock.close)
+        for kind in KINDS.values():
+            if listener := kind.adopt(sock):
+                undo.pop_all()
+                return listener
+        raise ValueError(_not_served(_named(sock)))
+
+
+def _not_served(what: str) -> str:
+    return f"{what} is not served: the socket unit needs ListenStream= with a port"
+
+
+def _named(sock: socket.socket) -> str:
+    """Return what a socket is and where it is bound, as far as a socket unit can make it."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        host, port = sock.getsockname()[:2]
+        return str(Endpoint(_PROTOCOLS.get(sock.proto, "ip"), host, port))
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{os.fsdecode(sock.getsockname()).replace(chr(0), '@')}"
+    return f"a socket of {socket.AddressFamily(sock.family).name}"
 
 
 class Listeners:

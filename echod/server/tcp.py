@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 KIND = "tcp"
 
+_STREAMS = (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP)
+"""MPTCP (RFC 8684) is a stream on the same addresses and ports; a client without it gets TCP from the same listener."""
+
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _ANY_PORT_ATTEMPTS = 8
 _FIRST_UNPRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
@@ -91,7 +94,7 @@ def adopt(sock: socket.socket) -> Listener | None:
 
     Its options and flags are shared with the service manager, which only waits for connections on it.
     """
-    if (sock.type, sock.proto) != (socket.SOCK_STREAM, socket.IPPROTO_TCP):
+    if sock.type != socket.SOCK_STREAM or sock.proto not in _STREAMS:
         return None
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ValueError("does not listen: the socket unit needs Accept=no")
@@ -221,6 +224,9 @@ def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:
         hint = f"port {port} needs CAP_NET_BIND_SERVICE (AmbientCapabilities= in the unit), or take one from 1024 up"
         why = hint if port < _FIRST_UNPRIVILEGED else "a security policy of this machine forbids it"
         return Refusal(f"echod: {endpoint}: no permission: {why}", exit_code=os.EX_NOPERM)
+    if error.errno == errno.EAFNOSUPPORT:  # no retry would help
+        why = "no such sockets here: the kernel has none, or RestrictAddressFamilies= in the unit forbids them"
+        return Refusal(f"echod: {endpoint}: can't listen: {why}")
     if error.errno == errno.EADDRINUSE:
         setting = "listen.port, -p" if endpoint.kind == KIND else "admin.http"
         return Refusal(

@@ -36,6 +36,8 @@ ELSEWHERE = {
     "systemctl enable --now echod@1 echod@2": "test_two_instances_share_the_port_and_both_serve",
     "systemctl enable --now echod.socket": "test_the_first_client_starts_it",
     "systemd-run": "test_a_check_as_the_service_finds_what_one_by_root_does_not",
+    "systemctl stop echod.socket echod.service": "test_another_port_as_the_guide_has_it",
+    "systemctl start echod.socket": "test_another_port_as_the_guide_has_it",
     "promtool check rules": "test_promtool_accepts_the_rules_and_the_scrape_configuration",
     "promtool test rules": "test_rules_do_what_their_tests_say",
     "make bench": "test_make_knows_the_targets_of_the_guides",

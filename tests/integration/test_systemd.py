@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.fakes import has_mptcp
 from tests.support.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, send_all
 
 if TYPE_CHECKING:
@@ -26,6 +28,13 @@ for number, fd in enumerate(copies):
     os.dup2(fd, 3 + number)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
 os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+_LEFT_OVER = """\
+import os, sys
+os.environ |= {"LISTEN_PID": "1", "LISTEN_FDS": "1"}
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -183,8 +192,81 @@ def test_a_client_that_comes_between_two_processes_is_refused_by_none(
 def test_what_it_can_not_serve_on_is_refused() -> None:
     """In a line, with 78: to start it again changes nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+        wrong.bind((LOCAL, 0))
         done = command("run", prefix=handed_over(wrong), pass_fds=[wrong.fileno()])
+        where = f"udp://{LOCAL}:{wrong.getsockname()[1]}"
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
-        "echod: unknown (descriptor 3): no TCP socket: the socket unit needs ListenStream= with a port\n"
+        f"echod: unknown (descriptor 3): {where} is not served: the socket unit needs ListenStream= with a port\n"
     )
+
+
+def test_what_it_can_not_serve_on_is_named_and_the_rest_is_served(
+    activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path
+) -> None:
+    """UDP and Unix beside TCP: a warning for each."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_UNIX) as unix:
+        udp.bind((LOCAL, 0))
+        unix.bind(str(tmp_path / "echo"))
+        unix.listen()
+        with activated(udp, listener, unix) as daemon:
+            assert daemon.echo(b"hi") == b"hi"
+            warnings = [line["message"] for line in daemon.events("config.warning")]
+            assert [warning.partition(": ")[2].partition(" is not")[0] for warning in warnings] == [
+                f"udp://{LOCAL}:{udp.getsockname()[1]}",
+                f"unix:{tmp_path}/echo",
+            ]
+            (line,) = daemon.events("listener.inherited")
+            assert line["names"] == ["unknown"]
+
+
+@pytest.mark.skipif(not has_mptcp(), reason="no MPTCP here")
+@pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, socket.IPPROTO_MPTCP])
+def test_it_serves_on_mptcp(activated: Callable[..., Echod], protocol: int) -> None:
+    """SocketProtocol=mptcp: clients with it and without, through a half-close and a stop."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as theirs:
+        theirs.bind((LOCAL, 0))
+        theirs.listen()
+        data = os.urandom(1 << 20)
+        with activated(theirs) as daemon, socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as client:
+            client.settimeout(DEADLINE)
+            client.connect(theirs.getsockname())
+            sender = threading.Thread(target=send_all, args=(client, data))
+            sender.start()
+            assert read_all(client) == data
+            sender.join()
+            line = daemon.wait_for("connection.closed")
+            assert (line["reason"], line["bytes_sent"]) == ("eof", len(data))
+            assert (line["tcp"] is None) == (protocol == socket.IPPROTO_MPTCP)
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as other:
+                other.connect(theirs.getsockname())
+                other.sendall(b"x")
+                assert read_exactly(other, 1) == b"x"
+                daemon.signal(signal.SIGTERM)
+                send_all(other, b"y")
+                assert read_all(other) == b"y"
+            assert daemon.wait() == 0
+
+
+_WRAPPER = ["/bin/sh", "-c", '"$@"; exit', "sh"]
+"""It does not replace itself by echod, which so has another process id."""
+
+
+def test_sockets_meant_for_a_wrapper_are_a_hint_when_the_address_is_in_use(listener: socket.socket) -> None:
+    """By systemd itself, through the very sockets."""
+    port = str(listener.getsockname()[1])
+    prefix = [*handed_over(listener), *_WRAPPER]
+    done = command("run", "-p", port, "--listen.host", LOCAL, prefix=prefix, pass_fds=[listener.fileno()])
+    assert done.returncode == os.EX_UNAVAILABLE
+    in_use, hint = done.stderr.splitlines()
+    assert in_use.startswith(f"echod: tcp://{LOCAL}:{port}: address in use")
+    assert hint.startswith("echod: LISTEN_FDS: the sockets are meant for process ")
+    assert hint.endswith(": a wrapper has to start echod with exec")
+
+
+def test_sockets_meant_for_a_wrapper_are_a_warning_when_it_serves_elsewhere(echod: Daemon) -> None:
+    """Clients of the sockets would wait without an end."""
+    with echod(prefix=[sys.executable, "-c", _LEFT_OVER]) as daemon:
+        assert daemon.echo(b"hi") == b"hi"
+        (line,) = daemon.events("config.warning")
+        assert line["message"].startswith("LISTEN_FDS: the sockets are meant for process 1 (LISTEN_PID), not for ")

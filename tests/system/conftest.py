@@ -63,7 +63,7 @@ def reset(machine: Machine) -> None:
     machine.shell("pkill -CONT -x echod")
     machine.run("systemctl stop echod.socket echod.service 'echod@*.service'")
     machine.run(
-        "rm -rf /etc/systemd/system/echod.service.d /etc/echod/*.env && systemctl daemon-reload && systemctl reset-failed"
+        "rm -rf /etc/systemd/system/echod.*.d /etc/echod/*.env && systemctl daemon-reload && systemctl reset-failed"
     )
     machine.configure(machine.shipped)
 

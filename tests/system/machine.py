@@ -128,6 +128,12 @@ class Machine:
         """Return the main process, by its number in there; 0 if there is none."""
         return int(self.show(unit, "MainPID")[0])
 
+    def edit(self, unit: str, text: str) -> None:
+        """Add to a unit, as `systemctl edit` does."""
+        self.run(f"mkdir -p /etc/systemd/system/{unit}.d")
+        self.write(f"/etc/systemd/system/{unit}.d/override.conf", text)
+        self.run("systemctl daemon-reload")
+
     # The journal
 
     def begin(self) -> None:

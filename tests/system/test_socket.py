@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
-from tests.support.harness import read_all, read_exactly, send_all
+import pytest
+
+from tests.support import guides
+from tests.support.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     from tests.system.machine import Machine
@@ -73,3 +77,101 @@ def test_the_port_of_the_file_does_not_count(machine: Machine) -> None:
     assert not machine.answers(77)
     assert machine.echo(7) == b"hi\n"
     assert machine.wait_for("echod", "config.warning")
+
+
+GUIDE = guides.ROOT / "docs/operations.md"
+
+
+def test_another_port_as_the_guide_has_it(machine: Machine) -> None:
+    """What it says to add, and to type; and the old port is free."""
+    machine.run("systemctl start echod.socket")
+    assert machine.echo(7) == b"hi\n"
+    (addition,) = [block for block in guides.blocks(GUIDE, "ini") if "ListenStream=" in block]
+    typed = [command.text for command in guides.commands(GUIDE)]
+    first = typed.index("systemctl stop echod.socket echod.service")
+    machine.edit("echod.socket", addition)
+    for command in typed[first : first + 2]:
+        machine.run(command)
+    assert machine.echo(7007) == b"hi\n"
+    assert not machine.answers(7)
+    assert [line["listener"] for line in machine.events("echod", "listener.started")][-1] == "tcp://[::]:7007"
+
+
+@pytest.mark.parametrize(
+    ("settings", "listeners"),
+    [
+        ("ListenStream=127.0.0.1:7", ["tcp://127.0.0.1:7"]),
+        ("ListenStream=127.0.0.1:7\nListenStream=127.0.0.1:77", ["tcp://127.0.0.1:7", "tcp://127.0.0.1:77"]),
+        (
+            "ListenStream=0.0.0.0:7\nListenStream=[::]:7\nBindIPv6Only=ipv6-only",
+            ["tcp://0.0.0.0:7", "tcp://[::]:7"],
+        ),
+        (
+            "ListenStream=127.0.0.1:7\nListenStream=192.0.2.1:7\nFreeBind=yes",
+            ["tcp://127.0.0.1:7", "tcp://192.0.2.1:7"],
+        ),
+    ],
+)
+def test_other_addresses_as_the_guide_has_them(machine: Machine, settings: str, listeners: list[str]) -> None:
+    machine.edit("echod.socket", f"[Socket]\nListenStream=\n{settings}\n")
+    machine.run("systemctl start echod.socket")
+    assert machine.echo(7) == b"hi\n"
+    assert [line["listener"] for line in machine.wait_for("echod", "listener.started", len(listeners))] == listeners
+
+
+def test_a_unit_with_udp_and_unix_sockets_is_served_over_tcp(machine: Machine) -> None:
+    """Each of the others is named; nothing is started again."""
+    machine.edit(
+        "echod.socket", "[Socket]\nListenDatagram=7\nListenStream=/run/echod-test.sock\nListenFIFO=/run/fifo\n"
+    )
+    machine.run("systemctl start echod.socket")
+    assert machine.echo(7) == b"hi\n"
+    messages = [line["message"] for line in machine.wait_for("echod", "config.warning", 3)]
+    for what in ("udp://[::]:7 is not served", "unix:/run/echod-test.sock is not served", "it is no socket"):
+        assert [message for message in messages if what in message]
+    assert machine.show("echod", "ActiveState", "NRestarts") == ["active", "0"]
+
+
+def test_a_unit_without_a_socket_for_it_fails_for_good(machine: Machine) -> None:
+    """With one line for the socket. What keeps on coming starts it again, until systemd has enough of that."""
+    machine.edit("echod.socket", "[Socket]\nListenStream=\nListenDatagram=7\n")
+    machine.run("systemctl start echod.socket")
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", (LOCAL, 7))
+
+    machine.inside(send)
+    until(lambda: machine.state("echod.socket") == "failed", what="the end", deadline=5 * DEADLINE, interval=0.5)
+    assert machine.show("echod", "ActiveState", "NRestarts") == ["failed", "0"]
+    said = [line for line in machine.journal("echod", "-p err") if "udp://[::]:7 is not served" in line]
+    assert said
+    print(f"a socket unit with UDP alone: {len(said)} starts")  # noqa: T201 - a figure
+
+
+def test_a_wrapper_without_exec_leads_to_a_hint(machine: Machine) -> None:
+    """systemd has handed the socket to the wrapper; with exec, it serves."""
+    wrapped = "[Service]\nExecStart=\nExecStart=/bin/sh -c '{}'\n"
+    machine.edit("echod.service", wrapped.format("/usr/bin/echod run; exit $?"))
+    machine.run("systemctl start echod.socket; systemctl start --no-block echod")
+    until(
+        lambda: any("a wrapper has to start echod with exec" in line for line in machine.journal("echod", "-p err")),
+        what="the hint",
+        interval=0.2,
+    )
+    machine.run("systemctl stop echod.socket echod")
+    machine.edit("echod.service", wrapped.format("exec /usr/bin/echod run"))
+    machine.run("systemctl start echod.socket")
+    assert machine.echo(7) == b"hi\n"
+
+
+def test_narrow_it_serves_without_http_and_says_so(machine: Machine) -> None:
+    """`admin.http` needs a network, which the drop-in takes away. Clients are served at once, and by the first start."""
+    narrow(machine)
+    machine.run('sed -i \'s/^http = "off"$/http = "127.0.0.1:9107"/\' /etc/echod/echod.toml')
+    machine.run("systemctl start echod.socket")
+    assert machine.echo(7) == b"hi\n"
+    (line,) = machine.wait_for("echod", "config.warning")
+    assert line["message"].startswith("admin.http: http://127.0.0.1:9107: can't listen: no such sockets here")
+    assert machine.show("echod", "ActiveState", "NRestarts") == ["active", "0"]
+    assert machine.run("echod status --json | jq -r .pool.size") == "1024\n"

@@ -314,11 +314,23 @@ def test_inherited_descriptors_have_names_and_go_to_no_child(first: int) -> None
     assert inherited(LISTEN_FDS="1") == [(first, "unknown")]
 
 
-@pytest.mark.parametrize("variables", [{}, {"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {"LISTEN_PID": "soon"}])
-def test_descriptors_for_another_process_are_left_alone(variables: dict[str, str]) -> None:
-    """The variables may be those of a parent, and the descriptors something else by now."""
+@pytest.mark.parametrize(
+    ("variables", "whose"),
+    [
+        ({}, "no process"),
+        ({"LISTEN_PID": "1"}, "process 1"),
+        ({"LISTEN_PID": ""}, "no process"),
+        ({"LISTEN_PID": "soon"}, "process soon"),
+    ],
+)
+def test_descriptors_for_another_process_are_left_alone(variables: dict[str, str], whose: str) -> None:
+    """The variables may be those of a parent, and the descriptors something else by now. A line says so."""
     environ = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "one"} | variables
-    assert Service(environ).inherited == []
+    service = Service(environ)
+    assert service.inherited == []
+    assert service.mistaken == (
+        f"LISTEN_FDS: the sockets are meant for {whose} (LISTEN_PID), not for {PID}: a wrapper has to start echod with exec"
+    )
     assert environ == {}
 
 
@@ -326,6 +338,7 @@ def test_without_descriptors_none_is_inherited() -> None:
     """There is no number, or it is 0."""
     assert inherited() == []
     assert inherited(LISTEN_FDS="0", LISTEN_FDNAMES="") == []
+    assert Service({"LISTEN_PID": PID}).mistaken == Service({}).mistaken == Service({"LISTEN_PID": "1"}).mistaken == ""
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import pytest
 from echod.admin.service import Admin
 from echod.config.settings import Admin as Settings
 from echod.errors import Refusal
+from echod.server.endpoint import Endpoint, Listener
 from tests.support.fakes import has_ipv6
 from tests.support.inside import Client, Inside, descriptors, on_loop
 
@@ -102,6 +104,46 @@ async def test_if_one_can_not_listen_there_is_none(daemon: Inside, tmp_path: Pat
     assert not path.exists()
     assert descriptors() == before
     assert started(daemon) == []
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox in which only Unix sockets can be made."""
+
+    def create(self: socket.socket, family: int = -1, *arguments: int, **named: int) -> None:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        super(type(self), self).__init__(family, *arguments, **named)
+
+    monkeypatch.setattr(socket, "socket", type("OtherSocket", (socket.socket,), {"__init__": create}))
+
+
+@pytest.mark.usefixtures("no_network")
+@on_loop
+async def test_without_a_network_it_serves_on_inherited_sockets_and_says_what_it_does_not_serve(
+    daemon: Inside, tmp_path: Path
+) -> None:
+    """To fail would make systemd close the socket, after some more starts; its clients would be refused."""
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        listener = Listener(Endpoint("tcp", "127.0.0.1", 7), sock, "tcp://127.0.0.1:7", 7, inherited=True)
+        daemon.running.server.listeners.inherited = [listener]
+        made = Admin(asyncio.get_running_loop(), daemon.running, settings(path, "127.0.0.1:9107"))
+    assert started(daemon) == [f"unix:{path}"]
+    (line,) = daemon.lines.events("config.warning")
+    assert line["message"].startswith("admin.http: http://127.0.0.1:9107: can't listen: no such sockets here")
+    assert line["message"].endswith("in the unit forbids them: it is not served")
+    await made.close()
+
+
+@pytest.mark.usefixtures("no_network")
+@on_loop
+async def test_without_a_network_and_inherited_sockets_it_is_refused(daemon: Inside) -> None:
+    """As a fault of the configuration, with 78."""
+    with pytest.raises(Refusal) as caught:
+        Admin(asyncio.get_running_loop(), daemon.running, settings(http="127.0.0.1:9107"))
+    assert caught.value.exit_code == os.EX_CONFIG
+    assert daemon.lines.events("config.warning") == []
 
 
 @on_loop

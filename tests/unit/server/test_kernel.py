@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from echod.server import kernel
+from tests.support.fakes import has_mptcp
 from tests.support.harness import until
 
 if TYPE_CHECKING:
@@ -186,3 +187,35 @@ def test_a_socket_without_a_send_queue_has_no_unacknowledged_bytes() -> None:
     """Linux refuses SIOCOUTQ for a listening socket; the answer is `None`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert kernel.unacknowledged(listener) is None
+
+
+# MPTCP
+
+
+@pytest.fixture
+def mptcp() -> Iterator[socket.socket]:
+    """A listener of MPTCP."""
+    if not has_mptcp():
+        pytest.skip("no MPTCP here")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener
+
+
+@pytest.mark.parametrize(("protocol", "told"), [(socket.IPPROTO_TCP, True), (socket.IPPROTO_MPTCP, False)])
+def test_of_an_mptcp_connection_nothing_is_known(mptcp: socket.socket, protocol: int, *, told: bool) -> None:
+    """TCP_INFO tells of the first of its paths, not of its bytes. A client without MPTCP has a connection of plain TCP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as client:
+        client.connect(mptcp.getsockname())
+        with mptcp.accept()[0] as server:
+            server.sendall(b"12345")
+            assert client.recv(5) == b"12345"
+            assert (kernel.info(server) is not None) == told
+            assert kernel.unacknowledged(server) is not None
+
+
+def test_of_an_mptcp_socket_nothing_is_known_where_the_kernel_does_not_tell_its_protocol() -> None:
+    """It may be of either kind."""
+    with type("RefusingMptcp", (Refusing,), {"proto": socket.IPPROTO_MPTCP})() as sock:
+        assert kernel.info(sock) is None

@@ -18,7 +18,7 @@ from tests.support.fakes import has_ipv6
 from tests.support.rig import Rig, listening, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from echod.config.settings import Settings
     from echod.server.acceptor import Acceptor, Parts
@@ -663,39 +663,89 @@ def test_if_an_earlier_kind_is_refused_later_ones_are_not_bound(rig: Rig, fake: 
 # Sockets that systemd hands over
 
 
-@pytest.mark.parametrize(
-    ("family", "kind", "problem"),
-    [
-        (socket.AF_INET, socket.SOCK_STREAM, "does not listen: the socket unit needs Accept=no"),
-        (socket.AF_INET, socket.SOCK_DGRAM, "no TCP socket: the socket unit needs ListenStream= with a port"),
-        (socket.AF_UNIX, socket.SOCK_STREAM, "no TCP socket: the socket unit needs ListenStream= with a port"),
-        (None, None, "no TCP socket: the socket unit needs ListenStream= with a port"),
-    ],
-)
-def test_a_descriptor_that_no_kind_can_serve_on_is_refused(family: int | None, kind: int | None, problem: str) -> None:
-    """The line names the descriptor, and says what the socket unit needs. A socket is closed."""
-    fd = os.open(os.devnull, os.O_RDONLY) if family is None else socket.socket(family, kind or 0).detach()
+def handed(*descriptors: socket.socket | int) -> list[tuple[int, str]]:
+    """Hand these over, as systemd does: as descriptors with the names that they have in their units."""
+    fds = [each if isinstance(each, int) else each.detach() for each in descriptors]
+    return [(fd, f"{number}.socket") for number, fd in enumerate(fds)]
+
+
+def bound(family: int, kind: int, address: object, protocol: int = 0) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    sock.bind(address)  # type: ignore[arg-type] # of several families
+    return sock
+
+
+def closed(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return False
+
+
+def unserved(tmp_path: Path) -> dict[str, socket.socket | int]:
+    """Return what a socket unit can hand over besides, by what the line says of it."""
+    needs = "the socket unit needs ListenStream= with a port"
+    udp = bound(socket.AF_INET, socket.SOCK_DGRAM, (ONE, 0))
+    lite = bound(socket.AF_INET, socket.SOCK_DGRAM, (ONE, 0), socket.IPPROTO_UDPLITE)
+    return {
+        f"udp://{ONE}:{udp.getsockname()[1]} is not served: {needs}": udp,
+        f"udplite://{ONE}:{lite.getsockname()[1]} is not served: {needs}": lite,
+        f"unix:{tmp_path}/stream is not served: {needs}": bound(
+            socket.AF_UNIX, socket.SOCK_STREAM, f"{tmp_path}/stream"
+        ),
+        f"unix:@{tmp_path.name} is not served: {needs}": bound(socket.AF_UNIX, socket.SOCK_DGRAM, f"\0{tmp_path.name}"),
+        f"a socket of AF_NETLINK is not served: {needs}": socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+        f"it is no socket and is not served: {needs}": os.open(os.devnull, os.O_RDONLY),
+        "does not listen: the socket unit needs Accept=no": socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+    }
+
+
+def lines(handed: Iterable[tuple[int, str]], said: Iterable[str]) -> list[str]:
+    return [f"{name} (descriptor {fd}): {what}" for (fd, name), what in zip(handed, said, strict=True)]
+
+
+def test_if_no_kind_can_serve_on_any_descriptor_that_is_refused(tmp_path: Path) -> None:
+    """With a line for each, and 78: systemd does not try again. All are closed."""
+    wrong = unserved(tmp_path)
+    there = handed(*wrong.values())
     with pytest.raises(Refusal) as caught:
-        adopt(fd, "echod.socket")
-    if family is None:
-        os.close(fd)
-    else:
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(fd)
-    assert caught.value.lines == (f"echod: echod.socket (descriptor {fd}): {problem}",)
+        adopt(there)
+    assert list(caught.value.lines) == [f"echod: {line}" for line in lines(there, wrong)]
     assert caught.value.exit_code == os.EX_CONFIG
+    assert all(closed(fd) for fd, _ in there)
+
+
+def test_what_no_kind_can_serve_on_is_named_and_the_rest_is_served(tmp_path: Path) -> None:
+    """Whatever its place among the others."""
+    tcps = [socket.create_server((ONE, 0)) for _ in range(2)]
+    ports = [sock.getsockname()[1] for sock in tcps]
+    wrong = unserved(tmp_path)
+    there = handed(tcps[0], *wrong.values(), tcps[1])
+    adopted = adopt(there)
+    assert [each.url for each in adopted.listeners] == [url(ONE, port) for port in ports]
+    assert adopted.names == ["0.socket", f"{len(there) - 1}.socket"]
+    assert adopted.problems == lines(there[1:-1], wrong)
+    assert all(closed(fd) for fd, _ in there[1:-1])
+    for listener in adopted.listeners:
+        listener.sock.close()
+
+
+def test_nothing_handed_over_is_nothing_adopted() -> None:
+    """As without a socket unit."""
+    assert adopt([]) == ([], [], [])
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_descriptor_is_adopted_by_the_first_kind_that_knows_it() -> None:
     """A socket that TCP leaves alone is offered to the next kind."""
-    listener = adopt(socket.socket(socket.AF_UNIX).detach(), "echod.socket")
-    with listener.sock:
-        assert (listener.url, listener.inherited) == ("fake://unix", True)
-    with socket.create_server((ONE, 0)) as sock:
-        listener = adopt(os.dup(sock.fileno()), "echod.socket")
-        with listener.sock:
-            assert listener.url == url(*sock.getsockname())
+    adopted = adopt(handed(socket.socket(socket.AF_UNIX), socket.create_server((ONE, 0))))
+    unix, tcp = adopted.listeners
+    assert (unix.url, unix.inherited) == ("fake://unix", True)
+    assert tcp.url == url(*tcp.sock.getsockname())
+    assert (adopted.names, adopted.problems) == (["0.socket", "1.socket"], [])
+    for listener in adopted.listeners:
+        listener.sock.close()
 
 
 @pytest.fixture
@@ -707,7 +757,7 @@ def theirs() -> Iterator[socket.socket]:
 
 def inherit(rig: Rig, *theirs: socket.socket) -> None:
     """Hand these over, as systemd does at start."""
-    rig.listeners = Listeners(rig.parts, inherited=[adopt(os.dup(sock.fileno()), "echod.socket") for sock in theirs])
+    rig.listeners = Listeners(rig.parts, inherited=adopt(handed(*(sock.dup() for sock in theirs))).listeners)
 
 
 def test_inherited_listeners_replace_those_of_the_settings(rig: Rig, theirs: socket.socket) -> None:

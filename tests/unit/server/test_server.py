@@ -275,7 +275,7 @@ def test_a_server_that_is_to_drain_does_not_accept(server: Server) -> None:
 def test_inherited_listeners_are_served_instead_of_those_of_the_settings(rig: Rig, served: Served) -> None:
     """Nothing is bound then."""
     with socket.create_server((LOCAL, 0)) as theirs:
-        inherited = [adopt(os.dup(theirs.fileno()), "echod.socket")]
+        inherited = adopt([(os.dup(theirs.fileno()), "echod.socket")]).listeners
         server = Server(rig.loop.asyncio, served.log, inherited=inherited, checked=lambda: None)
         rig.listeners = server.listeners
         server.apply(wanted(listen__port=taken_port(rig)))

@@ -15,7 +15,7 @@ import pytest
 from echod.errors import Refusal
 from echod.server import tcp
 from echod.server.endpoint import Endpoint
-from tests.support.fakes import has_ipv6
+from tests.support.fakes import has_ipv6, has_mptcp
 from tests.support.harness import free_port
 from tests.support.rig import endpoints, settings
 
@@ -313,6 +313,22 @@ def test_a_port_without_permission_is_refused_with_the_way_to_get_it(
     assert refused.exit_code == os.EX_NOPERM
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "*"])
+def test_sockets_that_this_process_may_not_make_are_a_fault_of_the_configuration(
+    kernel: Callable[..., None], host: str
+) -> None:
+    """The exit code is 78: to try again each second would change nothing."""
+
+    def none(_self: Any, *_arguments: Any, **_named: Any) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    kernel(create=none)
+    refused = refusal([host], 7007)
+    (line,) = refused.lines
+    assert line.startswith(f"echod: {Endpoint('tcp', host, 7007)}: can't listen: no such sockets here")
+    assert refused.exit_code == os.EX_CONFIG
+
+
 def test_all_hosts_are_bound_or_none() -> None:
     """If the last one can't be bound, the first one is free again for others."""
     with listening(["127.0.0.2"]) as (taken,):
@@ -470,6 +486,21 @@ def test_a_listening_socket_is_adopted(family: int, address: str, url: str) -> N
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         with pytest.raises(BlockingIOError):
             sock.accept()
+
+
+@pytest.mark.skipif(not has_mptcp(), reason="no MPTCP here")
+def test_a_listening_socket_of_mptcp_is_adopted() -> None:
+    """It is a stream of bytes, too, on the same address (RFC 8684); a client without MPTCP gets plain TCP from it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as theirs:
+        theirs.bind(("127.0.0.1", 0))
+        theirs.listen(7)
+        port = theirs.getsockname()[1]
+        with handed_over(theirs) as sock:
+            adopted = tcp.adopt(sock)
+            assert adopted
+            assert (adopted.endpoint, adopted.inherited) == (Endpoint("tcp", "127.0.0.1", port), True)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert answers("127.0.0.1", port)
 
 
 def test_an_adopted_socket_has_no_backlog_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
