@@ -22,7 +22,7 @@ from echod import __version__, stdio, systemd
 from echod.client import control
 from echod.config import admin_socket, checks, render
 from echod.config import load as config
-from echod.config.settings import ENV_FILE, declared
+from echod.config.settings import ENV_FILE, ENV_INSTANCE, declared
 from echod.config.types import network
 from echod.errors import Refusal
 from echod.text import printable, shown
@@ -192,7 +192,8 @@ def _run(arguments: argparse.Namespace) -> None:
     service = systemd.Service(os.environ)
     flags, environ = _flags(arguments), dict(os.environ)
     try:
-        log = Log(sys.stdout, loaded.settings.log, journal=systemd.is_journal(1, os.environ))
+        instance = os.environ.get(ENV_INSTANCE, "")
+        log = Log(sys.stdout, loaded.settings.log, journal=systemd.is_journal(1, os.environ), instance=instance)
     except RuntimeError as error:
         line = f"echod: the log's thread: {error}: allow more tasks (TasksMax=, ulimit -u)"
         raise Refusal(line, exit_code=os.EX_SOFTWARE) from None

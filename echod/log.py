@@ -135,7 +135,7 @@ class Logger(Protocol):
 class Log:
     """The daemon's log: a `Logger` whose form and level may be changed while others hold it.
 
-    If the output is the journal of systemd, each line begins with its priority.
+    If the output is the journal of systemd, each line begins with its priority. If there is an `instance`, each line has it.
     """
 
     info: Callable[..., Any]
@@ -143,9 +143,10 @@ class Log:
     error: Callable[..., Any]
     exception: Callable[..., Any]
 
-    def __init__(self, output: TextIO, settings: settings.Log, *, journal: bool = False) -> None:
+    def __init__(self, output: TextIO, settings: settings.Log, *, journal: bool = False, instance: str = "") -> None:
         self._terminal = os.isatty(output.fileno())
         self._journal = journal
+        self._common = {"instance": instance} if instance else {}
         self._sink = Sink(output.fileno(), settings.queue, self._dropped_line)
         self.configure(settings)
         self._capture()
@@ -167,7 +168,7 @@ class Log:
             processors=self._chain,
             wrapper_class=structlog.make_filtering_bound_logger(settings.level),
             context_class=dict,
-        ).bind()
+        ).bind(**self._common)
         self.info = bound.info
         self.warning = bound.warning
         self.error = bound.error
@@ -211,7 +212,7 @@ class Log:
         self.error("internal.error", message=message, exc_info=(kind, exc, traceback))
 
     def _dropped_line(self, lines: int) -> bytes:
-        event: Any = {"event": "log.dropped", "lines": lines}
+        event: Any = {"event": "log.dropped", **self._common, "lines": lines}
         for process in self._chain:
             event = process(None, "warning", event)
         return bytes(event)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from echod import limits
 from echod.config import explain
-from echod.config.settings import ENV_FILE, ENV_PREFIX, Listen, Settings, Timeouts, declared
+from echod.config.settings import ENV_FILE, ENV_INSTANCE, ENV_PREFIX, Listen, Settings, Timeouts, declared
 from echod.config.types import duration_text, rate_text, split_http_address
 from echod.networks import EVERYONE, Ranges
 from echod.text import shown
@@ -89,7 +89,7 @@ def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
     known = {setting.variable.removeprefix(ENV_PREFIX): setting.variable for setting in declared()}
     for name in sorted(environ):
         key = name.removeprefix(ENV_PREFIX)
-        if key != name != ENV_FILE and key not in known:
+        if key != name and name not in (ENV_FILE, ENV_INSTANCE) and key not in known:
             yield f"{name}: unknown variable, ignored{explain.did_you_mean(key, known)}"
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 ENV_PREFIX = "ECHOD_"
 ENV_FILE = "ECHOD_CONFIG"
 """The variable that holds the path of the file."""
+ENV_INSTANCE = "ECHOD_INSTANCE"
+"""The variable that names this process among several; the unit template sets it, and log lines have it."""
 
 WhenFull = Literal["reject", "wait"]
 Level = Literal["debug", "info", "warning", "error"]

@@ -38,6 +38,7 @@ variable overrides the file, and the file overrides the default."""
 _ENVIRONMENT = [
     ("ECHOD_CONFIG", "The configuration file, if no -c names one."),
     ("ECHOD_SECTION__KEY", "A setting, e.g. ECHOD_POOL__SIZE=10. A list is separated by commas, or written as JSON."),
+    ("ECHOD_INSTANCE", "The name of this process among several. Each line of the log has it, as instance."),
     ("NO_COLOR", "If it is set and not empty, the log on a terminal has no colors."),
     ("RUNTIME_DIRECTORY, XDG_RUNTIME_DIR", "The directory of the admin socket; see admin.socket in echod.toml(5)."),
     ("NOTIFY_SOCKET, WATCHDOG_USEC", "Set by systemd. echod reports there that it is ready and that it is alive."),

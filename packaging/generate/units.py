@@ -35,6 +35,8 @@ _ADDED = {
 Conflicts=echod.service echod.socket
 After=echod.service echod.socket""",
     "NotifyAccess=main": """\
+# Each line of the log has the field "instance".
+Environment=ECHOD_INSTANCE=%i
 # Variables for this instance only, see above. "-": the file may be missing.
 EnvironmentFile=-/etc/echod/%i.env""",
 }

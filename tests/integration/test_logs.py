@@ -162,3 +162,14 @@ def test_the_format_can_be_chosen(echod: Daemon) -> None:
     assert b"\x1b" not in shown
     assert b"daemon.started" in shown
     assert not shown.startswith(b"{")
+
+
+@pytest.mark.parametrize(("variable", "instance"), [("1", "1"), ("", None)])
+def test_each_line_names_the_instance(echod: Daemon, variable: str, instance: str | None) -> None:
+    """That the unit of one of several processes has set; without a name there is no field. It is no unknown variable."""
+    with echod(env={"ECHOD_INSTANCE": variable}) as daemon:
+        assert daemon.echo(b"hi") == b"hi"
+        daemon.wait_for("connection.closed")
+        daemon.reload("[pool]\nsize = 3")
+        assert {line.get("instance") for line in daemon.lines} == {instance}
+        assert daemon.events("config.warning") == []

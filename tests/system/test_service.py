@@ -338,6 +338,17 @@ def test_the_service_and_the_instances_take_each_others_place(machine: Machine) 
     assert machine.echo(7) == b"hi\n"
 
 
+def test_each_line_of_an_instance_names_it(machine: Machine) -> None:
+    """In one journal of both. The variable is none that echod warns about."""
+    machine.run("systemctl start echod@1 echod@2")
+    for _ in range(20):
+        assert machine.echo(7) == b"hi\n"
+    until(lambda: sum(served(machine)) == 20, what="20 lines", interval=0.2)
+    lines = [machine.events(f"echod@{number}") for number in (1, 2)]
+    assert [{line["instance"] for line in each} for each in lines] == [{"1"}, {"2"}]
+    assert "config.warning" not in {line["event"] for each in lines for line in each}
+
+
 # The units
 
 

@@ -227,6 +227,25 @@ def test_a_line_begins_with_time_level_and_event(log: Log, pipe: Pipe) -> None:
     }
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_each_line_of_one_of_several_processes_names_it(pipe: Pipe, form: Format) -> None:
+    """After the event, in lines of every origin and after a change of the settings."""
+    log = Log(pipe.output, settings.Log(level="debug", format=form), instance="blue")
+    log.info("one", more=1)
+    log.configure(settings.Log(level="info", format=form))
+    log.info("two")
+    logging.getLogger("library").warning("three")
+    log._sink.put(log._dropped_line(7))
+    log.close()
+    lines = pipe.read_all().decode().splitlines()
+    assert len(lines) == 4
+    if form == "json":
+        assert {json.loads(line)["instance"] for line in lines} == {"blue"}
+        assert list(json.loads(lines[0])) == ["timestamp", "level", "event", "instance", "more"]
+    else:
+        assert [line for line in lines if " instance=blue " not in f"{line} "] == []
+
+
 @pytest.mark.parametrize(("level", "events"), [("debug", "abcd"), ("info", "bcd"), ("warning", "cd"), ("error", "d")])
 def test_only_what_is_severe_enough_is_logged(pipe: Pipe, level: Level, events: str) -> None:
     """`log.level` applies to structlog and to the standard library."""

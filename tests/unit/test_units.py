@@ -38,6 +38,7 @@ def test_an_instance_differs_from_the_service_in_these_lines_only() -> None:
         "Description=Echo daemon (RFC 862), instance %i",
         "Conflicts=echod.service echod.socket",
         "After=echod.service echod.socket",
+        "Environment=ECHOD_INSTANCE=%i",
         "EnvironmentFile=-/etc/echod/%i.env",
         "ExecStart=/usr/bin/echod run --listen.reuse_port true",
         "RuntimeDirectory=echod/%i",

@@ -61,6 +61,7 @@ def test_an_unknown_variable_gives_a_warning() -> None:
         "ECHOD_POOL_SIZE": "1",
         "ECHOD_POOL__SIZE": "1",
         "ECHOD_CONFIG": "/x",
+        "ECHOD_INSTANCE": "1",
         "echod_pool__size": "1",
         "PATH": "/bin",
     }
