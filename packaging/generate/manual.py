@@ -50,6 +50,10 @@ _ENVIRONMENT = [
 ]
 _FILES = [
     ("/etc/echod/echod.toml", "The configuration file, if it exists and no other is named. See echod.toml(5)."),
+    (
+        "echod-restart",
+        "Restarts the running instances of echod@.service one after the other, so that no client is refused meanwhile.",
+    ),
     ("/run/echod/", "The runtime directory of the service, with the admin socket. For echod@N it is /run/echod/N/."),
 ]
 _SIGNALS = [

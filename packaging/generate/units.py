@@ -11,6 +11,7 @@ _HEAD = """\
 #
 #   systemctl disable --now echod && systemctl enable --now echod@1 echod@2
 #
+# To restart them without refusing a client: echod-restart, and not `systemctl restart 'echod@*'`, which stops all at once.
 # They share the configuration. Each has its own pool, its own admin socket (/run/echod/1/) and its own log in the journal.
 # A setting that cannot be shared goes to /etc/echod/N.env, as a variable. For example, to let Prometheus scrape both,
 # leave admin.http "off" in echod.toml, and write:

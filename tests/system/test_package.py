@@ -102,11 +102,13 @@ def test_it_holds_all_that_belongs_to_it(package: Path) -> None:
     for name in (
         "etc/echod/echod.toml",
         "usr/bin/echod",
+        "usr/sbin/echod-restart",
         "usr/lib/systemd/system/echod.service",
         "usr/lib/systemd/system/echod@.service",
         "usr/lib/systemd/system/echod.socket",
         "usr/lib/sysusers.d/echod.conf",
         "usr/share/man/man8/echod.8.gz",
+        "usr/share/man/man8/echod-restart.8.gz",
         "usr/share/man/man5/echod.toml.5.gz",
         "usr/share/bash-completion/completions/echod",
         "usr/share/zsh/vendor-completions/_echod",
@@ -124,7 +126,7 @@ def test_it_installs_starts_and_is_purged_without_a_trace(clean: Machine, packag
     assert clean.echo(7) == b"hi\n"
     assert clean.run("systemctl is-enabled echod") == "enabled\n"
     assert clean.run("echod --version").startswith("echod ")
-    assert clean.run("man --path echod; man -w echod.toml")
+    assert clean.run("man --path echod; man -w echod.toml; man -w echod-restart")
     clean.run("systemctl enable echod.socket echod@1 2>&1")
     clean.run("systemctl start echod@1")
     clean.run("install -D -m 644 /usr/share/echod/socket-activated.conf -t /etc/systemd/system/echod.service.d/")

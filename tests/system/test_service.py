@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -347,6 +348,60 @@ def test_each_line_of_an_instance_names_it(machine: Machine) -> None:
     lines = [machine.events(f"echod@{number}") for number in (1, 2)]
     assert [{line["instance"] for line in each} for each in lines] == [{"1"}, {"2"}]
     assert "config.warning" not in {line["event"] for each in lines for line in each}
+
+
+def refused_during(machine: Machine, command: str) -> tuple[int, int]:
+    """Run a command while clients come and go; return how many got their echo, and how many did not."""
+    done = threading.Event()
+    answers: list[bytes] = []
+    failures: list[object] = []
+
+    def load() -> None:
+        while not done.is_set():
+            try:
+                answer = machine.echo_here(7)
+            except OSError as error:
+                failures.append(error)
+            else:
+                (answers if answer == b"hi\n" else failures).append(answer)
+
+    with ThreadPoolExecutor(8, initializer=machine.enter_network) as threads:
+        futures = [threads.submit(load) for _ in range(8)]
+        until(lambda: len(answers) > 100, what="the load")
+        try:
+            machine.run(command)
+            before = len(answers)
+            until(lambda: len(answers) > before + 100, what="the load afterwards")
+        finally:
+            done.set()
+        for future in futures:
+            future.result()
+    print(f"{command}: {len(answers)} clients served, {len(failures)} refused")  # noqa: T201 - a figure
+    return len(answers), len(failures)
+
+
+def test_the_instances_restart_one_by_one_and_refuse_nobody(machine: Machine) -> None:
+    """As the guide says of `echod-restart`, and of what it is for."""
+    machine.run("systemctl start echod@1 echod@2")
+    before = {machine.pid(f"echod@{number}") for number in (1, 2)}
+    assert refused_during(machine, "echod-restart")[1] == 0
+    after = {machine.pid(f"echod@{number}") for number in (1, 2)}
+    assert 0 not in after
+    assert not after & before
+    assert refused_during(machine, "systemctl restart 'echod@*'")[1] > 0
+
+
+def test_a_restart_stops_where_an_instance_does_not_come_back(machine: Machine) -> None:
+    """The others go on. Without any, it says so."""
+    machine.run("systemctl start echod@1 echod@2")
+    other = machine.pid("echod@2")
+    machine.write("/etc/echod/1.env", "ECHOD_POOL__SIZE=0\n")
+    assert machine.shell("echod-restart").returncode != 0
+    assert (machine.state("echod@1"), machine.pid("echod@2")) == ("failed", other)
+    assert machine.echo(7) == b"hi\n"
+    machine.run("systemctl stop echod@2")
+    done = machine.shell("echod-restart")
+    assert (done.returncode, done.stderr) == (69, "echod-restart: no instance of echod@.service is running\n")
 
 
 # The units
