@@ -349,9 +349,8 @@ def test_with_port_0_another_port_is_tried_if_a_later_host_has_it_in_use(kernel:
 
         def crowded(self: Any, address: tuple[str, int]) -> None:
             if address[0] == "127.0.0.2" and rivals:
-                rival = rivals.pop()
-                rival.bind(address)
-                rival.listen()
+                rivals[-1].bind(address)  # fails if another program has it: then that is the rival
+                rivals.pop().listen()
                 tried.append(address[1])
             super(type(self), self).bind(address)
 
