@@ -104,9 +104,9 @@ def _bind(running: Running, setting: str) -> list[Listener]:
         return tcp.bind(endpoints, backlog=unix.BACKLOG, reuse_port=False)
     except Refusal as refusal:
         lines = [line.replace("echod: ", "echod: admin.http: ", 1) for line in refusal.lines]
-        if refusal.exit_code == os.EX_CONFIG and running.server.listeners.inherited:
-            # A sandbox for inherited sockets, see systemd/socket-activated.conf. A start that fails would fail again for
-            # each client, until systemd closes the socket: clients matter more.
+        if running.server.listeners.inherited:
+            # Clients are waiting in a socket of systemd. If the start failed, they would hang, and nobody would see why. The
+            # sandbox of systemd/socket-activated.conf has no network at all.
             running.log.warning("config.warning", message=f"{lines[0].removeprefix('echod: ')}: it is not served")
             return []
         raise Refusal(*lines, exit_code=refusal.exit_code) from None

@@ -123,7 +123,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_a_network_it_serves_on_inherited_sockets_and_says_what_it_does_not_serve(
     daemon: Inside, tmp_path: Path
 ) -> None:
-    """To fail would make systemd close the socket, after some more starts; its clients would be refused."""
+    """Clients in the socket would hang, or be refused, for the sake of a page about them."""
     path = tmp_path / "admin.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         listener = Listener(Endpoint("tcp", "127.0.0.1", 7), sock, "tcp://127.0.0.1:7", 7, inherited=True)
@@ -133,6 +133,21 @@ async def test_without_a_network_it_serves_on_inherited_sockets_and_says_what_it
     (line,) = daemon.lines.events("config.warning")
     assert line["message"].startswith("admin.http: http://127.0.0.1:9107: can't listen: no such sockets here")
     assert line["message"].endswith("in the unit forbids them: it is not served")
+    await made.close()
+
+
+@on_loop
+async def test_with_inherited_sockets_a_port_that_is_taken_keeps_no_client_waiting(daemon: Inside) -> None:
+    """It may be the very port of the socket unit, which would never become free."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        url = f"tcp://127.0.0.1:{port}"
+        listener = Listener(Endpoint("tcp", "127.0.0.1", port), sock, url, 7, inherited=True)
+        daemon.running.server.listeners.inherited = [listener]
+        made = Admin(asyncio.get_running_loop(), daemon.running, settings(http=f"127.0.0.1:{port}"))
+    (line,) = daemon.lines.events("config.warning")
+    assert line["message"].startswith(f"admin.http: http://127.0.0.1:{port}: address in use")
+    assert line["message"].endswith(": it is not served")
     await made.close()
 
 
