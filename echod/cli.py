@@ -205,7 +205,11 @@ def _run(arguments: argparse.Namespace) -> None:
         log.exception("internal.error", message="the daemon failed")
         raise Refusal(exit_code=os.EX_SOFTWARE) from None
     finally:
-        log.close()
+        if lost := log.close():
+            what = "1 line" if lost == 1 else f"{lost} lines"
+            why = log.held.error or "standard output takes nothing"
+            # Without waiting: standard error may be the same pipe, which nobody reads.
+            stdio.report(f"echod: {what} of the log could not be written: {why}", wait=False)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ Messages that Python itself has come out here too: warnings, the standard librar
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -19,12 +20,13 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TextIO
 
 import orjson
 import structlog
 
 from echod import systemd
+from echod.output import Output, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +45,18 @@ _RETRY = 1.0
 _LAST_ATTEMPTS = 5
 
 
+class Held(NamedTuple):
+    """Lines that the output has not taken."""
+
+    lines: int
+    since: float | None
+    """The seconds for which there have been such lines all the time; `None` if there are none."""
+    error: str | None
+    """The name of the errno with which the last attempt failed, to write or to open the file anew."""
+
+
 class Sink:
-    """Writes lines to a file descriptor from a thread of its own, so that a slow, full or broken one delays nobody.
+    """Writes lines to an output from a thread of its own, so that a slow, full or broken one delays nobody.
 
     A non-blocking descriptor would not do: O_NONBLOCK is shared with every process that has the same open file
     (fcntl(2)), and regular files ignore it.
@@ -54,13 +66,18 @@ class Sink:
     write is repeated until it succeeds, or until `close` gives up.
     """
 
-    def __init__(self, fd: int, limit: int, dropped_line: Callable[[int], bytes]) -> None:
-        self._fd = fd
+    def __init__(self, output: Output, limit: int, dropped_line: Callable[[int], bytes]) -> None:
+        self._output = output
         self.limit = limit
         self._dropped_line = dropped_line
         self._held = 0  # lines
         self.dropped = 0  # lines since the start
+        self._reported = 0  # of these, those that a line has told of
         self._written = 0  # bytes since the start
+        self._error: str | None = None
+        self._batch: list[bytes] = []  # what is being written
+        self._done = 0  # bytes of it that are written
+        self._behind_since: float | None = None  # since when there have been lines that are not written
         # A finalizer may log, and the garbage collector may run it while this very thread is in `put`. Both the queue and
         # an RLock allow that; a Lock would stop the thread for ever.
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -68,6 +85,13 @@ class Sink:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
+
+    @property
+    def state(self) -> Held:
+        """What is held now."""
+        lines, since = self._held, self._behind_since
+        seconds = 0.0 if since is None else time.monotonic() - since
+        return Held(lines, seconds if lines else None, self._error or self._output.error)
 
     def put(self, line: bytes) -> None:
         """Take a line with its newline. Never blocks."""
@@ -78,49 +102,68 @@ class Sink:
             else:
                 self.dropped += 1
 
-    def close(self, patience: float) -> None:
-        """Write what is held. Give up if the sink takes nothing for `patience` seconds, or not all in five times that."""
+    def close(self, patience: float) -> int:
+        """Write what is held, and return how many lines are lost: neither written nor told of.
+
+        Give up if the output takes nothing for `patience` seconds, or not all in five times that.
+        """
         self._closing.set()
-        with self._lock:
-            self._held += 1
-            self._lines.put(b"")  # wakes the writer
+        self._lines.put(b"")  # wakes the writer
         written = -1
         for _ in range(_LAST_ATTEMPTS):
             if written == self._written:
                 break
             written = self._written
             self._thread.join(patience)
+        return self._held - self._batch_written() + self.dropped - self._reported
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
-        reported = 0
         while not (self._closing.is_set() and self._lines.empty()):
             batch = [self._lines.get()]
+            if self._behind_since is None:
+                self._behind_since = time.monotonic()
             if self._lines.qsize() < _BATCH:
                 self._closing.wait(_GATHER)
             batch += [self._lines.get() for _ in range(min(_BATCH - 1, self._lines.qsize()))]
-            self._write(b"".join(batch))
+            keeps_up = self._lines.empty()
+            self._output.follow()
+            self._batch = batch
+            complete = self._write(b"".join(batch))
             with self._lock:
-                self._held -= len(batch)
+                # The empty line of `close` is not held, and comes last.
+                self._held -= len(batch) - (not batch[-1]) if complete else self._batch_written()
+                self._batch = []
                 dropped = self.dropped
-            if dropped > reported:
-                self._write(self._dropped_line(dropped - reported))
-                reported = dropped
+            if dropped > self._reported and self._write(self._dropped_line(dropped - self._reported)):
+                self._reported = dropped
+            if keeps_up:
+                self._behind_since = None
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
+    def _batch_written(self) -> int:
+        """Return how many lines of the batch are written to their end."""
+        return sum(end <= self._done for end in itertools.accumulate(map(len, self._batch)))
+
+    def _write(self, data: bytes) -> bool:
+        """Return whether all is written. If not, the sink is closing and the output has failed."""
+        self._done, last = 0, False
+        while self._done < len(data):
             try:
-                written = os.write(self._fd, view)
+                written = self._output.write(data, self._done)
             except BlockingIOError:  # another process has made the open file non-blocking
-                select.select([], [self._fd], [], _RETRY)
-            except OSError:
-                if self._closing.is_set():
-                    return
-                self._closing.wait(_RETRY)
+                select.select([], [self._output.fd], [], _RETRY)
+            except OSError as error:
+                self._error = name_of(error)
+                if last:
+                    return False
+                last = self._closing.wait(_RETRY)
+                if self._output.mend(error):
+                    self._done = data.rfind(b"\n", 0, self._done) + 1  # nobody else gets the rest of a line
             else:
+                self._error = None
                 self._written += written
-                view = view[written:]
+                self._done += written
+        return True
 
 
 class Logger(Protocol):
@@ -147,7 +190,8 @@ class Log:
         self._terminal = os.isatty(output.fileno())
         self._journal = journal
         self._common = {"instance": instance} if instance else {}
-        self._sink = Sink(output.fileno(), settings.queue, self._dropped_line)
+        stream = Output(output.fileno(), systemd.journal_stream if journal else None)
+        self._sink = Sink(stream, settings.queue, self._dropped_line)
         self.configure(settings)
         self._capture()
 
@@ -181,14 +225,22 @@ class Log:
         """The number of lines dropped since the start."""
         return self._sink.dropped
 
-    def close(self, patience: float = 1.0) -> None:
-        """Write what is held. Python's log, warnings and uncaught exceptions go to standard error again."""
+    @property
+    def held(self) -> Held:
+        """The lines that are not written yet."""
+        return self._sink.state
+
+    def close(self, patience: float = 1.0) -> int:
+        """Write what is held, and return how many lines could not be written.
+
+        Python's log, warnings and uncaught exceptions go to standard error again.
+        """
         logging.captureWarnings(capture=False)
         logging.getLogger().handlers.clear()
         sys.excepthook = sys.__excepthook__
         threading.excepthook = threading.__excepthook__
         sys.unraisablehook = sys.__unraisablehook__
-        self._sink.close(patience)
+        return self._sink.close(patience)
 
     def _capture(self) -> None:
         """Log the warnings and uncaught exceptions too."""

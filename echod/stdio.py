@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 
@@ -43,8 +44,13 @@ def answer(text: str) -> None:
         raise Refusal(f"echod: standard output: {error.strerror}", exit_code=os.EX_SOFTWARE) from None
 
 
-def report(*lines: str, level: str = "error") -> None:
-    """Write lines to standard error. A failure is ignored: the exit code tells the outcome."""
+def report(*lines: str, level: str = "error", wait: bool = True) -> None:
+    """Write lines to standard error; without `wait`, only if there is room for them.
+
+    A failure is ignored: the exit code tells the outcome.
+    """
+    if not wait and not select.select([], [2], [], 0)[1]:
+        return
     try:
         journal = systemd.is_journal(2, os.environ)
         for line in lines:

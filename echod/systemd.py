@@ -27,6 +27,8 @@ _STOP_GOES_ON = 15.0
 """Seconds by which each `look` extends the time to stop: enough for the next one and the log's last lines, if it is busy."""
 _PINGS = 3
 """Pings in the time of WATCHDOG_USEC. sd_watchdog_enabled(3) asks for two; the third allows for a late timer."""
+_JOURNAL = "/run/systemd/journal/stdout"
+_JOURNAL_BUFFER = 8 << 20  # bytes, as systemd asks for; the kernel caps it at net.core.wmem_max
 _PRIORITIES = {"error": "<3>", "warning": "<4>", "answer": "<6>"}
 _OTHER = "<5>"
 """Notice, also for the lower levels. With LogLevelMax=notice the journal then holds echod's own lines, but not what systemd
@@ -168,6 +170,21 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     """
     status = os.fstat(fd)
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def journal_stream(path: str = _JOURNAL) -> int:
+    """Return the descriptor of a new stream to the journal, as sd_journal_stream_fd(3) does. Raises `OSError`.
+
+    The journal finds out by itself which unit the process belongs to. A line without a priority gets "err", as in the unit.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.shutdown(socket.SHUT_RD)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _JOURNAL_BUFFER)
+        # One a line: identifier, unit (only root may name one), priority of lines without one, whether lines begin with
+        # their priority, and whether to forward them to syslog, to the kernel's log and to the console.
+        sock.sendall(b"echod\n\n3\n1\n0\n0\n0\n")
+        return sock.detach()
 
 
 def prefixed(level: str, text: str) -> str:

@@ -144,6 +144,7 @@ def _read(running: Running) -> Iterator[_Reading]:
     )
     yield _histogram("echod_loop_lag_seconds", "How late the event loop's timer was, once a second.", server.lag)
     yield _counter("echod_log_dropped_lines", "Lines that the log's sink did not take in time.", log.dropped)
+    yield _gauge("echod_log_held_lines", "Lines that the log's sink has not taken yet.", log.held.lines)
     yield _gauge(
         "echod_config_reload_success", "Whether the last reload, or the start, went well.", not reloads.last.errors
     )

@@ -72,6 +72,7 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
     server, reloads, log = running
     pool, rejections, lag = server.pool, server.rejections, server.lag
     received, sent = pool.moved()
+    held = log.held
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -119,7 +120,12 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
             "warnings": reloads.last.change.warnings if reloads.last.change else [],
             "errors": list(reloads.last.errors),
         },
-        "log": {"dropped": log.dropped},
+        "log": {
+            "dropped": log.dropped,
+            "held": held.lines,
+            "held_since": held.since and round(held.since, 3),
+            "error": held.error,
+        },
     }
 
 

@@ -18,6 +18,8 @@ RECENT = 5
 """Rejected clients shown, of those in the answer."""
 NEARLY_FULL = 0.9
 """The part of the pool in use from which its line needs attention."""
+LATE = 1.0
+"""Seconds for which lines of the log may be held until that needs attention."""
 _WHEN_FULL = {"reject": "the next client is closed at once", "wait": "the next client waits in the backlog"}
 _COLUMNS = ("ID", "CLIENT", "AGE", "IDLE", "BYTES", "PENDING", "STATE", "RTT", "RETRANS")
 _LEFT_ALIGNED = ("CLIENT", "STATE")
@@ -91,11 +93,21 @@ def _traffic(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
 
 
 def _health(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
-    paused, lag, dropped = answer["accept_paused_seconds"], answer["loop_lag"], answer["log"]["dropped"]
+    paused, lag = answer["accept_paused_seconds"], answer["loop_lag"]
     if paused:
         yield True, "paused", f"{fine(paused)} without accepting, for lack of descriptors or memory"
     yield False, "loop lag", f"{fine(lag['last'])} now; since the start p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
-    yield dropped > 0, "log", f"{dropped:,} lines dropped" if dropped else "no lines dropped"
+    yield _log(answer["log"])
+
+
+def _log(log: Mapping[str, Any]) -> tuple[bool, str, str]:
+    held_since, error = log["held_since"] or 0.0, log["error"]
+    text = f"{log['dropped']:,} lines dropped" if log["dropped"] else "no lines dropped"
+    if held_since >= LATE or (log["held"] and error):
+        text += f", {log['held']:,} held for {span(held_since)}: {error or 'standard output takes nothing'}"
+    elif error:
+        text += f"; its file was moved or removed, and can't be opened again: {error}"
+    return text != "no lines dropped", "log", text
 
 
 def _by_reason(counts: Mapping[str, int]) -> str:

@@ -93,7 +93,7 @@ def status(**changes: Any) -> dict[str, Any]:
             "warnings": [],
             "errors": [],
         },
-        "log": {"dropped": 0},
+        "log": {"dropped": 0, "held": 0, "held_since": None, "error": None},
         **changes,
     }
 

@@ -21,7 +21,7 @@ from echod.admin.routes import Routes
 from echod.admin.status import Meter, Running
 from echod.config import load as config
 from echod.config.settings import Listen
-from echod.log import Log
+from echod.log import Held, Log
 from echod.reload import Reloaded
 from echod.server.server import Server as EchoServer
 from tests.support.fakes import Lines
@@ -232,10 +232,15 @@ class KeptLog(Log):
         self.info, self.warning = lines.log.info, lines.log.warning
         self.error, self.exception = lines.log.error, lines.log.exception
         self.lost = 0
+        self.late = Held(0, None, None)
 
     @property
     def dropped(self) -> int:
         return self.lost
+
+    @property
+    def held(self) -> Held:
+        return self.late
 
     def configure(self, settings: LogSettings) -> None:
         """Keep all lines, whatever is wanted."""

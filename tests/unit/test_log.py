@@ -18,6 +18,7 @@ import pytest
 from echod import log as module
 from echod.config import settings
 from echod.log import Log, Sink
+from echod.output import Output
 from tests.support.harness import DEADLINE, until
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def dropped(lines: int) -> bytes:
 
 def test_lines_are_written_in_order(pipe: Pipe) -> None:
     """This holds for more lines than one write takes."""
-    sink = Sink(pipe.output.fileno(), 10_000, dropped)
+    sink = Sink(Output(pipe.output.fileno()), 10_000, dropped)
     lines = [b"%d\n" % number for number in range(3 * module._BATCH)]
     for line in lines:
         sink.put(line)
@@ -106,7 +107,7 @@ def test_lines_are_written_in_order(pipe: Pipe) -> None:
 def test_a_full_pipe_delays_nobody_and_drops_are_reported(pipe: Pipe) -> None:
     """The newest lines are dropped, and the number of all lines adds up."""
     limit, size, total = 100, 1000, 1000
-    sink = Sink(pipe.output.fileno(), limit, dropped)
+    sink = Sink(Output(pipe.output.fileno()), limit, dropped)
     for number in range(total):
         sink.put(b"%0*d\n" % (size - 1, number))
     data = bytearray()
@@ -134,7 +135,7 @@ def test_a_sink_that_fails_is_tried_again(pipe: Pipe, monkeypatch: pytest.Monkey
         return real_write(fd, data)
 
     monkeypatch.setattr(os, "write", write)
-    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink = Sink(Output(pipe.output.fileno()), 10, dropped)
     sink.put(b"one\n")
     sink.put(b"two\n")
     until(lambda: not failures)
@@ -146,7 +147,7 @@ def test_a_write_that_takes_a_part_is_continued(pipe: Pipe, monkeypatch: pytest.
     """No line is incomplete or written twice."""
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, data[:3]))
-    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink = Sink(Output(pipe.output.fileno()), 10, dropped)
     sink.put(b"a line of some length\n")
     sink.close(DEADLINE)
     assert pipe.read_all() == b"a line of some length\n"
@@ -158,7 +159,7 @@ def test_a_non_blocking_descriptor_is_waited_for(pipe: Pipe, monkeypatch: pytest
     monkeypatch.setattr(module, "_RETRY", 1000.0)
     os.set_blocking(pipe.output.fileno(), False)
     lines = [b"x" * 999 + b"\n"] * (3 * PIPE_SIZE // 1000)
-    sink = Sink(pipe.output.fileno(), len(lines), dropped)
+    sink = Sink(Output(pipe.output.fileno()), len(lines), dropped)
     for line in lines:
         sink.put(line)
     data = bytearray()
@@ -170,7 +171,7 @@ def test_a_non_blocking_descriptor_is_waited_for(pipe: Pipe, monkeypatch: pytest
 
 def test_close_gives_up_on_a_sink_that_takes_nothing(pipe: Pipe) -> None:
     """The daemon must stop although nobody reads its log."""
-    sink = Sink(pipe.output.fileno(), 1000, dropped)
+    sink = Sink(Output(pipe.output.fileno()), 1000, dropped)
     for _ in range(1000):
         sink.put(bytes(1000))
     sink.close(0.1)
@@ -183,7 +184,7 @@ def test_close_gives_up_on_a_sink_that_takes_nothing(pipe: Pipe) -> None:
 def test_close_gives_up_on_a_sink_that_fails() -> None:
     """The lines are lost."""
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 - a descriptor is all it takes
-        sink = Sink(full.fileno(), 10, dropped)
+        sink = Sink(Output(full.fileno()), 10, dropped)
         sink.put(b"lost\n")
         sink.close(DEADLINE)
         assert not sink._thread.is_alive()
@@ -193,7 +194,7 @@ def test_close_gives_up_on_a_sink_that_fails() -> None:
 def test_close_waits_longer_for_a_sink_that_takes_something(pipe: Pipe, takes: int, attempts: int) -> None:
     """A reader that takes a little each time delays the stop, but only by a bounded time."""
     joins: list[float] = []
-    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink = Sink(Output(pipe.output.fileno()), 10, dropped)
 
     class Slow:
         def join(self, patience: float) -> None:
@@ -511,7 +512,7 @@ def test_on_a_terminal_auto_is_for_people() -> None:
 
 def test_drops_are_reported_while_the_overload_lasts(pipe: Pipe) -> None:
     """A slow reader learns what is missing before the load ends."""
-    sink = Sink(pipe.output.fileno(), 10, dropped)
+    sink = Sink(Output(pipe.output.fileno()), 10, dropped)
     data = bytearray()
     for _ in range(1000):
         for _ in range(100):

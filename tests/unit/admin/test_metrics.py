@@ -20,6 +20,7 @@ from prometheus_client.openmetrics import parser as open_parser
 from echod import __version__
 from echod.admin import metrics
 from echod.histogram import Histogram
+from echod.log import Held
 from echod.reload import Reloaded
 from echod.server.access import REJECT_REASONS
 from echod.server.endpoint import Peer
@@ -92,6 +93,7 @@ NAMES = {
     "echod_loop_lag_seconds_count",
     "echod_loop_lag_seconds_sum",
     "echod_log_dropped_lines_total",
+    "echod_log_held_lines",
     "echod_config_reload_success",
     "echod_config_reload_timestamp_seconds",
     "process_cpu_seconds_total",
@@ -187,6 +189,7 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
         daemon.server.rejections.log(Peer("192.0.2.8", 1), LISTENER, "denied")
     daemon.server.listeners._paused_seconds = 0.75
     daemon.log.lost = 9
+    daemon.log.late = Held(37, 12.3456, "EPIPE")
     found = samples(daemon, accept)
     expected = {
         "echod_connections_accepted_total": 3.0,
@@ -197,6 +200,7 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
         "echod_connection_duration_seconds_count": 2.0,
         "echod_accept_paused_seconds_total": 0.75,
         "echod_log_dropped_lines_total": 9.0,
+        "echod_log_held_lines": 37.0,
         "echod_config_reload_success": 1.0,
         "echod_config_reload_timestamp_seconds": 1600000040.5,
     }

@@ -13,6 +13,7 @@ import pytest
 
 from echod import __version__
 from echod.admin import status
+from echod.log import Held
 from echod.reload import Change, Reloaded
 from echod.server import kernel
 from echod.server.endpoint import Peer
@@ -78,7 +79,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
             "warnings": [],
             "errors": [],
         },
-        "log": {"dropped": 0},
+        "log": {"dropped": 0, "held": 0, "held_since": None, "error": None},
     }
 
 
@@ -94,6 +95,7 @@ def test_a_status_is_what_the_books_say(daemon: Inside) -> None:
     daemon.server.rejections.log(Peer("192.0.2.8", 1), LISTENER, "pool_full")
     daemon.server.lag.observe(0.0123456789)
     daemon.log.lost = 7
+    daemon.log.late = Held(37, 12.3456, "EPIPE")
     answer = status.status(daemon.running, daemon.meter)
     assert answer["pool"]["in_use"] == 1
     assert answer["connections"]["accepted"] == 2
@@ -101,7 +103,7 @@ def test_a_status_is_what_the_books_say(daemon: Inside) -> None:
     assert answer["connections"]["rejected"]["pool_full"] == 1
     assert (answer["bytes_received"], answer["bytes_sent"]) == (12, 8)
     assert answer["loop_lag"] == {"last": 0.012346, "p50": 0.012346, "p99": 0.012346, "max": 0.012346}
-    assert answer["log"] == {"dropped": 7}
+    assert answer["log"] == {"dropped": 7, "held": 37, "held_since": 12.346, "error": "EPIPE"}
 
 
 def test_a_status_names_the_file_on_one_line(tmp_path: Path) -> None:

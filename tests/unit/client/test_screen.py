@@ -137,11 +137,36 @@ def test_without_connections_the_sources_are_none() -> None:
 
 
 def test_losses_need_attention() -> None:
-    """Time without accepting, and dropped log lines."""
+    """Time without accepting."""
     assert about("paused", accept_paused_seconds=0.1) == [
         "! paused     100.0 ms without accepting, for lack of descriptors or memory"
     ]
-    assert about("log", log={"dropped": 1234}) == ["! log        1,234 lines dropped"]
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ({"dropped": 1234}, "! log        1,234 lines dropped"),
+        ({"held": 37, "held_since": 0.9}, "  log        no lines dropped"),
+        (
+            {"held": 1234, "held_since": 1.0},
+            "! log        no lines dropped, 1,234 held for 1s: standard output takes nothing",
+        ),
+        (
+            {"dropped": 5, "held": 37, "held_since": 75.5, "error": "EPIPE"},
+            "! log        5 lines dropped, 37 held for 1m 15s: EPIPE",
+        ),
+        ({"held": 1, "held_since": 0.2, "error": "ENOSPC"}, "! log        no lines dropped, 1 held for 0s: ENOSPC"),
+        (
+            {"error": "ENOENT"},
+            "! log        no lines dropped; its file was moved or removed, and can't be opened again: ENOENT",
+        ),
+    ],
+)
+def test_lines_of_the_log_that_do_not_arrive_need_attention(log: dict[str, Any], line: str) -> None:
+    """How many, for how long, and why. Lines that are held for less than a second are on their way."""
+    nothing = {"dropped": 0, "held": 0, "held_since": None, "error": None}
+    assert about("log", log=nothing | log) == [line]
 
 
 def test_connections_are_a_table() -> None:
