@@ -81,7 +81,7 @@ class Output:
 def _name(fd: int) -> str | None:
     """Return the path of an open file; `None` if it has none, or another file has it."""
     with contextlib.suppress(OSError):
-        name = os.readlink(f"/proc/self/fd/{fd}")
+        name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as text: it may end in " (deleted)"
         if os.path.samestat(os.lstat(name), os.fstat(fd)):
             return name
     return None
