@@ -163,8 +163,6 @@ class UnixSocket:
 
     def close(self) -> None:
         """Remove the path, unless another process has put its own socket there."""
-        try:
-            if self.place == "ours":
+        if self.place == "ours":
+            with contextlib.suppress(OSError):  # the directory may not be ours any more
                 self._path.unlink()
-        except OSError:
-            pass  # already removed, or no longer accessible

@@ -17,10 +17,11 @@ from echod import cli
 class Process:
     """Instead of this one: what has been set, and children that have ended."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pid: int, zombies: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pid: int, zombies: int, running: bool) -> None:
         self.handlers: dict[int, Any] = {}
         self.blocked: set[int] = set()
         self.zombies = zombies
+        self.running = running
         monkeypatch.setattr(os, "getpid", lambda: pid)
         monkeypatch.setattr(os, "waitpid", self._wait)
         monkeypatch.setattr(signal, "signal", self.handlers.__setitem__)
@@ -28,18 +29,22 @@ class Process:
         monkeypatch.setattr(cli, "main", lambda: None)
 
     def _wait(self, *_: int) -> tuple[int, int]:
-        if self.zombies == 0:
-            raise ChildProcessError
-        self.zombies -= 1
-        return 7, 0
+        if self.zombies:
+            self.zombies -= 1
+            return 7, 0
+        if self.running:
+            return 0, 0
+        raise ChildProcessError
 
     def _mask(self, how: int, numbers: set[int]) -> None:
         self.blocked = self.blocked | set(numbers) if how == signal.SIG_BLOCK else self.blocked - set(numbers)
 
 
-def begin(monkeypatch: pytest.MonkeyPatch, *words: str, pid: int = 4711, zombies: int = 0) -> Process:
+def begin(
+    monkeypatch: pytest.MonkeyPatch, *words: str, pid: int = 4711, zombies: int = 0, running: bool = False
+) -> Process:
     monkeypatch.setattr(sys, "argv", ["echod", *words])
-    process = Process(monkeypatch, pid=pid, zombies=zombies)
+    process = Process(monkeypatch, pid=pid, zombies=zombies, running=running)
     process.blocked = {signal.SIGTERM}  # as by env(1)
     entry.main()
     return process
@@ -59,11 +64,14 @@ def test_a_daemon_notes_signals_from_the_first_moment(monkeypatch: pytest.Monkey
     assert signal.SIGCHLD not in process.handlers
 
 
+@pytest.mark.parametrize("running", [False, True])
 @pytest.mark.parametrize("zombies", [0, 3])
-def test_as_the_first_process_it_reaps_whoever_has_no_parent(monkeypatch: pytest.MonkeyPatch, zombies: int) -> None:
+def test_as_the_first_process_it_reaps_whoever_has_no_parent(
+    monkeypatch: pytest.MonkeyPatch, zombies: int, *, running: bool
+) -> None:
     """Those that have ended before, and by the kernel all that end later."""
     monkeypatch.setattr(builtins, "open", no_proc)
-    process = begin(monkeypatch, "run", pid=1, zombies=zombies)
+    process = begin(monkeypatch, "run", pid=1, zombies=zombies, running=running)
     assert process.handlers[signal.SIGCHLD] == signal.SIG_IGN
     assert process.zombies == 0
 
