@@ -180,8 +180,8 @@ def _flags(arguments: argparse.Namespace) -> dict[str, str]:
     return {setting.name: values[setting.name] for setting in declared() if values.get(setting.name) is not None}
 
 
-def _warn(warnings: Iterable[str]) -> None:
-    stdio.report(*(printable(f"warning: {line}") for line in warnings), level="warning")
+def _warn(warnings: Iterable[str], level: str = "warning") -> None:
+    stdio.report(*(printable(f"warning: {line}") for line in warnings), level=level)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -277,7 +277,7 @@ def _kill(arguments: argparse.Namespace) -> None:
 def _reload(arguments: argparse.Namespace) -> None:
     text, warnings = control.reload(_daemon(arguments))
     stdio.answer(text)
-    _warn(warnings)
+    _warn(warnings, level="answer")  # under ExecReload=, the journal has them from the daemon
 
 
 def _network(text: str) -> Network:

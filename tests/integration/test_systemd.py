@@ -169,6 +169,18 @@ def test_urgent_bytes_to_an_inherited_socket_come_back(
             assert read_exactly(late, 1) == b"!"
 
 
+def test_a_reload_answers_that_what_it_has_changed_has_no_effect(
+    activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path
+) -> None:
+    """The one that types `echod reload` sees it; the change is confirmed all the same."""
+    path = str(tmp_path / "admin.sock")
+    with activated(listener, config="[listen]\nport = 1\n", flags=["--admin.socket", path]) as daemon:
+        daemon.file.write_text("[listen]\nport = 2\n")
+        done = command("reload", "--admin.socket", path)
+        assert (done.returncode, done.stdout) == (0, "listen.port: 1 -> 2\n")
+        assert done.stderr == "warning: [listen] is not bound: the sockets come from systemd (LISTEN_FDS)\n"
+
+
 def test_a_client_that_comes_between_two_processes_is_refused_by_none(
     activated: Callable[..., Echod], listener: socket.socket
 ) -> None:
@@ -246,6 +258,19 @@ def test_it_serves_on_mptcp(activated: Callable[..., Echod], protocol: int) -> N
                 send_all(other, b"y")
                 assert read_all(other) == b"y"
             assert daemon.wait() == 0
+
+
+@pytest.mark.skipif(not has_mptcp(), reason="no MPTCP here")
+def test_an_urgent_byte_comes_back_from_a_socket_of_mptcp(activated: Callable[..., Echod]) -> None:
+    """MPTCP has no SO_OOBINLINE, but a client without MPTCP has a connection of plain TCP, with urgent bytes."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as theirs:
+        theirs.bind((LOCAL, 0))
+        theirs.listen()
+        with activated(theirs), socket.create_connection(theirs.getsockname(), DEADLINE) as client:
+            client.sendall(b"ABC")
+            client.send(b"!", socket.MSG_OOB)
+            send_all(client, b"DEF")
+            assert read_all(client) == b"ABC!DEF"
 
 
 _WRAPPER = ["/bin/sh", "-c", '"$@"; exit', "sh"]

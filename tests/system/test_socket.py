@@ -175,3 +175,13 @@ def test_narrow_it_serves_without_http_and_says_so(machine: Machine) -> None:
     assert line["message"].startswith("admin.http: http://127.0.0.1:9107: can't listen: no such sockets here")
     assert machine.show("echod", "ActiveState", "NRestarts") == ["active", "0"]
     assert machine.run("echod status --json | jq -r .pool.size") == "1024\n"
+
+
+def test_a_reload_answers_that_the_port_of_the_file_does_not_count(machine: Machine) -> None:
+    """The one that types it sees it, without looking into the log."""
+    machine.run("systemctl start echod.socket")
+    assert machine.echo(7) == b"hi\n"
+    machine.run("sed -i 's/^port = 7$/port = 77/' /etc/echod/echod.toml")
+    answer = machine.shell("echod reload")
+    assert answer.returncode == 0
+    assert "[listen] is not bound: the sockets come from systemd" in answer.stdout + answer.stderr
