@@ -206,10 +206,9 @@ def _run(arguments: argparse.Namespace) -> None:
         raise Refusal(exit_code=os.EX_SOFTWARE) from None
     finally:
         if lost := log.close():
-            what = "1 line" if lost == 1 else f"{lost} lines"
-            why = log.held.error or "standard output takes nothing"
+            lines = "1 line" if lost == 1 else f"{lost} lines"
             # Without waiting: standard error may be the same pipe, which nobody reads.
-            stdio.report(f"echod: {what} of the log could not be written: {why}", wait=False)
+            stdio.report(f"echod: {lines} of the log could not be written: {log.held.why}", wait=False)
 
 
 def _check(arguments: argparse.Namespace) -> None:

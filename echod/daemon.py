@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from echod.log import Log
     from echod.systemd import Service
 
+_LATE = 1.0
+"""Seconds for which lines of the log may be held until the status says so."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -129,15 +131,13 @@ class Daemon:
 
     def _status(self) -> str:
         """Return one line about the daemon, for `systemctl status`."""
-        in_use, pool = len(self.server.pool.in_use), self.server.pool
+        in_use, pool, held = len(self.server.pool.in_use), self.server.pool, self._log.held
+        log = f", the log is held up: {held.why}" if (held.since or 0) >= _LATE else ""
         if self.told_to_stop.is_set():
-            return f"draining, {in_use} connections open"
-        text = f"{in_use} of {pool.size} workers in use, listening on {', '.join(self.server.listeners.urls)}"
-        return (
-            f"{text}; the last reload was refused: run `echod reload` for the reasons"
-            if self.reloads.last.errors
-            else text
-        )
+            return f"draining, {in_use} connections open{log}"
+        urls = ", ".join(self.server.listeners.urls)
+        refused = "; the last reload was refused: run `echod reload` for the reasons"
+        return f"{in_use} of {pool.size} workers in use, listening on {urls}{log}{refused * bool(self.reloads.last.errors)}"
 
     def _on_hup(self) -> None:
         if self._admin:

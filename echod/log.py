@@ -54,6 +54,11 @@ class Held(NamedTuple):
     error: str | None
     """The name of the errno with which the last attempt failed, to write or to open the file anew."""
 
+    @property
+    def why(self) -> str:
+        """The cause for people."""
+        return self.error or "standard output takes nothing"
+
 
 class Sink:
     """Writes lines to an output from a thread of its own, so that a slow, full or broken one delays nobody.

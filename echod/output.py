@@ -13,6 +13,7 @@ import fcntl
 import os
 import select
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Output:
 def _name(fd: int) -> str | None:
     """Return the path of an open file; `None` if it has none, or another file has it."""
     with contextlib.suppress(OSError):
-        name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as text: it may end in " (deleted)"
+        name = str(Path(f"/proc/self/fd/{fd}").readlink())
         if os.path.samestat(os.lstat(name), os.fstat(fd)):
             return name
     return None

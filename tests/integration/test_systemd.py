@@ -7,16 +7,16 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.fakes import has_mptcp
-from tests.support.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, send_all
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, reserved_port, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Daemon = Callable[..., Echod]
 
@@ -115,6 +115,22 @@ def test_the_manager_is_told_of_each_turn_in_its_life(echod: Daemon, manager: Ma
             assert stopping == "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=draining, 1 connections open"
             assert manager.wait_for("EXTEND_TIMEOUT_USEC=")
         assert daemon.wait() == 0
+
+
+def test_the_manager_is_told_that_the_log_is_held_up(echod: Daemon, manager: Manager, tmp_path: Path) -> None:
+    """`systemctl status` says so: the journal can't."""
+    with (
+        Path("/dev/full").open("wb") as full,
+        reserved_port() as port,
+        echod("[pool]\nsize = 7", stdout=full.fileno(), port=port, env=notified(tmp_path)) as daemon,
+    ):
+        serves = f"STATUS=0 of 7 workers in use, listening on tcp://127.0.0.1:{port}"
+        assert manager.wait_for("READY=1") == f"READY=1\n{serves}"
+        assert manager.wait_for("STATUS=") == f"{serves}, the log is held up: ENOSPC"
+        daemon.signal(signal.SIGTERM)
+        assert manager.wait_for("STOPPING=1").endswith("draining, 0 connections open, the log is held up: ENOSPC")
+        assert daemon.wait() == 0
+        assert daemon.errors() == "echod: 5 lines of the log could not be written: ENOSPC\n"
 
 
 def test_the_watchdog_is_pinged_while_it_serves_and_while_it_drains(

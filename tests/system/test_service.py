@@ -452,6 +452,45 @@ def test_the_journal_keeps_all_lines_of_20000_quick_connections(machine: Machine
     assert not [line for line in lines if line["event"] == "log.dropped"]
 
 
+@pytest.mark.parametrize("sandbox", ["as shipped", "socket-activated.conf"])
+def test_the_log_goes_on_after_the_journal_was_stopped_and_started(machine: Machine, sandbox: str) -> None:
+    """Each line that was held is there, with its priority. Meanwhile, `systemctl status` and `echod status` say so."""
+    if sandbox == "as shipped":
+        machine.run("systemctl start echod")
+    else:
+        machine.run("install -D -m 644 /usr/share/echod/socket-activated.conf -t /etc/systemd/system/echod.service.d/")
+        machine.run("systemctl daemon-reload && systemctl start echod.socket echod.service")
+    sockets = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket"
+    machine.run(f"systemctl stop {sockets} systemd-journald.service")
+    try:
+        for _ in range(10):
+            assert machine.echo(7) == b"hi\n"
+        until(lambda: status(machine).endswith(", the log is held up: EPIPE"), what="the status", interval=0.2)
+        assert re.search(r"(?m)^! log +no lines dropped, 20 held for \ds: EPIPE$", machine.run("echod status"))
+    finally:
+        machine.run("systemctl start systemd-journald.service")
+    machine.wait_for("echod", "connection.closed", 10)
+    assert not re.search(r"(?m)^! log", machine.run("echod status"))
+    machine.run("systemctl stop echod.socket echod.service")
+    machine.wait_for("echod", "daemon.stopped")
+    assert len(machine.events("echod", "connection.opened")) == 10
+    assert machine.journal("echod", "-p warning") == []
+
+
+def test_the_log_goes_on_after_a_short_stop_of_the_journal(machine: Machine) -> None:
+    """Its sockets stay, and a daemon that has not noticed stops: its last lines are there."""
+    machine.run("systemctl start echod")
+    machine.wait_for("echod", "daemon.started")
+    machine.run("systemctl stop systemd-journald.service; systemctl start systemd-journald.service")
+    machine.run("systemctl stop echod")
+    machine.wait_for("echod", "daemon.stopped")
+    assert [line["event"] for line in machine.events("echod")][-3:] == [
+        "daemon.draining",
+        "listener.stopped",
+        "daemon.stopped",
+    ]
+
+
 @pytest.mark.parametrize("command", ["status", "connections", "kill 1", "reload", "status --json"])
 def test_the_operator_asks_the_running_daemon(machine: Machine, command: str) -> None:
     """Without a word about where it is."""

@@ -30,6 +30,7 @@ from tests.support.inside import without_privileges
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from echod.log import Log
     from echod.systemd import Service
 
 CONFIGURED = ["run", "check", "config show"]
@@ -788,6 +789,23 @@ def test_a_bug_in_the_daemon_is_a_log_line_and_exit_code_70(tmp_path: Path, monk
     logged = json.loads(line)
     assert (logged["level"], logged["event"]) == ("error", "internal.error")
     assert "ZeroDivisionError: a bug" in logged["exception"]
+
+
+@pytest.mark.parametrize(("lines", "text"), [(0, ""), (1, "1 line"), (1234, "1234 lines")])
+def test_lines_that_could_not_be_written_are_counted_on_standard_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: int, text: str
+) -> None:
+    """The exit code is that of the daemon: a log that can't be written is no reason to fail."""
+
+    def run(_: object, log: Log, *__: object) -> None:
+        for number in range(lines):
+            log.info("event", number=number)
+
+    monkeypatch.setattr(daemon, "run", run)
+    with Path("/dev/full").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.run(["run"]) == os.EX_OK
+    assert capfd.readouterr().err == (f"echod: {text} of the log could not be written: ENOSPC\n" if text else "")
 
 
 def test_a_bug_in_a_command_is_a_traceback_and_exit_code_70(

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import time
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ import pytest
 
 from echod import log as module
 from echod.config import settings
-from echod.log import Log, Sink
+from echod.log import Held, Log, Sink
 from echod.output import Output
 from tests.support.harness import DEADLINE, until
 
@@ -188,6 +189,135 @@ def test_close_gives_up_on_a_sink_that_fails() -> None:
         sink.put(b"lost\n")
         sink.close(DEADLINE)
         assert not sink._thread.is_alive()
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RETRY", 0.01)
+
+
+class Choosy(Output):
+    """An output that takes some bytes, and fails then, with what `errors` has; `held` and `taken` are for the test."""
+
+    def __init__(self, pipe: Pipe, *steps: int | OSError | None) -> None:
+        super().__init__(pipe.output.fileno())
+        self.steps = list(steps)
+        self.taken = b""
+        self.mended: list[OSError] = []
+
+    def write(self, data: bytes, start: int) -> int:
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, OSError):
+            raise step
+        part = data[start : None if step is None else start + step]
+        self.taken += part
+        return len(part)
+
+    def mend(self, error: OSError) -> bool:
+        self.mended.append(error)
+        return error.errno == errno.EPIPE
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+BROKEN = BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("steps", "lost"),
+    [
+        ((None,), 0),
+        ((NO_SPACE,), 3),
+        ((1, NO_SPACE), 3),
+        ((4, NO_SPACE), 2),
+        ((9, NO_SPACE), 1),
+        ((12, NO_SPACE), 0),
+        ((NO_SPACE, None), 0),
+    ],
+)
+@pytest.mark.usefixtures("no_pause")
+def test_close_counts_the_lines_that_are_lost(pipe: Pipe, steps: tuple[int | OSError | None, ...], lost: int) -> None:
+    """A line of which a part is written is lost too."""
+    output = Choosy(pipe, *steps)
+    sink = Sink(output, 10, dropped)
+    with sink._lock:
+        sink._closing.set()  # so that the sink gives up
+        for line in (b"one\n", b"two\n", b"six\n"):
+            sink.put(line)
+    assert sink.close(DEADLINE) == lost
+    assert not sink._thread.is_alive()
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_dropped_lines_that_no_line_tells_of_are_lost_too(pipe: Pipe) -> None:
+    """Whether the sink fails or hangs."""
+    sink = Sink(Choosy(pipe, NO_SPACE), 2, dropped)
+    for _ in range(10):
+        sink.put(b"line\n")
+    assert sink.close(DEADLINE) == 10
+    hangs = Sink(Output(pipe.output.fileno()), 3, dropped)
+    hangs.put(bytes(2 * PIPE_SIZE - 1) + b"\n")
+    for _ in range(10):
+        hangs.put(b"line\n")
+    assert hangs.close(0.1) == 11
+
+
+@pytest.mark.parametrize("error", [BROKEN, NO_SPACE])
+@pytest.mark.usefixtures("no_pause")
+def test_a_line_that_was_begun_is_written_again_only_to_a_new_stream(pipe: Pipe, error: OSError) -> None:
+    """Where nobody has its beginning. A disk that has room again gets the rest of it."""
+    output = Choosy(pipe, 6, error, None)
+    sink = Sink(output, 10, dropped)
+    with sink._lock:
+        for line in (b"one\n", b"two\n"):
+            sink.put(line)
+        sink._closing.wait(2 * module._GATHER)
+    assert sink.close(DEADLINE) == 0
+    assert output.mended == [error]
+    assert output.taken == (b"one\ntwtwo\n" if error is BROKEN else b"one\ntwo\n")
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_what_is_held_is_told_with_its_time_and_its_cause(pipe: Pipe) -> None:
+    """From the moment at which the sink did not keep up; nothing before and after."""
+    output = Choosy(pipe, NO_SPACE)
+    sink = Sink(output, 1000, dropped)
+    assert sink.state == Held(0, None, None)
+    for _ in range(3 * module._BATCH):
+        sink.put(b"line\n")
+    until(lambda: sink.state.error)
+    assert sink.state.lines == 3 * module._BATCH
+    assert sink.state.error == "ENOSPC"
+    until(lambda: (sink.state.since or 0) > 0.05)
+    output.steps = [None]
+    until(lambda: sink.state == Held(0, None, None))
+    with sink._lock:
+        sink.put(b"on its way\n")
+        assert (sink.state.since or 0) < 0.05
+    assert sink.close(DEADLINE) == 0
+
+
+def test_lines_that_keep_moving_are_not_late(pipe: Pipe) -> None:
+    """However long there have been lines all the time."""
+    sink = Sink(Choosy(pipe, None), 1 << 20, dropped)
+    end = time.monotonic() + 0.5
+    longest = 0.0
+    while time.monotonic() < end:
+        for _ in range(10):
+            sink.put(b"line\n")
+        longest = max(longest, sink.state.since or 0)
+        time.sleep(0.001)
+    assert sink.close(DEADLINE) == 0
+    assert longest < 0.25
+
+
+@pytest.mark.parametrize("trouble", ["ENOENT", None])
+def test_a_file_that_cannot_be_opened_again_is_told(pipe: Pipe, trouble: str | None) -> None:
+    """Though all lines are written."""
+    output = Choosy(pipe, None)
+    sink = Sink(output, 10, dropped)
+    output.error = trouble
+    assert sink.state == Held(0, None, trouble)
+    sink.close(DEADLINE)
 
 
 @pytest.mark.parametrize(("takes", "attempts"), [(0, 1), (1, module._LAST_ATTEMPTS)])
@@ -523,6 +653,13 @@ def test_drops_are_reported_while_the_overload_lasts(pipe: Pipe) -> None:
     assert b"dropped" in data
     pipe.close_reader()
     sink.close(0.1)
+
+
+def test_the_log_tells_what_is_held(log: Log) -> None:
+    """And why, in words if there is no errno."""
+    until(lambda: log.held == Held(0, None, None))
+    assert log.held.why == "standard output takes nothing"
+    assert Held(1, 2.0, "EPIPE").why == "EPIPE"
 
 
 def test_dropped_lines_are_counted_since_the_start(pipe: Pipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -59,3 +60,23 @@ def test_a_stream_that_python_found_closed_is_opened(
         stdio.guard()
         print("a\udcffb", file=getattr(sys, name), flush=True)
     assert target.read_text() == "a\\udcffb\n"
+
+
+@pytest.mark.parametrize("descriptor", [2], indirect=True)
+@pytest.mark.parametrize(("wait", "room", "written"), [(True, True, True), (False, True, True), (False, False, False)])
+def test_a_report_need_not_wait(
+    monkeypatch: pytest.MonkeyPatch, descriptor: int, *, wait: bool, room: bool, written: bool
+) -> None:
+    """At the end of the daemon, standard error may be a pipe that is full and that nobody reads."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.dup2(writer, descriptor)
+    os.close(writer)
+    size = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+    if not room:
+        os.write(descriptor, bytes(size))
+    with os.fdopen(descriptor, "w", closefd=False) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        stdio.report("lost", wait=wait)
+        assert (b"lost\n" in os.read(reader, 2 * size)) == written
+    os.close(reader)

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +17,11 @@ from echod import systemd
 from echod.config import settings
 from echod.errors import Refusal
 from echod.log import Log
-from echod.systemd import Inherited, Service, is_journal, prefixed
+from echod.systemd import Inherited, Service, is_journal, journal_stream, prefixed
 from tests.support.fakes import Clock, FakeLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from echod.config.settings import Format
 
@@ -375,6 +375,31 @@ def test_the_journal_is_known_by_its_device_and_inode(tmp_path: Path) -> None:
         assert is_journal(stream.fileno(), environ)
         assert not is_journal(other.fileno(), environ)
         assert not is_journal(stream.fileno(), {})
+
+
+def test_a_stream_to_the_journal_begins_with_what_it_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In lines, as sd_journal_stream_fd(3) writes them. It only writes."""
+    monkeypatch.chdir(tmp_path)  # the address of a Unix socket is short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("stdout")
+        listener.listen()
+        fd = journal_stream("stdout")
+        journal, _ = listener.accept()
+        with journal:
+            assert journal.recv(100) == b"echod\n\n3\n1\n0\n0\n0\n"
+            os.write(fd, b"<5>line\n")
+            assert journal.recv(100) == b"<5>line\n"
+            with pytest.raises(BrokenPipeError):
+                journal.send(b"x")
+        os.close(fd)
+
+
+def test_without_a_journal_there_is_no_stream(tmp_path: Path) -> None:
+    """And no descriptor is left open."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(FileNotFoundError):
+        journal_stream(str(tmp_path / "stdout"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize(
