@@ -252,7 +252,8 @@ def _connections(arguments: argparse.Namespace) -> None:
 
 
 def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> None:
-    redraws = arguments.watch and not arguments.json and sys.stdout.isatty()
+    # A dumb terminal, as in Emacs or a CI job, shows escape sequences as text.
+    redraws = arguments.watch and not arguments.json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     while True:
         text = answer()
         if redraws:

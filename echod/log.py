@@ -205,7 +205,7 @@ class Log:
         console = settings.format == "console" or (settings.format == "auto" and self._terminal)
         self._chain: list[Processor]
         if console:
-            colors = self._terminal and not os.environ.get("NO_COLOR")
+            colors = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
             self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
             self._chain = [_json]

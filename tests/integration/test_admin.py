@@ -619,7 +619,7 @@ def test_watch_draws_again_each_second_until_ctrl_c(admin: Daemon, tmp_path: Pat
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=environment(LINES="", COLUMNS=""),  # pytest may have set them
+            env=environment(LINES="", COLUMNS="", TERM="xterm"),  # pytest may have set them
             start_new_session=True,
         )
         os.close(theirs)

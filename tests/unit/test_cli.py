@@ -593,11 +593,14 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-def on_terminal(monkeypatch: pytest.MonkeyPatch, words: list[str], lines: int) -> tuple[int, str]:
+def on_terminal(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], lines: int, *, term: str = "xterm"
+) -> tuple[int, str]:
     """Return the exit code of a command on a terminal with this number of lines, and its output."""
     ours, theirs = os.openpty()
     monkeypatch.setenv("LINES", str(lines))
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", term)
     written = bytearray()
 
     def read() -> None:
@@ -636,6 +639,17 @@ def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, 
     assert text.count("\n") == 9
     assert text.endswith("\n")
     assert seconds == [1]
+
+
+def test_watch_on_a_dumb_terminal_has_no_escapes(
+    monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]
+) -> None:
+    """One screen follows the other, as in a pipe."""
+    for _ in range(2):
+        canned.answer(200, status())
+    _, text = on_terminal(monkeypatch, ["status", "--watch"], 10, term="dumb")
+    assert text == screen.status(status()) * 2
+    assert seconds == [1, 1]
 
 
 def test_a_screen_that_is_not_watched_is_complete(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:

@@ -609,10 +609,15 @@ def test_people_read_what_is_nested_flat(pipe: Pipe) -> None:
     ]
 
 
-@pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])
-def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, no_colour: str, *, coloured: bool) -> None:
-    """NO_COLOR is the variable that other programs obey too."""
+@pytest.mark.parametrize(
+    ("no_colour", "term", "coloured"), [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False)]
+)
+def test_colours_can_be_turned_off(
+    monkeypatch: pytest.MonkeyPatch, no_colour: str, term: str, *, coloured: bool
+) -> None:
+    """NO_COLOR is the variable that other programs obey too. A dumb terminal would show the escape sequences as text."""
     monkeypatch.setenv("NO_COLOR", no_colour)
+    monkeypatch.setenv("TERM", term)
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as terminal:
         log = Log(terminal, settings.Log(level="info", format="auto", queue=10))
