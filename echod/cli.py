@@ -214,6 +214,9 @@ def _run(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
     if not arguments.quiet:
+        if loaded.file and not loaded.has_keys:
+            text = "has no key: a start takes the defaults, a reload is refused if there were keys before"
+            _warn([f"{loaded.file}: {text}"])
         _warn(loaded.warnings)
         stdio.answer(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 
 STEP = 1.0
-"""Seconds by which the wall clock must be off before a moment gets another Unix time: metrics that tremble look like restarts."""
+"""Seconds by which the wall clock must move before a moment gets another Unix time. A start time that changes, by however
+little, looks like a restart."""
 
 
 def now() -> float:
@@ -19,7 +20,7 @@ def now() -> float:
 
 
 class WallClock:
-    """The wall clock, of which a moment has the same Unix time again and again, until the clock is set."""
+    """The wall clock. A moment keeps its Unix time until the clock is set."""
 
     def __init__(self) -> None:
         self._booted = time.time() - now()

@@ -151,7 +151,7 @@ class UnixSocket:
 
     @property
     def place(self) -> Literal["ours", "taken", "empty"]:
-        """What is at the path by now. Without it, nobody can connect, although the socket listens on."""
+        """What is at the path now: this socket, something else, or nothing. Clients connect by the path."""
         try:
             return "ours" if _identity(self._path) == self._identity else "taken"
         except OSError:

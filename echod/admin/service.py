@@ -63,7 +63,7 @@ class Admin:
             self._renew(self._socket)
 
     def _renew(self, gone: UnixSocket) -> None:
-        """Whoever cleans /run, or ends the last session of the user, removes the socket of a daemon that goes on."""
+        """Listen at the path again. A clean-up of /run, or the end of the user's last session, has removed the socket."""
         try:
             self._socket = gone.again()
         except Refusal as refusal:

@@ -161,6 +161,6 @@ def _state(worker: Worker) -> str:
 
 
 def _when(at: float) -> dict[str, Any]:
-    """Return when something was, and its age in seconds: who subtracted the timestamp from a clock could be wrong by years."""
+    """Return when something happened, and its age in seconds. A difference of timestamps is no age: the clock may be set."""
     timestamp = datetime.fromtimestamp(clock.unix_time(at), UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
     return {"timestamp": f"{timestamp}Z", "age": round(clock.now() - at, 3)}

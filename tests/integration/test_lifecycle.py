@@ -183,7 +183,7 @@ def test_wrong_usage_is_64(words: tuple[str, ...]) -> None:
 
 def test_check_binds_nothing(echod: Daemon) -> None:
     """It says that a file is good although its port is in use."""
-    with echod() as daemon:
+    with echod("[pool]\nsize = 5") as daemon:
         done = command("check", "-c", str(daemon.file), "-p", str(daemon.port))
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{daemon.file}: ok\n", "")
 

@@ -79,14 +79,24 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 def test_check_prints_ok_for_a_valid_file(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     """And nothing else."""
+    file.write_text("[pool]\nsize = 5")
     for option in ("-c", "--config"):
         assert run(capsys, "check", option, str(file)) == (os.EX_OK, f"{file}: ok\n", "")
+
+
+def test_check_warns_about_a_file_without_a_key(capsys: pytest.CaptureFixture[str], file: Path) -> None:
+    """It is valid for a start, and was probably emptied by accident."""
+    file.write_text("[access]\n# allow = []\n")
+    code, output, errors = run(capsys, "check", "-c", str(file))
+    assert (code, output) == (os.EX_OK, f"{file}: ok\n")
+    assert errors.startswith(f"warning: {file}: has no key: a start takes the defaults")
 
 
 def test_check_finds_the_file_as_run_does(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a file, it checks the defaults."""
+    file.write_text("[pool]\nsize = 5")
     assert run(capsys, "check") == (os.EX_OK, "defaults: ok\n", "")
     monkeypatch.setattr(config, "DEFAULT_FILE", file)
     assert run(capsys, "check") == (os.EX_OK, f"{file}: ok\n", "")
