@@ -159,15 +159,22 @@ def test_a_reader_that_goes_away_costs_no_echo_and_no_exit(echod: Daemon) -> Non
     assert why == "EPIPE"
 
 
-@pytest.mark.parametrize("sink", ["a full disk", "a pipe that nobody reads", "a pipe without a reader"])
+@pytest.mark.parametrize(
+    "sink", ["a full disk", "a pipe that nobody reads", "a pipe without a reader", "a terminal that has gone"]
+)
 def test_a_status_says_that_lines_are_held_since_when_and_why(echod: Daemon, tmp_path: Path, sink: str) -> None:
     """The number includes all that the sink has not taken. The screen says so too, and needs attention."""
     asked = ("--admin.socket", str(tmp_path / "a"))
-    error = {"a full disk": "ENOSPC", "a pipe without a reader": "EPIPE"}.get(sink)
+    errors = {"a full disk": "ENOSPC", "a pipe without a reader": "EPIPE", "a terminal that has gone": "EIO"}
+    error = errors.get(sink)
     with contextlib.ExitStack() as stack:
         reader, output = stack.enter_context(_small_pipe())
         if sink == "a full disk":
             output = stack.enter_context(Path("/dev/full").open("wb")).fileno()
+        if sink == "a terminal that has gone":
+            terminal, output = os.openpty()
+            stack.callback(_close, output)
+            os.close(terminal)
         if error:
             os.close(reader)
         daemon = stack.enter_context(echod(stdout=output, port=stack.enter_context(reserved_port()), flags=asked))
