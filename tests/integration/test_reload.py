@@ -252,6 +252,7 @@ def test_the_form_of_the_log_changes(echod: Daemon) -> None:
                 line = log.readline()
                 assert "config.reloaded" in line
                 assert line[0] == beginning
+            assert daemon.stop() == 0  # while its log has a reader
 
 
 def test_lifecycle_lines_can_be_turned_off_and_on(echod: Daemon) -> None:
