@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 _LATE = 1.0
 """Seconds for which lines of the log may be held until the status says so."""
+NEVER = 2**31 - 1
+"""A threshold that no counter of the garbage collector reaches."""
+YOUNG = 10
+"""Collections of young objects after which a full one is worth while, as Python has it."""
+FEW = 1000
+"""Connections whose objects a full collection checks in 0.7 ms."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -107,7 +113,11 @@ class Daemon:
             pool={"size": settings.pool.size, "when_full": settings.pool.when_full},
         )
         self._reloading = self._loop.create_task(self.reloads.run())
-        gc.freeze()  # what is there now stays: a collection that checked all of it would hold up everyone for 20 ms
+        # A full collection checks every object: 20 ms for what there is now, which stays, and 10 ms for 15,000 connections
+        # (measured). Echoing makes no garbage that needs one. So there are only those of `_on_check`; the others, of
+        # 7,000 young objects at the most, take 0.7 ms.
+        gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], NEVER)
         self._service.ping(self._loop)
         self._service.ready(self._status)
 
@@ -125,6 +135,8 @@ class Daemon:
             await self._admin.close()
 
     def _on_check(self) -> None:
+        if gc.get_count()[2] > YOUNG and len(self.server.pool.in_use) < FEW:
+            gc.collect()
         if self._admin:
             self._admin.check()
         self._service.look(self._status)

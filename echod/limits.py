@@ -6,8 +6,8 @@ import resource
 
 from echod.errors import Refusal
 
-RESERVE = 96
-"""Descriptors that are no connections: listeners, event loop, log, admin clients, and one to reject clients with."""
+RESERVE = 160
+"""Descriptors that are no connections: listeners, event loop, log, admin clients, and connections on hold."""
 
 
 def needed(connections: int) -> int:

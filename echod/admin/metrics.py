@@ -82,6 +82,7 @@ async def expose(running: Running, accept: str) -> tuple[bytes, str]:
     """
     content_type = _chosen(accept)
     parts = []
+    await running.server.pool.count_open()
     for reading in list(_read(running)):
         before = _written.cache_info().misses
         parts.append(_written(content_type, reading))
@@ -125,7 +126,6 @@ def _wanted(accept: str, kind: str, version: str) -> tuple[float, int]:
 def _read(running: Running) -> Iterator[_Reading]:
     server, reloads, log = running
     pool = server.pool
-    received, sent = pool.moved()
     yield _Reading(_build, "echod_build", "Versions.", ())
     yield _counter("echod_connections_accepted", "Connections that got a worker.", pool.accepted)
     yield _by_reason("echod_connections_closed", "Connections that have ended, by reason.", CLOSE_REASONS, pool.closed)
@@ -134,8 +134,8 @@ def _read(running: Running) -> Iterator[_Reading]:
     )
     yield _gauge("echod_connections_in_use", "Open connections.", len(pool.in_use))
     yield _gauge("echod_pool_size", "Workers: the most connections at one time.", pool.size)
-    yield _counter("echod_received_bytes", "Bytes read, also of open connections.", received)
-    yield _counter("echod_sent_bytes", "Bytes written back, also of open connections.", sent)
+    yield _counter("echod_received_bytes", "Bytes read, also of open connections.", pool.bytes_received)
+    yield _counter("echod_sent_bytes", "Bytes written back, also of open connections.", pool.bytes_sent)
     yield _histogram("echod_connection_duration_seconds", "From accept to close.", pool.durations)
     yield _counter(
         "echod_accept_paused_seconds",

@@ -73,7 +73,7 @@ class Routes:
         return Response(200, *await metrics.expose(self._running, request.headers.get("accept", "")))
 
     async def _status(self, _: Request) -> Response:
-        return reply(200, status.status(self._running, self._meter))
+        return reply(200, await status.status(self._running, self._meter))
 
     async def _live(self, _: Request) -> Response:
         return reply(200, {"status": "alive"})

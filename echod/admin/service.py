@@ -30,7 +30,9 @@ class Admin:
     """Both servers, as far as they are on. Raises `Refusal` if one can't listen; then there is none."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, running: Running, settings: settings.Admin) -> None:
+        self._loop = loop
         self._log = log = running.log
+        self._measuring: asyncio.Task[None] | None = None
         self._servers: list[HttpServer] = []
         self._socket = _open_socket(log, settings.socket)
         self._trouble = ""  # why the socket can't be made anew, as the log has it
@@ -52,7 +54,8 @@ class Admin:
 
     def check(self) -> None:
         """Take the counts from which rates are computed, and make a socket anew that is gone. Called every now and then."""
-        self._meter.measure()
+        if self._meter.is_due:
+            self._measuring = self._loop.create_task(self._meter.measure())
         if self._socket and self._socket.place == "empty":
             self._renew(self._socket)
 
@@ -79,6 +82,8 @@ class Admin:
         """Stop answering."""
         if self._socket:
             self._socket.close()  # first: as long as we listen, no other daemon takes the path
+        if self._measuring:
+            self._measuring.cancel()
         for server in self._servers:
             await server.close()
 

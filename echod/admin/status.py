@@ -5,7 +5,9 @@ Nothing is kept for that but the counts of a second ago, from which rates are co
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import math
 import os
 import time
 from datetime import UTC, datetime
@@ -18,6 +20,8 @@ from echod.server.pool import CLOSE_REASONS
 from echod.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from echod.log import Log
     from echod.reload import Reloads
     from echod.server.server import Server
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 SOURCES = 10
 """Sources in a status, those with the most connections."""
+BATCH = 1000
+"""Sources compared before the loop goes on."""
 
 
 class Running(NamedTuple):
@@ -36,42 +42,55 @@ class Running(NamedTuple):
 
 
 class Meter:
-    """Rates, from what was counted a second ago and two seconds ago. `measure` is called every now and then."""
+    """Rates, from two counts. Counting visits each open connection, so it happens once a second only while someone asks."""
 
     SECOND = 0.95  # timers are a little early at times
+    UNWATCHED = 10.0
+    """Seconds between two counts when nobody has asked for as long."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._asked = -math.inf
         self._seen = time.monotonic()
         self._counts = self._count()
         self.interval = 0.0
         self.rates: dict[str, float] = dict.fromkeys(self._counts, 0.0)
 
     def _count(self) -> dict[str, int]:
-        received, sent = self._server.pool.moved()
+        pool = self._server.pool
         return {
-            "accepted": self._server.pool.accepted,
+            "accepted": pool.accepted,
             "rejected": self._server.rejections.count.total(),
-            "bytes_received": received,
-            "bytes_sent": sent,
+            "bytes_received": pool.bytes_received,
+            "bytes_sent": pool.bytes_sent,
         }
 
-    def measure(self) -> None:
-        """Count, if a second has passed."""
+    def ask(self) -> dict[str, float]:
+        """Return the rates, and the seconds over which they are taken as `interval`."""
+        self._asked = time.monotonic()
+        return {"interval": round(self.interval, 3), **self.rates}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to `measure`."""
         now = time.monotonic()
-        interval = now - self._seen
-        if interval < self.SECOND:
-            return
-        before, self._counts = self._counts, self._count()
-        self._seen, self.interval = now, interval
-        self.rates = {name: round((count - before[name]) / interval, 3) for name, count in self._counts.items()}
+        return now - self._seen >= (self.SECOND if now - self._asked < self.UNWATCHED else self.UNWATCHED)
+
+    async def measure(self) -> None:
+        """Count."""
+        before, seen = self._counts, self._seen
+        self._seen = time.monotonic()
+        await self._server.pool.count_open()
+        self._counts, self.interval = self._count(), self._seen - seen
+        self.rates = {name: round((count - before[name]) / self.interval, 3) for name, count in self._counts.items()}
 
 
-def status(running: Running, meter: Meter) -> dict[str, Any]:
+async def status(running: Running, meter: Meter) -> dict[str, Any]:
     """Return what one screen shows, with bytes and seconds as numbers."""
     server, reloads, log = running
     pool, rejections, lag = server.pool, server.rejections, server.lag
-    received, sent = pool.moved()
+    await pool.count_open()
+    sources = await _largest(pool.sources)
     held = log.held
     return {
         "version": __version__,
@@ -86,9 +105,9 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
             "closed": {reason: pool.closed[reason] for reason in CLOSE_REASONS},
             "rejected": {reason: rejections.count[reason] for reason in REJECT_REASONS},
         },
-        "bytes_received": received,
-        "bytes_sent": sent,
-        "rates": {"interval": round(meter.interval, 3), **meter.rates},
+        "bytes_received": pool.bytes_received,
+        "bytes_sent": pool.bytes_sent,
+        "rates": meter.ask(),
         "listeners": [
             {
                 "listener": acceptor.listener.url,
@@ -99,10 +118,7 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
             for acceptor in server.listeners.acceptors
         ],
         "accept_paused_seconds": round(server.listeners.paused_seconds, 3),
-        "sources": [
-            {"source": source, "connections": count}
-            for source, count in heapq.nlargest(SOURCES, pool.sources.items(), key=lambda item: item[1])
-        ],
+        "sources": [{"source": source, "connections": count} for source, count in sources],
         "rejections": [
             {**_when(at), "client": client.fields(), "listener": listener, "reason": reason}
             for at, (client, listener, reason) in reversed(rejections.recent)
@@ -129,29 +145,38 @@ def status(running: Running, meter: Meter) -> dict[str, Any]:
     }
 
 
+async def _largest(sources: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return the sources with the most connections, with turns of the loop for others in between."""
+    largest: list[tuple[str, int]] = []
+    names = list(sources)
+    for begin in range(0, len(names), BATCH):
+        some = [(name, sources[name]) for name in names[begin : begin + BATCH] if name in sources]
+        largest = heapq.nlargest(SOURCES, largest + some, key=lambda source: source[1])
+        await asyncio.sleep(0)
+    return largest
+
+
 def connection(worker: Worker) -> dict[str, Any]:
-    """Return what is known of an open connection. `idle` is as exact as the timeouts check: to a second."""
+    """Return what is known of an open connection. Where the kernel does not tell, `idle` is exact to a second."""
     now = time.monotonic()
     info = kernel.info(worker.sock)
     pending = worker.pending()
+    if info and info.is_empty and not pending:
+        idle = info.quiet
+    else:
+        idle = max(0.0, now - worker.seen) if worker.received == worker.mark else 0.0
     return {
         "connection": worker.connection,
         "client": worker.client.fields(),
         "listener": worker.listener,
         "age": round(now - worker.opened, 3),
-        "idle": round(_idle(worker, now), 3),
+        "idle": round(idle, 3),
         "bytes_received": worker.received,
         "bytes_sent": worker.received - worker.dropped - pending,
         "pending": pending,
         "state": _state(worker),
         "tcp": info and info.fields(),
     }
-
-
-def _idle(worker: Worker, now: float) -> float:
-    if worker.received != worker.mark:  # since the last check, or there was none
-        return 0.0
-    return max(0.0, now - worker.seen)
 
 
 def _state(worker: Worker) -> str:

@@ -10,23 +10,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from echod.server import kernel
+from echod.server import admission, kernel
+from echod.server.admission import Accepted
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from echod.log import Logger
-    from echod.server.access import Access
+    from echod.server.admission import Admission, Opening
     from echod.server.endpoint import Listener, Peer
     from echod.server.pool import Pool
-    from echod.server.rejections import Rejections
-    from echod.server.worker import Worker
 
-BATCH = 64
+BATCH = 32
 """Connections accepted before the loop goes on with those that are open."""
 
 PAUSE = 0.1
@@ -59,8 +57,7 @@ class Parts(NamedTuple):
     loop: asyncio.AbstractEventLoop
     log: Logger
     pool: Pool
-    access: Access
-    rejections: Rejections
+    admission: Admission
 
 
 class Acceptor:
@@ -76,16 +73,17 @@ class Acceptor:
         listener: Listener,
         *,
         peer: Callable[[Any], Peer],
-        opening: Callable[[Worker, socket.socket], None],
+        opening: Opening,
         waits: bool,
     ) -> None:
-        self._loop, self._log, self._pool, self._access, self._rejections = parts
+        self._loop, self._log, self._pool, self._admission = parts
         self.listener = listener
         self._family, self._type, self._proto = listener.sock.family, listener.sock.type, listener.sock.proto
         self._peer = peer
         self._open = opening
         self.waits = waits
         self._reading = False
+        self._full_turns = 0  # in a row, in which no worker was free
         self._retired: Callable[[Acceptor], None] | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._failures = 0  # of accept, in a row
@@ -153,6 +151,8 @@ class Acceptor:
         if not self.listener.inherited:
             self._listen(0)
             for _ in range((self.listener.backlog or 0) + 1):  # the kernel holds one more than it was asked for
+                if not self._admission.room:
+                    self._admission.settle()
                 if not self._pool.free or not self._accept():
                     break
         self._end()
@@ -171,14 +171,26 @@ class Acceptor:
 
     def _accept_batch(self) -> None:
         try:
-            for _ in range(BATCH):
-                if self.waits and not self._pool.free:
-                    self._suspend()
+            # Half of the room for connections on hold is left to other listeners.
+            for _ in range(min(BATCH, (self._admission.room + 1) // 2)):
+                if self.waits and self._pool.free <= self._admission.held:
+                    self._wait_for_worker()
                     break
+                self._full_turns = 0
                 if not self._accept():
                     break
         finally:  # also if the last one failed: nothing else would wake a retired listener
             self._end_if_retired()
+
+    def _wait_for_worker(self) -> None:
+        """Leave the backlog alone in this turn; after some turns without a free worker, until `resume`.
+
+        To suspend at once would take two system calls for each worker that comes back a moment later.
+        """
+        self._full_turns += 1
+        if self._full_turns > admission.TURNS and not self._pool.free:
+            self._full_turns = 0
+            self._suspend()
 
     def _accept(self) -> bool:
         """Accept one connection; say whether there may be more."""
@@ -198,28 +210,15 @@ class Acceptor:
             self._recovered(*self._paused)
         sock = None
         try:
-            sock = socket.socket(self._family, self._type, self._proto, fd)
-            self._admit(sock, self._peer(address))
+            sock = Accepted(self._family, self._type, self._proto, fd)
+            self._admission.admit(sock, self._peer(address), self.listener.url, self._open)
         except BaseException:  # such as no memory, anywhere: the client must not wait for nothing
             if sock:
-                close(sock)
+                admission.close(sock)
             else:
                 os.close(fd)
             raise
         return True
-
-    def _admit(self, sock: socket.socket, client: Peer) -> None:
-        reason = self._access.refusal(client, full=not self._pool.free)
-        if reason:
-            self._reject(sock, client, reason)
-        else:
-            self._open(self._pool.take(sock, client, self.listener.url), sock)
-
-    def _reject(self, sock: socket.socket, client: Peer, reason: str) -> None:
-        with sock, contextlib.suppress(OSError):  # the client may have gone already
-            # With FIN first, a client that has sent already reads EOF and not the reset that close(2) sends then.
-            sock.shutdown(socket.SHUT_WR)
-        self._rejections.log(client, self.listener.url, reason)
 
     # Errors of the system
 
@@ -246,11 +245,3 @@ class Acceptor:
         self._paused = None
         seconds = round(self._loop.time() - since, 6)
         self._log.info("accept.resumed", listener=self.listener.url, reason=reason, seconds=seconds)
-
-
-def close(sock: socket.socket) -> None:
-    """Close a socket whose descriptor may be closed already."""
-    try:  # noqa: SIM105 - contextlib.suppress takes memory, and there may be none
-        sock.close()
-    except OSError:  # uvloop has closed the descriptor, if it failed late
-        pass

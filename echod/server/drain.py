@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from echod.server.pool import Pool
     from echod.server.worker import Worker
 
-TICK = 0.05  # seconds between two checks
+TICK = 0.05  # seconds between two checks of a connection
+
+BATCH = 100
+"""What the timeouts and the drain may cost in one turn of the loop: 0.35 ms (measured)."""
+CHECK = 1
+"""The cost of a look at a connection."""
+END = 20
+"""The cost of ending one, with its line in the log."""
 
 # In seconds. All of it together, with the time between checks and the end of the process (but for a slow sink of the log), is
 # less than the 6 s beyond `timeouts.drain` that the documents promise.
@@ -67,9 +74,7 @@ class Drain:
         """Let each connection go on until it is quiet, then send FIN, then give it a moment to close."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        finished: dict[int, float] = {}  # when each got its FIN
-        for worker in self._pool.in_use.values():
-            worker.seen = began
+        left = BATCH
         while self._pool.in_use:
             due = loop.time() + TICK
             await asyncio.sleep(TICK)
@@ -78,19 +83,29 @@ class Drain:
             ):  # the loop was held up, or stopped (SIGSTOP): first read what has come meanwhile
                 await asyncio.sleep(TICK)
             now = loop.time()
-            for number, worker in list(self._pool.in_use.items()):
-                if number in finished:
-                    if now - finished[number] >= LINGER:
+            for worker in list(self._pool.in_use.values()):
+                if left <= 0:
+                    await asyncio.sleep(0)
+                    left = BATCH
+                if worker.connection not in self._pool.in_use:
+                    continue
+                left -= CHECK
+                if worker.finished is not None:
+                    if now - worker.finished >= LINGER:
                         self._abort(worker)
+                        left -= END
                 elif _is_over(worker, now, now - began):
-                    finish(worker)
-                    finished[number] = now
+                    finish(worker, "drained", now)
+                    left -= END
 
     async def cut_all(self) -> None:
         """End every connection now."""
         while self._pool.in_use:
-            for worker in list(self._pool.in_use.values()):
-                self._abort(worker)
+            for count, worker in enumerate(list(self._pool.in_use.values()), 1):
+                if count % (BATCH // END) == 0:
+                    await asyncio.sleep(0)
+                if worker.transport:  # else it has come back meanwhile, or gets none before the next round
+                    self._abort(worker)
             await asyncio.sleep(0)
 
     def _abort(self, worker: Worker) -> None:
@@ -99,7 +114,7 @@ class Drain:
 
 
 def _is_over(worker: Worker, now: float, lingered: float) -> bool:
-    quiet = worker.quiet_for(now)
+    quiet = min(worker.quiet_for(now)[0], lingered)
     info = kernel.info(worker.sock)
     if not worker.paused and quiet >= QUIET and (info is None or quiet >= 4 * info.rtt):
         return True
@@ -108,13 +123,14 @@ def _is_over(worker: Worker, now: float, lingered: float) -> bool:
     return lingered >= LAST_READ or info is None or not info.peer_finished
 
 
-def finish(worker: Worker) -> None:
+def finish(worker: Worker, reason: str, now: float) -> None:
     """Send FIN after what is pending, then read and drop until the peer closes too.
 
     close(2) with unread input would send RST, and the peer would lose the echo that is still under way.
     """
+    worker.finished = now
     if worker.transport and not worker.transport.is_closing():
-        worker.reason = worker.reason or "drained"
+        worker.reason = worker.reason or reason
         worker.transport.set_protocol(_Dropper(worker))
         worker.transport.resume_reading()
         worker.transport.write_eof()

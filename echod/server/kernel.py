@@ -12,14 +12,20 @@ import select
 import socket
 import struct
 import termios
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-_INFO = struct.Struct("=B67xI28xI40xI52xQQ")
-"""struct tcp_info: tcpi_state, tcpi_rtt, tcpi_total_retrans, tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans."""
+if TYPE_CHECKING:
+    import _socket
+
+_INFO = struct.Struct("=B23xI16xI4xI12xI28xI40xI52xQQ")
+"""struct tcp_info: tcpi_state, tcpi_unacked, tcpi_last_data_sent, tcpi_last_data_recv, tcpi_rtt, tcpi_total_retrans,
+tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans."""
 _QUEUED = struct.Struct("=24xI")
 _BACKLOG = struct.Struct("=28xI")
 _SO_PROTOCOL = 38  # <asm-generic/socket.h>; in the socket module since Python 3.15
 _CLOSE_WAIT = 8  # <netinet/tcp.h>: the peer's FIN has arrived
+_JIFFY = 0.01
+"""Seconds by which the kernel's times may be too long: it counts in ticks, of 10 ms at the most (CONFIG_HZ)."""
 _INT = struct.Struct("=i")
 _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
 
@@ -34,24 +40,29 @@ class Info(NamedTuple):
     """Segments sent again, over the life of the connection."""
     written: int
     """Bytes that the program has put into the socket, whether or not they were sent."""
+    quiet: float
+    """Seconds since data was last received or sent, or a few milliseconds less."""
+    is_empty: bool
+    """Whether the peer has acknowledged all that was written."""
 
     def fields(self) -> dict[str, Any]:
         """Return it as log lines and answers have it."""
         return {"rtt": self.rtt, "retrans": self.retrans}
 
 
-def info(sock: socket.socket) -> Info | None:
+def info(sock: _socket.socket) -> Info | None:
     """Read TCP_INFO, which has these fields since Linux 4.19. Of an MPTCP connection, it tells of one path only: `None`."""
     if sock.proto == socket.IPPROTO_MPTCP and _is_mptcp(sock):
         return None
     raw = _tcp_info(sock, _INFO)
     if raw is None:
         return None
-    state, rtt, retrans, unsent, sent, resent = raw
-    return Info(state == _CLOSE_WAIT, rtt / 1e6, retrans, sent - resent + unsent)
+    state, unacked, last_sent, last_received, rtt, retrans, unsent, sent, resent = raw
+    quiet = max(0.0, min(last_sent, last_received) / 1e3 - _JIFFY)
+    return Info(state == _CLOSE_WAIT, rtt / 1e6, retrans, sent - resent + unsent, quiet, not unacked and not unsent)
 
 
-def _is_mptcp(sock: socket.socket) -> bool:
+def _is_mptcp(sock: _socket.socket) -> bool:
     """Say whether the peer talks MPTCP; accept(2) of an MPTCP listener returns a TCP socket for a client that doesn't."""
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == socket.IPPROTO_MPTCP
@@ -71,7 +82,7 @@ def backlog(listener: socket.socket) -> int | None:
     return None if raw is None else int(raw[0])
 
 
-def _tcp_info(sock: socket.socket, layout: struct.Struct) -> Any:  # noqa: ANN401 - what the layout says
+def _tcp_info(sock: _socket.socket, layout: struct.Struct) -> Any:  # noqa: ANN401 - what the layout says
     try:
         return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size))
     except (OSError, struct.error):  # refused, or too short
@@ -85,7 +96,7 @@ def has_waiting(listener: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def unacknowledged(sock: socket.socket) -> int | None:
+def unacknowledged(sock: _socket.socket) -> int | None:
     """Return the bytes in the send queue (SIOCOUTQ): sent or not, the peer has not acknowledged them."""
     try:
         return int(_INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_INT.size)))[0])
@@ -93,7 +104,7 @@ def unacknowledged(sock: socket.socket) -> int | None:
         return None
 
 
-def reset_on_close(sock: socket.socket) -> None:
+def reset_on_close(sock: _socket.socket) -> None:
     """Make close(2) send RST and free what the kernel still holds for the peer. Where that is refused, it sends FIN."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -174,7 +174,7 @@ class Listeners:
                 acceptor.retire(self._forget)
 
     def close(self) -> None:
-        """Stop listening, everywhere."""
+        """Stop listening, everywhere. Connections that admission holds go on being judged."""
         self._parts.pool.when_free = None
         while self._acceptors:
             acceptor = self._acceptors[0]

@@ -6,6 +6,7 @@ enough connections have ended.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from echod.server import kernel
 from echod.server.worker import Worker
 
 if TYPE_CHECKING:
-    import socket
+    import _socket
     from collections.abc import Callable
 
     from echod.config.settings import Lifecycle
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from echod.server.endpoint import Peer
 
 
-CLOSE_REASONS = ("eof", "reset", "idle_timeout", "write_timeout", "drained", "killed", "error")
+CLOSE_REASONS = ("eof", "reset", "idle_timeout", "write_timeout", "lifetime", "drained", "killed", "error")
 """Why a connection has ended."""
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Seconds: from the probe of a load balancer to connections that last for days."""
+COUNTED = 1000
+"""Connections counted before the loop goes on: 0.1 ms."""
 
 
 class Pool:
@@ -43,32 +46,39 @@ class Pool:
         self.size = 0
         self.lifecycle: Lifecycle = "none"
         self.in_use: dict[int, Worker] = {}  # by connection number, oldest first
+        self.stalled: set[Worker] = set()  # those whose peer does not read, and some that were among them a moment ago
         self.sources: dict[str, int] = {}  # how many of these each source has, see `Peer`
         self.when_free: Callable[[], None] | None = None
         self.accepted = 0
         self.closed: Counter[str] = Counter()  # by reason
         self.durations = Histogram(*DURATIONS)  # seconds, of closed connections
-        self.bytes_received = 0  # of closed connections
-        self.bytes_sent = 0
-        self._most_sent = 0  # as `moved` has returned it
+        self.bytes_received = 0  # of closed connections, and of open ones as of the last `count_open`
+        self._sent = 0  # likewise
+        self._most_sent = 0  # as `bytes_sent` has returned it
 
     def make(self, number: int) -> list[Worker]:
         """Return new workers, for `resize`. Safe in any thread."""
-        return [Worker(self.release) for _ in range(number)]
+        return [Worker(self.release, self.stalled) for _ in range(number)]
 
-    def resize(self, size: int, more: list[Worker]) -> None:
-        """Have `size` workers from now on: growing takes `more`; shrinking drops free ones, then others as they come back."""
+    def resize(self, size: int, more: list[Worker]) -> list[Worker]:
+        """Have `size` workers from now on: growing takes `more`; shrinking drops free ones, then others as they come back.
+
+        Returns those that it drops: the caller has the time to free them.
+        """
         self.size = size
         self._free += more
-        del self._free[max(0, size - len(self.in_use)) :]
+        kept = max(0, size - len(self.in_use))
+        dropped = self._free[kept:]
+        del self._free[kept:]
         self._log_full()
+        return dropped
 
     @property
     def free(self) -> int:
         """The number of connections that could come in now."""
         return len(self._free)
 
-    def take(self, sock: socket.socket, client: Peer, listener: str) -> Worker:
+    def take(self, sock: _socket.socket, client: Peer, listener: str) -> Worker:
         """Give the connection a worker; if that fails, nothing has changed. Raises `IndexError` if none is free."""
         # Whatever may fail comes before the worker leaves the free list: it would be lost.
         worker = self._free[-1]
@@ -101,18 +111,28 @@ class Pool:
             )
         self._log_full()
 
-    def moved(self) -> tuple[int, int]:
-        """Return the bytes received and sent so far, with those of open connections. Takes 50 ns for each of these."""
-        received, sent = self.bytes_received, self.bytes_sent
-        for worker in self.in_use.values():
-            received += worker.received
-            sent += worker.received
-            if worker.paused or worker.dropped:
-                sent -= worker.dropped + worker.pending()
-        # When a transport ends it forgets what it could not write, a moment before the worker is booked: `sent` is then too
-        # large for that moment, and must not go back afterwards.
-        self._most_sent = max(self._most_sent, sent)
-        return received, self._most_sent
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes written back, counted like `bytes_received`. It never goes back."""
+        # When a transport ends it forgets what it could not write, a moment before the worker is booked: what was counted in
+        # this moment is too much.
+        self._most_sent = max(self._most_sent, self._sent)
+        return self._most_sent
+
+    async def count_open(self) -> None:
+        """Bring the bytes of open connections into the books, with turns of the loop for others in between."""
+        workers = list(self.in_use.values())
+        for begin in range(0, len(workers), COUNTED):
+            for worker in workers[begin : begin + COUNTED]:
+                if worker.transport:  # else it has come back meanwhile
+                    self._count(worker, worker.sent())
+            await asyncio.sleep(0)
+
+    def _count(self, worker: Worker, sent: int) -> None:
+        self.bytes_received += worker.received - worker.counted_received
+        self._sent += sent - worker.counted_sent
+        worker.counted_received = worker.received
+        worker.counted_sent = sent
 
     def _log_full(self) -> None:
         if not self._free and not self._is_full:
@@ -155,7 +175,6 @@ class Pool:
         duration = time.monotonic() - worker.opened
         self.closed[reason] += 1
         self.durations.observe(duration)
-        self.bytes_received += worker.received
         info = kernel.info(worker.sock)
         sent = worker.received - worker.dropped - worker.pending()
         if info:
@@ -163,7 +182,7 @@ class Pool:
             sent = min(sent, info.written)
         if exc and sent < worker.received:  # FIN would say that this was all of the echo
             kernel.reset_on_close(worker.sock)
-        self.bytes_sent += sent
+        self._count(worker, sent)
         if self.lifecycle != "none":
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
             self._log.info(

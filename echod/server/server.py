@@ -5,6 +5,7 @@ A start is the first `apply`, a reload the next one. Each binds first and may be
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from echod import limits
 from echod.histogram import Histogram
 from echod.server.acceptor import Parts
 from echod.server.access import Access, Rules
+from echod.server.admission import TURNS, Admission
 from echod.server.drain import Drain
 from echod.server.listeners import Listeners
 from echod.server.pool import Pool
@@ -19,7 +21,6 @@ from echod.server.rejections import Rejections
 from echod.server.timeouts import Timeouts
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
 
     from echod.config.settings import Settings
@@ -31,6 +32,9 @@ State = Literal["starting", "running", "draining"]
 
 LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds by which the loop may be late; its clock tells milliseconds."""
+
+FREED = 1000
+"""Workers whose memory is freed before the loop goes on: 0.1 ms."""
 
 
 class Prepared(NamedTuple):
@@ -55,6 +59,7 @@ class Server:
         inherited: Sequence[Listener] = (),
         checked: Callable[[], None],
     ) -> None:
+        self._loop = loop
         self._log = log
         self._checked = checked
         self.state: State = "starting"
@@ -65,7 +70,8 @@ class Server:
         self.rejections = Rejections(loop, log)
         self._access = Access(loop, self.pool.sources)
         self._timeouts = Timeouts(loop, log, self.pool, self._on_check)
-        parts = Parts(loop, log, self.pool, self._access, self.rejections)
+        self._admission = Admission(loop, self.pool, self._access, self.rejections, self._timeouts.watch)
+        parts = Parts(loop, log, self.pool, self._admission)
         self.listeners = Listeners(parts, inherited=inherited)
 
     def prepare(self, settings: Settings) -> Prepared:
@@ -80,13 +86,20 @@ class Server:
         # The commit: nothing from here on can be refused.
         self.settings = settings
         self.pool.lifecycle = settings.log.connections
-        self.pool.resize(settings.pool.size, workers)
+        self._free_some(self.pool.resize(settings.pool.size, workers))
         self._access.replace(rules)
-        self._timeouts.set(idle=settings.timeouts.idle, write=settings.timeouts.write)
+        timeouts = settings.timeouts
+        self._timeouts.set(idle=timeouts.idle, write=timeouts.write, lifetime=timeouts.lifetime)
         self.listeners.serve(settings, bound)
         self._log.configure(settings.log)
         if self.state == "starting":  # not after a stop signal: a reload may end between it and the drain
             self.state = "running"
+
+    def _free_some(self, workers: list[Worker]) -> None:
+        """Free the memory of these workers, with turns of the loop for others in between."""
+        del workers[-FREED:]
+        if workers:
+            self._loop.call_soon(self._free_some, workers)
 
     def _on_check(self, late: float) -> None:
         self.lag.observe(late)
@@ -100,6 +113,9 @@ class Server:
     async def drain(self, patience: float | None, at_once: asyncio.Future[None]) -> int:
         """Stop listening, and end all connections as `Drain.run` does; return the number of those that were cut."""
         self.listeners.close()
+        for _ in range(TURNS):  # as long as a connection that was accepted just now may be on hold
+            await asyncio.sleep(0)
+        self._admission.settle()
         self.rejections.flush()
         return await Drain(self.pool).run(patience, at_once)
 

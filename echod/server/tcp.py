@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from echod.errors import Refusal
 from echod.server import kernel
-from echod.server.acceptor import Acceptor, close
+from echod.server.acceptor import Acceptor
+from echod.server.admission import close
 from echod.server.endpoint import Endpoint, Listener, Peer
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Coroutine, Iterator, Sequence
 
     from echod.config.settings import Settings
@@ -42,7 +44,7 @@ def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
     """Return what accepts on this listener."""
     opening = Plain(parts).open
 
-    def opening_of_inherited(worker: Worker, sock: socket.socket) -> None:
+    def opening_of_inherited(worker: Worker, sock: _socket.socket) -> None:
         _set_options(sock)  # it may have waited in the backlog since before `adopt`, as the first one has
         opening(worker, sock)
 
@@ -61,7 +63,7 @@ class Plain:
         self._loop = parts.loop
         self._pool = parts.pool
 
-    def open(self, worker: Worker, sock: socket.socket) -> None:
+    def open(self, worker: Worker, sock: _socket.socket) -> None:
         """Give the socket to uvloop, with the worker as its protocol. If that fails, the worker is free again.
 
         A task per connection would cost more than the rest of an accept. The coroutine needs none: it waits once, for
@@ -69,7 +71,7 @@ class Plain:
         """
         try:
             # A default instead of a closure: a closure's cell is made before the `try`, and without memory that fails.
-            opening = self._loop.connect_accepted_socket(lambda worker=worker: worker, sock)  # type: ignore[misc]
+            opening = self._loop.connect_accepted_socket(lambda worker=worker: worker, sock)  # type: ignore[misc, arg-type]
             opening.send(None)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
             try:
@@ -105,7 +107,11 @@ def adopt(sock: socket.socket) -> Listener | None:
 
 
 def bind(
-    endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
+    endpoints: Sequence[Endpoint],
+    *,
+    backlog: int,
+    reuse_port: bool,
+    beside: Sequence[Listener] = (),
 ) -> list[Listener]:
     """Listen on every endpoint, or on none: if one can't be bound, the others are closed again.
 
@@ -181,16 +187,16 @@ def _open(endpoint: Endpoint, *, reuse_port: bool) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
         )[0]
-        return _socket(family, address, v6only=True, reuse_port=reuse_port)
+        return _bound(family, address, v6only=True, reuse_port=reuse_port)
     try:
-        return _socket(socket.AF_INET6, ("::", port), v6only=False, reuse_port=reuse_port)
+        return _bound(socket.AF_INET6, ("::", port), v6only=False, reuse_port=reuse_port)
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise
-    return _socket(socket.AF_INET, ("0.0.0.0", port), v6only=False, reuse_port=reuse_port)  # noqa: S104 - "*" was asked for
+    return _bound(socket.AF_INET, ("0.0.0.0", port), v6only=False, reuse_port=reuse_port)  # noqa: S104 - "*" was asked for
 
 
-def _socket(
+def _bound(
     family: socket.AddressFamily | int, address: tuple[Any, ...], *, v6only: bool, reuse_port: bool
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
@@ -208,7 +214,7 @@ def _socket(
     return sock
 
 
-def _set_options(sock: socket.socket) -> None:
+def _set_options(sock: _socket.socket) -> None:
     """Set the options that an accepted socket inherits from its listener. A system that refuses one is served without it."""
     for option in (
         socket.SO_KEEPALIVE,  # a peer that vanished is found even with the idle timeout off

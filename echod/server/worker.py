@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from echod.server import kernel
 
 if TYPE_CHECKING:
-    import socket
+    import _socket
     from collections.abc import Callable
 
     from echod.server.endpoint import Peer
@@ -28,9 +28,14 @@ class Worker(asyncio.Protocol):
 
     __slots__ = (
         "_lost",
+        "_stalled",
+        "bucket",
         "client",
         "connection",
+        "counted_received",
+        "counted_sent",
         "dropped",
+        "finished",
         "held",
         "listener",
         "mark",
@@ -46,28 +51,35 @@ class Worker(asyncio.Protocol):
     connection: int
     client: Peer
     listener: str  # the URL of the one that it came in by
-    sock: socket.socket
+    sock: _socket.socket
     opened: float
     # What the last check has found, see quiet_for():
     mark: int  # `received`
-    held: int | None  # bytes that were not acknowledged; None until the kernel has been asked
+    held: int  # bytes that the peer had not acknowledged
     seen: float  # when a byte had last moved
 
-    def __init__(self, lost: Callable[[Worker, Exception | None], None]) -> None:
+    def __init__(self, lost: Callable[[Worker, Exception | None], None], stalled: set[Worker]) -> None:
         self._lost = lost
+        self._stalled = stalled
+        self.bucket: list[Worker] | None = None  # of `Timeouts`: the one that it is in
+        self.received = 0  # bytes
+        self.counted_received = 0  # of these, what the pool's books have already
+        self.counted_sent = 0
         self.transport: asyncio.Transport | None = None
 
-    def take(self, sock: socket.socket, client: Peer, listener: str, connection: int, opened: float) -> None:
+    def take(self, sock: _socket.socket, client: Peer, listener: str, connection: int, opened: float) -> None:
         """Begin with a new connection: its number, and when it was accepted (`time.monotonic()`)."""
         self.sock = sock
         self.client = client
         self.listener = listener
         self.connection = connection
         self.opened = opened
-        self.received = 0  # bytes
-        self.dropped = 0  # of these, the bytes not echoed because they came after our FIN
-        self.mark = -1  # not checked yet
+        self.seen = opened
+        self.received = self.counted_received = self.counted_sent = 0
+        self.dropped = 0  # of `received`, the bytes not echoed because they came after our FIN
+        self.mark = self.held = 0
         self.paused = False
+        self.finished: float | None = None  # when our FIN was sent, before the peer's
         self.reason: str | None = None  # why the daemon ends the connection; None while it doesn't
 
     def leave(self) -> None:
@@ -96,6 +108,7 @@ class Worker(asyncio.Protocol):
 
     def pause_writing(self) -> None:  # noqa: D102
         self.paused = True
+        self._stalled.add(self)
         self.transport.pause_reading()  # type: ignore[union-attr]
 
     def resume_writing(self) -> None:  # noqa: D102
@@ -113,22 +126,30 @@ class Worker(asyncio.Protocol):
         """Return the bytes that the kernel has not taken yet."""
         return self.transport.get_write_buffer_size() if self.transport else 0
 
-    def quiet_for(self, now: float) -> float:
-        """Return the seconds for which no byte has moved, at least; `now` is the loop's clock.
+    def sent(self) -> int:
+        """Return the bytes that the kernel has taken."""
+        return self.received - self.dropped - (self.pending() if self.paused or self.dropped else 0)
 
-        A byte moves when it is received, or when transport and kernel hold less for the peer. If nothing has been received
-        since they held nothing, nothing can have moved, and the kernel is not asked.
+    def quiet_for(self, now: float) -> tuple[float, bool]:
+        """Return the seconds for which no byte has moved, and whether that is exact; `now` is the loop's clock.
+
+        A byte moves when it is received, or when transport and kernel hold less for the peer. If they hold nothing, the kernel
+        knows when it was. If they hold something, or if the kernel does not tell, only a change since the last check shows
+        that a byte has moved.
         """
-        if self.received != self.mark:
-            self.mark = self.received
-            self.held = None
-            self.seen = now
-        elif self.held != 0:
-            held = self.pending() + (kernel.unacknowledged(self.sock) or 0)
-            if held != self.held:
-                self.held = held
+        info = kernel.info(self.sock)
+        pending = self.pending()
+        exact = info is not None and info.is_empty and not pending
+        if info and exact:
+            self.held = 0
+            self.seen = max(self.seen, now - info.quiet)
+        else:
+            held = pending + (kernel.unacknowledged(self.sock) or 0)
+            if self.received != self.mark or held != self.held:
                 self.seen = now
-        return now - self.seen
+            self.held = held
+        self.mark = self.received
+        return now - self.seen, exact
 
     def abort(self, reason: str, *, reset: bool = False) -> None:
         """End the connection now, with RST if `reset`: the kernel then forgets what the peer has not read."""

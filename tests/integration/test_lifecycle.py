@@ -203,7 +203,7 @@ def test_a_pool_above_the_hard_limit_is_exit_78(tmp_path: Path, subcommand: str)
     done = command(subcommand, "-c", str(file), prefix=["/bin/sh", "-c", 'ulimit -n 1000; exec "$@"', "sh"])
     assert done.returncode == os.EX_CONFIG
     assert done.stderr.startswith(
-        f"{file}:2: pool.size: 1000 workers need 1096 file descriptors, the hard limit is 1000:"
+        f"{file}:2: pool.size: 1000 workers need 1160 file descriptors, the hard limit is 1000:"
     )
 
 

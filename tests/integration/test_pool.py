@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
+import struct
+import time
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -167,6 +170,111 @@ def test_no_listener_starves_another(echod: Daemon) -> None:
     with echod(listen) as daemon:
         served = uvloop.run(crowds(daemon.port))
         assert min(served.values()) > enough / 4
+
+
+ALONE = {"per_source": "[access]\nper_source = 1", "pool": "[pool]\nsize = 1"}
+"""Each serves a client that comes again and again, and no second one beside it."""
+CHURNERS = 40
+MILLION = 1_000_000
+MINUTE = 60.0 * float(os.environ.get("ECHOD_TEST_EXAMPLES", "1"))
+
+
+def _churn(port: int, connections: int, seconds: float = DEADLINE) -> int:
+    """Connect, echo, leave and connect again, one after the other; return how often that went well before it did not."""
+    ends = time.monotonic() + seconds
+    for number in range(connections):
+        if time.monotonic() > ends:
+            return number
+        with socket.socket() as sock:
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0)
+            )  # no TIME-WAIT, no port is used up
+            sock.settimeout(DEADLINE)
+            try:
+                sock.connect((LOCAL, port))
+                sock.sendall(b"x")
+                if sock.recv(1) != b"x":
+                    return number
+                if number % 2:  # by FIN; else by RST
+                    sock.shutdown(socket.SHUT_WR)
+                    if number % 4 == 1:
+                        sock.recv(1)
+            except ConnectionError:
+                return number
+    return connections
+
+
+async def _churn_together(port: int, connections: int) -> int:
+    """The same from many clients at one time, with `connections` in all; return how many were served."""
+    served = 0
+
+    async def client() -> None:
+        nonlocal served
+        while served < connections:
+            reader, writer = await asyncio.open_connection(LOCAL, port)
+            writer.write(b"x")
+            with contextlib.suppress(ConnectionError):
+                served += len(await reader.read(1))
+            writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()  # the descriptor is closed only now
+
+    async with asyncio.timeout(3 * DEADLINE + MINUTE), asyncio.TaskGroup() as group:
+        for _ in range(CHURNERS):
+            group.create_task(client())
+    return served
+
+
+@pytest.mark.parametrize("config", ALONE.values(), ids=ALONE)
+def test_a_client_that_comes_again_and_again_is_never_refused(echod: Daemon, config: str) -> None:
+    """The end of its last connection is still on its way to the worker when it connects again."""
+    with echod(config) as daemon:
+        assert _churn(daemon.port, 500) == 500
+        assert daemon.events("connection.rejected") == []
+
+
+def test_as_many_clients_as_workers_come_and_go_without_a_refusal(echod: Daemon) -> None:
+    """There is a worker for each, and one to spare."""
+    with echod(f"[pool]\nsize = {CHURNERS + 1}") as daemon:
+        assert uvloop.run(_churn_together(daemon.port, 400)) >= 400
+        assert daemon.events("connection.rejected") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ALONE.values(), ids=ALONE)
+def test_a_million_connections_one_after_the_other_are_never_refused(echod: Daemon, config: str) -> None:
+    """Or as many as come in a minute. ECHOD_TEST_EXAMPLES=60 gives them the time for all."""
+    with echod(config, flags=["--log.connections", "none"]) as daemon:
+        came = _churn(daemon.port, MILLION, MINUTE)
+        print(f"{came} connections")  # noqa: T201 - for those who run it with -s
+        assert daemon.events("connection.rejected") == []
+
+
+@pytest.mark.slow
+def test_a_million_connections_of_forty_clients_are_never_refused(echod: Daemon) -> None:
+    """Or a part of them, as above."""
+    connections = min(MILLION, int(1000 * MINUTE))
+    with echod(f"[pool]\nsize = {CHURNERS + 1}", flags=["--log.connections", "none"]) as daemon:
+        assert uvloop.run(_churn_together(daemon.port, connections)) >= connections
+        assert daemon.events("connection.rejected") == []
+
+
+def test_a_client_too_many_is_refused_at_once(echod: Daemon) -> None:
+    """Not even a moment passes in which its end might come."""
+    with echod(REJECT) as daemon, contextlib.ExitStack() as stack:
+        occupy(daemon, stack)
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            rejected(daemon)
+            took.append(time.monotonic() - began)
+        assert min(took) < 0.01
+
+
+def test_with_wait_a_client_that_comes_again_and_again_is_served(echod: Daemon) -> None:
+    """Nobody has to wake the listener for that."""
+    with echod('[pool]\nsize = 1\nwhen_full = "wait"') as daemon:
+        assert _churn(daemon.port, 200) == 200
 
 
 async def _come_and_go(port: int, connections: int) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.harness import Echod, read_all, read_exactly, send_all, until
+from tests.support.harness import DEADLINE, Echod, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     Daemon = Callable[..., Echod]
@@ -99,6 +99,47 @@ def test_a_client_that_does_not_read_ends_with_write_timeout(echod: Daemon) -> N
             with pytest.raises(ConnectionError):
                 read_all(sock)
         assert daemon.echo(b"next") == b"next"
+
+
+def test_at_the_end_of_its_lifetime_a_client_gets_all_of_its_echo_and_eof(echod: Daemon) -> None:
+    """However busy it is. Its line says why."""
+    with echod('[timeouts]\nlifetime = "400ms"\n[pool]\nsize = 1') as daemon:
+        with daemon.connect() as sock:
+            sent = came_back = 0
+            while True:
+                sock.sendall(b"ping")
+                sent += 4
+                answer = sock.recv(4)
+                if not answer:
+                    break
+                assert answer == b"ping"
+                came_back += 4
+                time.sleep(0.01)  # else it is in the middle of a word at the end
+            assert sent - came_back <= 4
+            sock.shutdown(socket.SHUT_WR)
+            line = daemon.closed(sock)
+        assert (line["reason"], line["bytes_sent"]) == ("lifetime", came_back)
+        assert 0.4 <= line["duration"] < 0.4 + 0.3 + DEADLINE / 4
+        assert daemon.echo(b"next") == b"next"
+
+
+def test_a_client_that_does_not_close_after_its_lifetime_is_cut(echod: Daemon) -> None:
+    """After a moment; what it sends meanwhile is dropped."""
+    with echod('[timeouts]\nlifetime = "200ms"') as daemon, daemon.connect() as sock:
+        sock.sendall(b"hello")
+        assert read_all(sock) == b"hello"
+        sock.sendall(b"too late")
+        line = daemon.closed(sock)
+        assert (line["reason"], line["bytes_received"], line["bytes_sent"]) == ("lifetime", 13, 5)
+
+
+def test_a_client_that_does_not_read_is_reset_at_the_end_of_its_lifetime(echod: Daemon) -> None:
+    """The write timeout may be far longer."""
+    with echod('[timeouts]\nlifetime = "300ms"') as daemon, daemon.connect(receive_buffer=1 << 14) as sock:
+        _stall(sock)
+        assert daemon.closed(sock)["reason"] == "lifetime"
+        with pytest.raises(ConnectionError):
+            read_all(sock)
 
 
 def test_a_slow_reader_that_makes_progress_is_no_stalled_one(echod: Daemon) -> None:

@@ -57,7 +57,7 @@ def reset(connection: Connection) -> None:
 
 def finish(connection: Connection) -> None:
     if not connection.finished:
-        drain.finish(connection.worker)
+        drain.finish(connection.worker, "drained", 0.0)
         connection.finished = True
 
 
@@ -81,7 +81,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = self.rig.pool
         resize(self.pool, SIZE)
         timeouts = Timeouts(self.loop.asyncio, self.rig.log, self.pool, lambda _: None)
-        timeouts.set(idle=IDLE, write=WRITE)
+        timeouts.set(idle=IDLE, write=WRITE, lifetime=None)
+        self.rig.has_own_clock = True
+        self.rig.watch = timeouts.watch
         self.size = SIZE
         self.open: list[Connection] = []
         self.received = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -54,7 +55,7 @@ class FakeLoop:
         self.transports: list[FakeTransport] = []
         self.fail_to_attach: BaseException | None = None
         self.fail_to_open: Exception | None = None
-        self._ready: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._ready: list[tuple[FakeHandle, Callable[..., None], tuple[Any, ...]]] = []
         self._timers: list[tuple[float, int, FakeHandle, Callable[[], None]]] = []
         self._order = itertools.count()
 
@@ -66,8 +67,10 @@ class FakeLoop:
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
-        self._ready.append((callback, arguments))
+    def call_soon(self, callback: Callable[..., None], *arguments: Any) -> FakeHandle:
+        handle = FakeHandle()
+        self._ready.append((handle, callback, arguments))
+        return handle
 
     def call_later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> FakeHandle:
         handle = FakeHandle()
@@ -101,11 +104,17 @@ class FakeLoop:
 
     # What a test does:
 
+    def turn(self) -> None:
+        """Run what is ready now, as one turn of the loop does."""
+        for _ in range(len(self._ready)):
+            handle, callback, arguments = self._ready.pop(0)
+            if not handle.cancelled:
+                callback(*arguments)
+
     def run(self) -> None:
         """Run what is ready, and what gets ready by that."""
         while self._ready:
-            callback, arguments = self._ready.pop(0)
-            callback(*arguments)
+            self.turn()
 
     def advance(self, seconds: float) -> None:
         """Let the time go on, with every timer at its moment."""
@@ -152,6 +161,7 @@ class FakeTransport:
         self.held = bytearray()
         self.fin_sent = False
         self.reading = False
+        self.moved = loop.time()  # when a byte last did, as the kernel has it
 
     def made(self) -> None:
         self.was_made = True
@@ -209,7 +219,7 @@ class FakeTransport:
         """Close as uvloop does when its coroutine fails: the protocol is not told."""
         self._closing = self._lost = True
         self.reading = False
-        self._sock.close()
+        self._close()
 
     def _flush(self) -> None:
         size = min(self.window, len(self.held))
@@ -229,12 +239,21 @@ class FakeTransport:
 
     def _connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)
+        self._close()
+
+    def _close(self) -> None:
+        """Close the descriptor and then the socket, as uvloop does."""
+        fd = self._sock.detach()
+        if fd >= 0:
+            os.close(fd)
         self._sock.close()
 
     # What the peer does:
 
     def receive(self, data: bytes) -> None:
         assert self.reading, "data for who does not read"
+        if data:
+            self.moved = self._loop.time()
         self._protocol.data_received(data)
 
     def receive_eof(self) -> None:
@@ -246,6 +265,7 @@ class FakeTransport:
     def take(self, size: int) -> None:
         """Let the kernel take that many more bytes."""
         self.window += size
+        self.moved = self._loop.time()
         self._flush()
         if self._closing and not self.held:
             self._lose(None)

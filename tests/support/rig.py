@@ -14,6 +14,7 @@ from echod.config import load as config
 from echod.server import kernel
 from echod.server.acceptor import Parts
 from echod.server.access import Access
+from echod.server.admission import Admission
 from echod.server.endpoint import Endpoint, Peer
 from echod.server.listeners import Listeners
 from echod.server.pool import Pool
@@ -22,7 +23,7 @@ from tests.support.fakes import FakeLoop, FakeTransport, Lines, sockets
 from tests.support.harness import DEADLINE, LOCAL, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     import pytest
 
@@ -43,12 +44,22 @@ class Rig:
         self.pool = self.make_pool(3)
         self.access = Access(self.loop.asyncio, self.pool.sources)
         self.rejections = Rejections(self.loop.asyncio, self.log)
-        self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.access, self.rejections)
+        self.watch: Callable[[Worker], None] = lambda _: None  # gets each worker that has got a connection
+        self.admission = Admission(
+            self.loop.asyncio,
+            self.pool,
+            self.access,
+            self.rejections,
+            lambda each: self.watch(each),  # noqa: PLW0108 - a test may set it later
+        )
+        self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.admission)
         self.listeners = Listeners(self.parts)
         self.sockets: list[socket.socket] = []
         # What the kernel says, see `fake_kernel`:
         self.unacknowledged: int | None = 0
-        self.info: kernel.Info | None = kernel.Info(peer_finished=False, rtt=0.0, retrans=0, written=1 << 40)
+        self.info: kernel.Info | None = tcp_info()
+        self.has_own_clock = False  # connections begin by the loop's clock, and not by the real one
+        self._moved: dict[int, FakeTransport] = {}  # by descriptor
         self.asked = 0  # for the bytes that are not acknowledged
         self.resets = 0
 
@@ -60,10 +71,14 @@ class Rig:
         return pool
 
     def fake_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let the rig answer for the kernel."""
+        """Let the rig answer for the kernel, whose clock is the loop's."""
 
         def info(sock: socket.socket) -> kernel.Info | None:
-            return None if sock.fileno() < 0 else self.info
+            if self.info is None or sock.fileno() < 0:
+                return None
+            transport = self._moved.get(sock.fileno())
+            quiet = self.loop.now - transport.moved if transport else 0.0
+            return self.info._replace(quiet=quiet, is_empty=not self.unacknowledged)
 
         def unacknowledged(sock: socket.socket) -> int | None:
             assert sock.fileno() >= 0
@@ -74,6 +89,7 @@ class Rig:
             assert sock.fileno() >= 0
             self.resets += 1
 
+        self.has_own_clock = True
         monkeypatch.setattr(kernel, "info", info)
         monkeypatch.setattr(kernel, "unacknowledged", unacknowledged)
         monkeypatch.setattr(kernel, "reset_on_close", reset)
@@ -87,7 +103,10 @@ class Rig:
         ours, theirs = sockets()
         self.sockets += [ours, theirs]
         worker = (pool or self.pool).take(ours, Peer(address, 4711), LISTENER)
-        transport = FakeTransport(self.loop, worker, ours)
+        if self.has_own_clock:
+            worker.opened = worker.seen = self.loop.now
+        self.watch(worker)
+        transport = self._moved[ours.fileno()] = FakeTransport(self.loop, worker, ours)
         if made:
             transport.made()
         else:
@@ -170,6 +189,7 @@ class Rig:
 
     def close(self) -> None:
         self.listeners.close()
+        self.admission.settle()
         self.pool.when_free = None
         for transport in self.loop.transports:
             transport.abort()
@@ -178,9 +198,21 @@ class Rig:
             sock.close()
 
 
-def resize(pool: Pool, size: int) -> None:
-    """Change the size of a pool, as a start and a reload do."""
-    pool.resize(size, pool.make(size - pool.size))
+def tcp_info(**fields: Any) -> kernel.Info:
+    """Return what a kernel says of a connection on which nothing is under way, but for these fields."""
+    nothing: dict[str, Any] = {"peer_finished": False, "rtt": 0.0, "retrans": 0, "written": 1 << 40}
+    return kernel.Info(**{**nothing, "quiet": 0.0, "is_empty": True, **fields})
+
+
+def moved(pool: Pool) -> tuple[int, int]:
+    """Return the bytes received and sent, also of open connections."""
+    asyncio.run(pool.count_open())
+    return pool.bytes_received, pool.bytes_sent
+
+
+def resize(pool: Pool, size: int) -> list[Worker]:
+    """Change the size of a pool, as a start and a reload do; return the workers that it drops."""
+    return pool.resize(size, pool.make(size - pool.size))
 
 
 def endpoints(*hosts: str, port: int = 0) -> list[Endpoint]:

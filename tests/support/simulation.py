@@ -13,6 +13,7 @@ import functools
 import gc
 import signal
 import socket
+import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from echod.admin.http import Response
     from echod.config.settings import Settings
+    from echod.server.endpoint import Peer
     from echod.server.worker import Worker
 
 SPINS = 10_000
@@ -43,7 +45,7 @@ SPINS = 10_000
 PLENTY = 1 << 20
 """Bytes: the window of who reads."""
 LATE = 3 * LONGEST_TICK
-"""Seconds by which the janitor may be late: it needs up to three looks to see that nothing has moved for so long."""
+"""Seconds by which the timeouts may be late: up to three checks may be needed to see that nothing has moved for this long."""
 
 
 class Loop(FakeLoop):
@@ -57,7 +59,7 @@ class Loop(FakeLoop):
 
     # As asyncio's own, and what of it tasks, futures and timeouts ask for.
 
-    def call_soon(self, callback: Callable[..., None], *arguments: Any, context: Any = None) -> FakeHandle:  # type: ignore[override]
+    def call_soon(self, callback: Callable[..., None], *arguments: Any, context: Any = None) -> FakeHandle:
         handle = FakeHandle()
         super().call_soon(_call, handle, context, callback, arguments)
         return handle
@@ -109,10 +111,19 @@ class Loop(FakeLoop):
         """Go on until nothing is left to do at this moment."""
         for _ in range(SPINS):
             with self._running():
-                super().run()
-                if not self.accept() and not self.network.deliver():
+                self.turn()
+                polled = self._poll()
+                if not polled and not self._ready:
                     return
         raise AssertionError("it spins")
+
+    def _poll(self) -> bool:
+        """Let all that is readable be read once, listeners first: their clients come before ends that arrived before."""
+        there = list(self.network.clients)
+        readable = [callback for sock, callback in self.readers.items() if sock.queue]
+        for callback in readable:
+            callback()
+        return self.network.deliver(there) or bool(readable)
 
     def accept(self) -> bool:
         """Let one listener that is readable be read, if there is one, and do nothing of what follows."""
@@ -153,10 +164,11 @@ class Client:
         self.sock: socket.socket | None = None
         self.transport: FakeTransport | None = None
         self.number = 0  # of the connection, once it is opened
-        self.refused = ""  # why, by our own books; "reset" by the kernel
+        self.settings: Settings | None = None  # in force when it was accepted
+        self.refused = ""  # why; "reset" by the kernel
         self.sent = bytearray()
         self.under_way = bytearray()  # of this, what the daemon has not read
-        self.moved = 0.0  # when a byte last did
+        self.came = self.moved = 0.0  # when it was accepted, and when a byte last moved
         self.finished = False  # it has sent FIN
         self.gone = False  # it has sent RST
         self._hung_up = False
@@ -186,6 +198,18 @@ class Client:
             with contextlib.suppress(BlockingIOError):
                 self._hung_up = self.sock.recv(1, socket.MSG_DONTWAIT) == b""
         return self._hung_up
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its end has arrived, so that its worker comes back in some turns without anything else."""
+        transport = self.transport
+        if transport is None:
+            return self.trouble is not None or self.gone or (self.finished and len(self.under_way) <= self.window)
+        if transport._lost or self.trouble is not None:
+            return True
+        if not transport.reading and transport.was_made:  # stalled, or closing
+            return False
+        return self.gone or (self.finished and len(self.under_way) <= transport.window)
 
     def deliver(self, now: float) -> bool:
         """Let happen what it has sent; say whether there was anything."""
@@ -252,7 +276,7 @@ class ListeningSocket:
 
 
 class Network:
-    """Listening sockets and clients, and what has to become of each client by the settings in force."""
+    """Listening sockets and clients, and whether what becomes of each client is right by the settings in force."""
 
     def __init__(self, settings: Callable[[], Settings], now: Callable[[], float]) -> None:
         self._settings = settings
@@ -262,7 +286,9 @@ class Network:
         self.taken: set[int] = set()  # ports of others
         self.exhausted: int | None = None  # the error of accept
         self.failed = float("-inf")  # when that was met last
-        self.clients: list[Client] = []  # all that have been accepted and not refused
+        self.clients: list[Client] = []  # all that have got a worker
+        self.held: list[Client] = []  # accepted, and neither refused nor given a worker
+        self.tells = True  # whether the kernel answers questions
         self.accepted: dict[int, Client] = {}  # by descriptor
         self.refused: Counter[str] = Counter()
         self._theirs: list[socket.socket] = []
@@ -271,7 +297,12 @@ class Network:
         self._seen = 0.0
 
     def bind(
-        self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener] = ()
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        backlog: int,
+        reuse_port: bool,
+        beside: Sequence[Listener],
     ) -> list[Listener]:
         """Take the place of `tcp.bind`."""
         if not endpoints:
@@ -297,7 +328,7 @@ class Network:
         return [client for client in self.clients if not client.hung_up]
 
     def accept(self, queue: deque[Client]) -> tuple[int, tuple[str, int]]:
-        """Do as accept(2), and note what has to become of this one."""
+        """Do as accept(2)."""
         if self.exhausted is not None:
             self.failed = self._now()
             raise OSError(self.exhausted, "accept")
@@ -307,36 +338,63 @@ class Network:
             raise OSError(errno.ECONNABORTED, "accept")
         ours, client.sock = socket.socketpair()
         self._theirs.append(client.sock)
-        client.moved = self._now()
-        client.refused = self._judge(client)
-        if client.refused:
-            self.refused[client.refused] += 1
-        else:
-            self.clients.append(client)
+        client.came = client.moved = self._now()
+        client.settings = self._settings()
+        self.held.append(client)
         fd = ours.detach()
         self.accepted[fd] = client
         return fd, (client.address if ":" in client.address else f"::ffff:{client.address}", client.port)
 
-    def _judge(self, client: Client) -> str:
-        settings = self._settings()
-        access = settings.access
-        open_now = self.open()
-        if any(client.address == str(network.network_address) for network in access.deny):
-            return "denied"
-        if access.per_source and sum(each.source == client.source for each in open_now) >= access.per_source:
-            return "per_source"
-        if len(open_now) >= settings.pool.size:
-            assert settings.pool.when_full == "reject", "accepted without a worker, although it has to wait"
-            return "pool_full"
-        self.rate_is(access.accept_rate)
-        if access.accept_rate:
-            now = self._now()
-            self._tokens = min(max(1.0, access.accept_rate), self._tokens + (now - self._seen) * access.accept_rate)
-            self._seen = now
-            if self._tokens < 1:
-                return "accept_rate"
-            self._tokens -= 1
-        return ""
+    def _judged(self, peer: Peer) -> Client:
+        client = next(each for each in self.held if each.port == peer.port)
+        self.held.remove(client)
+        return client
+
+    def _is_denied(self, client: Client) -> bool:
+        return any(client.address == str(network.network_address) for network in self._settings().access.deny)
+
+    def admitted(self, peer: Peer) -> None:
+        """Note that it gets a worker, which has to be right."""
+        client, settings = self._judged(peer), self._settings()
+        per_source = settings.access.per_source
+        there = self.open()
+        assert not self._is_denied(client)
+        assert not per_source or sum(each.source == client.source for each in there) < per_source
+        assert len(there) < settings.pool.size
+        assert self._take_token()
+        self.clients.append(client)
+
+    def rejected(self, peer: Peer, reason: str) -> None:
+        """Note that it is refused, which has to be right: ends that have arrived would not make room for it."""
+        client, settings = self._judged(peer), self._settings()
+        stay = [each for each in self.open() if not each.is_over]
+        match reason:
+            case "denied":
+                assert self._is_denied(client)
+            case "per_source":
+                assert 0 < settings.access.per_source <= sum(each.source == client.source for each in stay)
+            case "pool_full":
+                assert len(stay) >= settings.pool.size
+                assert settings.pool.when_full == "reject" or client.settings is not settings, "it has to wait"
+            case "accept_rate":
+                assert not self._take_token()
+            case _:
+                raise AssertionError(reason)
+        client.refused = reason
+        self.refused[reason] += 1
+
+    def _take_token(self) -> bool:
+        rate = self._settings().access.accept_rate
+        self.rate_is(rate)
+        if not rate:
+            return True
+        now = self._now()
+        self._tokens = min(max(1.0, rate), self._tokens + (now - self._seen) * rate)
+        self._seen = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
 
     def rate_is(self, rate: float | None) -> None:
         """Begin with a full bucket if this is another rate."""
@@ -345,17 +403,18 @@ class Network:
             self._tokens = max(1.0, rate or 0.0)
             self._seen = self._now()
 
-    def deliver(self) -> bool:
-        """Let happen what clients have sent; say whether there was anything."""
-        return any(client.deliver(self._now()) for client in self.clients)
+    def deliver(self, clients: Sequence[Client]) -> bool:
+        """Let happen one thing that each of these has sent; say whether there was anything."""
+        return sum(client.deliver(self._now()) for client in clients) > 0
 
     def info(self, sock: socket.socket) -> kernel.Info | None:
         """Take the place of `kernel.info`."""
-        if sock.fileno() < 0:
+        if sock.fileno() < 0 or not self.tells:
             return None
         client = self.accepted[sock.fileno()]
         written = len(client.transport.taken) if client.transport else 0
-        return kernel.Info(client.finished and not client.under_way, 0.0, 0, written)
+        quiet = self._now() - client.moved
+        return kernel.Info(client.finished and not client.under_way, 0.0, 0, written, quiet, is_empty=True)
 
     @staticmethod
     def queued(listener: Any) -> int:
@@ -408,6 +467,7 @@ class Simulation:
             (kernel, "has_waiting", self.network.has_waiting),
             (reload, "in_thread", at_once),
             (gc, "freeze", lambda: None),
+            (time, "monotonic", lambda: self.loop.now),
             (daemon, "Daemon", self._made),
         ):
             self._undo.enter_context(mock.patch.object(where, name, instead))
@@ -422,6 +482,19 @@ class Simulation:
 
     def _made(self, *arguments: Any) -> daemon.Daemon:
         self.daemon = _DAEMON(*arguments)
+        pool, rejections = self.daemon.server.pool, self.daemon.server.rejections
+        take, log = pool.take, rejections.log
+
+        def noted_take(sock: socket.socket, client: Peer, listener: str) -> Worker:
+            self.network.admitted(client)
+            return take(sock, client, listener)
+
+        def noted_log(client: Peer, listener: str, reason: str) -> None:
+            self.network.rejected(client, reason)
+            log(client, listener, reason)
+
+        self._undo.enter_context(mock.patch.object(pool, "take", noted_take))
+        self._undo.enter_context(mock.patch.object(rejections, "log", noted_log))
         return self.daemon
 
     def _load(self, _: Path | None) -> Loaded:

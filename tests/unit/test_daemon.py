@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import uvloop
@@ -13,7 +14,7 @@ import uvloop
 from echod import reload
 from echod.config import load as config
 from echod.config import settings
-from echod.daemon import Daemon
+from echod.daemon import FEW, NEVER, YOUNG, Daemon
 from echod.errors import Refusal
 from echod.log import Log
 from echod.reload import Reloaded
@@ -23,6 +24,8 @@ from tests.support.harness import DEADLINE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from echod.server.worker import Worker
 
     Load = Callable[[Path | None], config.Loaded]
 
@@ -194,3 +197,41 @@ def test_all_who_ask_get_the_answer_to_the_next_reload(log: Log) -> None:
 def test_nobody_who_asks_waits_for_ever_when_it_stops(log: Log) -> None:
     """Neither those whose reload has begun, nor those who wait for the next one."""
     assert asked_at_once(log, 3, 0) == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("young", "in_use", "collects"), [(YOUNG, 0, False), (YOUNG + 1, FEW - 1, True), (YOUNG + 1, FEW, False)]
+)
+def test_all_objects_are_collected_only_while_there_are_few(
+    log: Log, monkeypatch: pytest.MonkeyPatch, young: int, in_use: int, *, collects: bool
+) -> None:
+    """With 15,000 connections, that would hold the loop for 10 ms."""
+    collected: list[bool] = []
+    monkeypatch.setattr(gc, "get_count", lambda: (0, 0, young))
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(True))
+
+    async def check() -> None:
+        daemon = daemon_of(log, defaults)
+        daemon.server.pool.in_use = dict.fromkeys(range(in_use), cast("Worker", None))
+        daemon._on_check()
+
+    uvloop.run(check())
+    assert bool(collected) == collects
+
+
+def test_python_does_not_collect_all_objects_by_itself(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is at the start is not even looked at."""
+    called: list[object] = []
+    monkeypatch.setattr(gc, "freeze", lambda: called.append("freeze"))
+    monkeypatch.setattr(gc, "set_threshold", lambda *thresholds: called.append(thresholds))
+
+    async def start() -> None:
+        daemon = daemon_of(log, defaults)
+        monkeypatch.setattr(daemon.server, "apply", lambda _: None)
+        await daemon.start()
+        daemon._reloading.cancel()
+        daemon.server.close()
+        await daemon._close_admin()
+
+    uvloop.run(start())
+    assert called == ["freeze", (*gc.get_threshold()[:2], NEVER)]

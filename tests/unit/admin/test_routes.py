@@ -110,7 +110,7 @@ def test_the_status_is_the_report(daemon: Inside, monkeypatch: pytest.MonkeyPatc
     daemon.rig.take()
     answer = ask(daemon, "/status")
     assert (answer.status, answer.content_type) == (200, "application/json")
-    expected = status.status(daemon.running, daemon.meter)
+    expected = asyncio.run(status.status(daemon.running, daemon.meter))
     assert {**answer.json, "uptime": 0} == {**expected, "uptime": 0}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -19,13 +20,18 @@ from echod.server import kernel
 from echod.server.endpoint import Peer
 from tests.support.fakes import Clock, stop_clock
 from tests.support.inside import Inside
-from tests.support.rig import LISTENER
+from tests.support.rig import LISTENER, tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 CLIENT = {"address": "192.0.2.9", "port": 4711}
+
+
+def said(daemon: Inside) -> dict[str, Any]:
+    """Return a status."""
+    return asyncio.run(status.status(daemon.running, daemon.meter))
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
 
 def test_a_status_has_these_fields(daemon: Inside) -> None:
     """All of them from the start, and nothing that JSON can't write."""
-    answer = status.status(daemon.running, daemon.meter)
+    answer = said(daemon)
     assert orjson.loads(orjson.dumps(answer)) == answer
     assert 59 < answer.pop("uptime") < 90
     assert answer == {
@@ -57,6 +63,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
                 "reset": 0,
                 "idle_timeout": 0,
                 "write_timeout": 0,
+                "lifetime": 0,
                 "drained": 0,
                 "killed": 0,
                 "error": 0,
@@ -96,7 +103,7 @@ def test_a_status_is_what_the_books_say(daemon: Inside) -> None:
     daemon.server.lag.observe(0.0123456789)
     daemon.log.lost = 7
     daemon.log.late = Held(37, 12.3456, "EPIPE")
-    answer = status.status(daemon.running, daemon.meter)
+    answer = said(daemon)
     assert answer["pool"]["in_use"] == 1
     assert answer["connections"]["accepted"] == 2
     assert answer["connections"]["closed"]["eof"] == 1
@@ -111,7 +118,7 @@ def test_a_status_names_the_file_on_one_line(tmp_path: Path) -> None:
     file = tmp_path / "a\nb.toml"
     file.write_text("[pool]\nwhen_full = 'wait'")
     with closing(Inside(file)) as daemon:
-        answer = status.status(daemon.running, daemon.meter)
+        answer = said(daemon)
     assert answer["config"] == f"{tmp_path}/a\\u000ab.toml"
     assert answer["pool"]["when_full"] == "wait"
 
@@ -120,7 +127,7 @@ def test_a_status_has_each_listener(daemon: Inside) -> None:
     """With what becomes of who comes now, and how many the kernel holds already."""
     port, _ = daemon.listen("127.0.0.1", "127.0.0.2")
     with socket.create_connection(("127.0.0.2", port)), socket.create_connection(("127.0.0.2", port)):
-        assert status.status(daemon.running, daemon.meter)["listeners"] == [
+        assert said(daemon)["listeners"] == [
             {"listener": f"tcp://127.0.0.1:{port}", "state": "accepting", "backlog": 16, "queued": 0},
             {"listener": f"tcp://127.0.0.2:{port}", "state": "accepting", "backlog": 16, "queued": 2},
         ]
@@ -130,17 +137,33 @@ def test_a_status_has_the_sources_with_the_most_connections(daemon: Inside, monk
     """Not all: there may be thousands."""
     monkeypatch.setattr(status, "SOURCES", 2)
     daemon.pool.sources.update({"192.0.2.1": 2, "192.0.2.2": 9, "2001:db8::/64": 4})
-    assert status.status(daemon.running, daemon.meter)["sources"] == [
+    assert said(daemon)["sources"] == [
         {"source": "192.0.2.2", "connections": 9},
         {"source": "2001:db8::/64", "connections": 4},
     ]
+
+
+def test_sources_are_compared_some_in_each_turn(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has gone meanwhile is left out."""
+    monkeypatch.setattr(status, "BATCH", 2)
+    monkeypatch.setattr(status, "SOURCES", 3)
+    sources = {f"192.0.2.{number}": number for number in range(1, 6)}
+    comparing = status._largest(sources)
+    comparing.send(None)
+    del sources["192.0.2.5"]
+    comparing.send(None)
+    comparing.send(None)
+    with pytest.raises(StopIteration) as ended:
+        comparing.send(None)
+    assert ended.value.value == [("192.0.2.4", 4), ("192.0.2.3", 3), ("192.0.2.2", 2)]
+    assert daemon.pool.sources == {}
 
 
 def test_a_status_has_the_last_refusals(daemon: Inside) -> None:
     """The last one first: whom it was about, where, why and when."""
     for port, reason in ((1, "denied"), (2, "pool_full")):
         daemon.server.rejections.log(Peer("192.0.2.8", port), LISTENER, reason)
-    last, first = status.status(daemon.running, daemon.meter)["rejections"]
+    last, first = said(daemon)["rejections"]
     assert last == {
         "timestamp": "2020-09-13T12:27:40.500000Z",
         "age": 0.0,
@@ -155,7 +178,7 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
     """With what has changed, or what was wrong."""
     daemon.reloads.last = Reloaded(60.0, 60.0, Change(["pool.size"], {"pool.size": 1}, {"pool.size": 2}, ["hm"]))
     when = {"timestamp": "2020-09-13T12:27:40.000000Z", "age": 0.5}
-    assert status.status(daemon.running, daemon.meter)["reload"] == {
+    assert said(daemon)["reload"] == {
         **when,
         "success": True,
         "changed": ["pool.size"],
@@ -163,7 +186,7 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
         "errors": [],
     }
     daemon.reloads.last = Reloaded(60.0, 40.0, errors=["wrong"])
-    assert status.status(daemon.running, daemon.meter)["reload"] == {
+    assert said(daemon)["reload"] == {
         **when,
         "success": False,
         "changed": [],
@@ -192,7 +215,7 @@ def test_it_does_not_accept_while_all_listeners_wait(daemon: Inside) -> None:
     assert daemon.server.is_accepting
     daemon.rig.take()
     assert not daemon.server.is_accepting
-    assert status.status(daemon.running, daemon.meter)["listeners"][0]["state"] == "waiting"
+    assert said(daemon)["listeners"][0]["state"] == "waiting"
 
 
 # Rates
@@ -208,26 +231,30 @@ def test_rates_are_those_of_the_last_second(daemon: Inside, monkeypatch: pytest.
     for _ in range(3):
         daemon.server.rejections.log(Peer("192.0.2.8", 1), LISTENER, "denied")
     clock.now += 2.0
-    meter.measure()
-    assert meter.interval == 2.0
-    assert meter.rates == {"accepted": 0.5, "rejected": 1.5, "bytes_received": 2.5, "bytes_sent": 0.5}
+    asyncio.run(meter.measure())
+    rates = {"accepted": 0.5, "rejected": 1.5, "bytes_received": 2.5, "bytes_sent": 0.5}
+    assert meter.ask() == {"interval": 2.0, **rates}
     clock.now += 1.0
-    meter.measure()
+    asyncio.run(meter.measure())
     assert set(meter.rates.values()) == {0.0}
 
 
-def test_a_rate_is_of_a_second_at_least(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has a timer that is faster looks more often: nothing is lost by that."""
+def test_rates_are_taken_each_second_only_while_someone_asks(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes a visit to each open connection."""
     clock = Clock(monkeypatch)
+    began = clock.now
     meter = status.Meter(daemon.server)
-    daemon.rig.take()
-    for _ in range(9):
-        clock.now += 0.1
-        meter.measure()
-    assert (meter.interval, meter.rates["accepted"]) == (0.0, 0.0)
-    clock.now += 0.1
-    meter.measure()
-    assert meter.rates["accepted"] == 1.0
+    measured = []
+    for asks in (False, True):
+        for tenth in range(250):
+            clock.now = began + tenth / 10
+            if asks and tenth == 0:
+                meter.ask()
+            if meter.is_due:
+                measured.append(tenth / 10)
+                asyncio.run(meter.measure())
+        began += 25
+    assert measured == [10.0, 20.0, *(float(second) for second in range(10)), 19.0]
 
 
 # Connections
@@ -260,10 +287,10 @@ def test_a_connection_has_these_fields(daemon: Inside) -> None:
     }
 
 
-def test_a_connection_is_idle_since_the_janitor_saw_it_move(daemon: Inside) -> None:
-    """What has come in since, it has not seen."""
+def test_a_connection_is_idle_since_the_last_check_that_saw_it_move(daemon: Inside) -> None:
+    """Where the kernel does not tell; a byte that has come since moves now."""
     _, transport = daemon.rig.take()
-    for byte in (b"", b"1", b"2345"):
+    for byte in (b"1", b"2345"):
         transport.receive(byte)
         assert row(daemon)["idle"] == 0.0
     worker = daemon.pool.in_use[1]
@@ -273,9 +300,20 @@ def test_a_connection_is_idle_since_the_janitor_saw_it_move(daemon: Inside) -> N
     assert row(daemon)["idle"] == 0.0
 
 
+def test_a_connection_is_idle_for_as_long_as_the_kernel_says(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checks have found."""
+    monkeypatch.setattr(kernel, "info", lambda _: tcp_info(quiet=12.3456))
+    _, transport = daemon.rig.take()
+    assert row(daemon)["idle"] == 12.346
+    transport.window = 0
+    transport.receive(b"never read")
+    assert row(daemon)["idle"] == 0.0
+
+
 def test_a_connection_is_never_idle_for_less_than_nothing(daemon: Inside) -> None:
-    """The janitor's clock is the loop's, which may be a little ahead."""
-    daemon.rig.take()
+    """The timeouts' clock is the loop's, which may be a little ahead."""
+    _, transport = daemon.rig.take()
+    transport.receive(b"x")
     daemon.pool.in_use[1].quiet_for(time.monotonic() + 1)
     assert row(daemon)["idle"] == 0.0
 
@@ -310,7 +348,7 @@ def test_a_connection_that_ends_says_so(daemon: Inside) -> None:
 
 def test_a_connection_has_what_the_kernel_knows(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """The round trip in seconds."""
-    monkeypatch.setattr(kernel, "info", lambda _: kernel.Info(peer_finished=False, rtt=0.0015, retrans=3, written=0))
+    monkeypatch.setattr(kernel, "info", lambda _: tcp_info(rtt=0.0015, retrans=3))
     daemon.rig.take()
     assert row(daemon)["tcp"] == {"rtt": 0.0015, "retrans": 3}
 

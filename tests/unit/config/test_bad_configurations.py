@@ -294,7 +294,7 @@ TABLE: dict[str, Bad] = {
     "a pool above the hard limit, and more": wrong(
         "[pool]\nsize = 100_000\n[access]\ndeny = ['::/0', '0.0.0.0/0']",
         (
-            "FILE:2: pool.size: 100000 workers need 100096 file descriptors, the hard limit is 4096:"
+            "FILE:2: pool.size: 100000 workers need 100160 file descriptors, the hard limit is 4096:"
             " raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
         ),
         "FILE:4: access.deny: covers every address: nobody could connect",

@@ -24,7 +24,7 @@ EXAMPLE = Path(__file__).parents[3] / "config" / "echod.toml"
 CONTRACT: dict[str, dict[str, object]] = {
     "listen": {"host": "*", "port": 7007, "backlog": 1024, "reuse_port": False},
     "pool": {"size": 1024, "when_full": "reject"},
-    "timeouts": {"idle": "5m", "write": "30s", "drain": "10s"},
+    "timeouts": {"idle": "5m", "write": "30s", "lifetime": "off", "drain": "10s"},
     "access": {"allow": [], "deny": [], "per_source": 0, "accept_rate": "off"},
     "log": {"level": "info", "format": "auto", "connections": "all", "queue": 65536},
     "admin": {"socket": "auto", "http": "off"},

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from echod.server import drain, kernel
+from echod.server import drain
 from echod.server.drain import Drain
 from tests.support.fakes import Once
+from tests.support.rig import resize, tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -86,7 +88,7 @@ def test_a_client_that_does_not_close_after_our_fin_is_cut(rig: Rig, schedule: S
     _, transport = rig.take()
     assert linger(rig) == 1
     assert transport.fin_sent
-    assert schedule.time() == 2 * TICK + drain.QUIET + ENDED  # only the second check can tell that nothing moved
+    assert schedule.time() == drain.QUIET + ENDED
     assert rig.resets == 0
 
 
@@ -116,8 +118,7 @@ def test_bytes_that_came_while_the_process_was_stopped_are_still_echoed(rig: Rig
 def test_a_long_quiet_before_the_deadline_does_not_count_after_it(rig: Rig, schedule: Schedule) -> None:
     """After a minute of quiet, bytes may be under way all the same."""
     worker, transport = rig.take()
-    for seconds in (62, 61, 60):
-        worker.quiet_for(rig.loop.now - seconds)
+    worker.seen = worker.opened = transport.moved = rig.loop.now - 60
     schedule.at.append((0.2, lambda: transport.receive(b"last words")))
     linger(rig)
     assert transport.taken == b"last words"
@@ -139,7 +140,7 @@ def test_a_client_that_reads_slowly_has_more_time_if_it_has_sent_everything(
     rig: Rig, schedule: Schedule, *, finished: bool, patience: float
 ) -> None:
     """It has sent its FIN, so the daemon waits only for it to read; but not for ever."""
-    rig.info = kernel.Info(peer_finished=finished, rtt=0.0, retrans=0, written=1 << 40)
+    rig.info = tcp_info(peer_finished=finished)
     _, transport = rig.take()
     transport.window = 0
     transport.receive(bytes(1 << 20))
@@ -152,7 +153,7 @@ def test_a_client_that_reads_slowly_has_more_time_if_it_has_sent_everything(
 
 def test_a_client_that_reads_everything_in_time_is_not_cut(rig: Rig, schedule: Schedule) -> None:
     """It gets all of its echo, and the usual end."""
-    rig.info = kernel.Info(peer_finished=True, rtt=0.0, retrans=0, written=1 << 40)
+    rig.info = tcp_info(peer_finished=True)
     _, transport = rig.take()
     transport.window = 0
     transport.receive(bytes(1000))
@@ -180,12 +181,12 @@ def test_without_connections_there_is_nothing_to_wait_for(rig: Rig, schedule: Sc
 
 def test_bytes_of_a_distant_client_are_waited_for(rig: Rig, schedule: Schedule) -> None:
     """What it sent before the deadline may take longer than the usual quiet, so four round trips must be quiet too."""
-    rig.info = kernel.Info(peer_finished=False, rtt=0.125, retrans=0, written=1 << 40)
+    rig.info = tcp_info(rtt=0.125)
     _, transport = rig.take()
     schedule.at.append((0.5, lambda: transport.receive(b"from afar")))
     linger(rig)
     assert transport.taken == b"from afar"
-    assert schedule.time() == 0.5 + TICK + 4 * 0.125 + ENDED
+    assert schedule.time() == 0.5 + 4 * 0.125 + ENDED
 
 
 def test_a_connection_on_which_the_kernel_still_sends_is_not_quiet(rig: Rig, schedule: Schedule) -> None:
@@ -339,6 +340,7 @@ def test_a_second_signal_cuts_all_connections(rig: Rig, patience: float | None, 
 @pytest.mark.usefixtures("quick")
 def test_connections_that_were_cut_before_the_second_signal_count_too(rig: Rig) -> None:
     """The result is the number of connections that were cut, at whatever time."""
+    rig.info = rig.unacknowledged = None  # its clock is not that of this test
     _, quiet = rig.take()
     _, busy = rig.take()
     busy.window = 0
@@ -353,6 +355,51 @@ def test_connections_that_were_cut_before_the_second_signal_count_too(rig: Rig) 
 
     rig.run(test())
     assert rig.reasons() == {"drained": 2}
+
+
+def test_a_turn_of_the_loop_ends_a_bounded_number(rig: Rig) -> None:
+    """To end a connection, with its line in the log, takes far longer than to check it."""
+    resize(rig.pool, 45)
+    transports = [rig.take()[1] for _ in range(45)]
+    cutting = Drain(rig.pool).cut_all()
+    cut = [0]
+    with contextlib.suppress(StopIteration):
+        while True:
+            cutting.send(None)
+            cut.append(sum(each.is_closing() for each in transports))
+            if len(cut) > 6:
+                rig.loop.run()
+    most = drain.BATCH // drain.END
+    assert max(after - before for before, after in pairwise(cut)) <= most
+    assert rig.reasons() == {"drained": 45}
+
+
+def test_a_turn_of_the_loop_checks_a_bounded_number(rig: Rig, schedule: Schedule) -> None:
+    """The others are checked in the next turns, and all come to their end."""
+    resize(rig.pool, 2 * drain.BATCH)
+    transports = [rig.take()[1] for _ in range(2 * drain.BATCH)]
+    lingering = Drain(rig.pool).linger()
+    last = transports[-1]  # it ends some turns before it would be checked
+    schedule.every = lambda: last.receive_eof() if transports[0].fin_sent and last.reading else None
+    finished, before = [], 0
+    with contextlib.suppress(StopIteration):
+        while True:
+            lingering.send(None)
+            after = sum(each.fin_sent + each.is_closing() for each in transports if each is not last)
+            finished.append(after - before)
+            before = after
+    assert 0 < max(finished) <= drain.BATCH // drain.END
+    assert schedule.time() < 10
+    assert rig.reasons() == {"eof": 1, "drained": 2 * drain.BATCH - 1}
+
+
+def test_a_connection_that_its_lifetime_has_ended_is_cut_in_time(rig: Rig, schedule: Schedule) -> None:
+    """It has had its FIN already, and gets no second one."""
+    worker, _ = rig.take()
+    drain.finish(worker, "lifetime", rig.loop.now)
+    assert linger(rig) == 1
+    assert schedule.time() <= drain.LINGER + TICK
+    assert rig.reasons() == {"lifetime": 1}
 
 
 def test_a_second_signal_after_the_end_changes_nothing(rig: Rig) -> None:
@@ -375,7 +422,7 @@ def test_finish_sends_fin_and_drops_what_is_received_after_it(rig: Rig) -> None:
     """After FIN nothing may be written, and received bytes must not end in a reset."""
     worker, transport = rig.take()
     transport.receive(b"echoed")
-    drain.finish(worker)
+    drain.finish(worker, "drained", rig.loop.now)
     assert transport.fin_sent
     transport.receive(b"too")
     transport.receive(b" late")
@@ -390,7 +437,7 @@ def test_finish_sends_what_is_pending_before_fin(rig: Rig) -> None:
     worker, transport = rig.take()
     transport.window = 2
     transport.receive(b"1234")
-    drain.finish(worker)
+    drain.finish(worker, "drained", rig.loop.now)
     assert transport.reading
     assert not transport.fin_sent
     transport.take(2)
@@ -403,7 +450,7 @@ def test_a_connection_without_pending_output_is_not_stalled_any_more(rig: Rig) -
     worker, transport = rig.take()
     transport.window = 0
     transport.receive(b"1234")
-    drain.finish(worker)
+    drain.finish(worker, "drained", rig.loop.now)
     assert worker.paused
     transport.take(4)
     assert not worker.paused
@@ -413,7 +460,7 @@ def test_finish_leaves_a_closing_connection_alone(rig: Rig) -> None:
     """It ends by itself, and keeps its reason."""
     worker, transport = rig.take()
     transport.receive_eof()
-    drain.finish(worker)
+    drain.finish(worker, "drained", rig.loop.now)
     rig.loop.run()
     assert rig.reasons() == {"eof": 1}
     assert not transport.fin_sent
@@ -422,7 +469,7 @@ def test_finish_leaves_a_closing_connection_alone(rig: Rig) -> None:
 def test_finish_leaves_a_connection_without_a_transport_alone(rig: Rig) -> None:
     """Between accept and `connection_made` there is nothing to finish."""
     worker, transport = rig.take(made=False)
-    drain.finish(worker)
+    drain.finish(worker, "drained", rig.loop.now)
     rig.loop.run()
     assert worker.reason is None
     assert transport.reading

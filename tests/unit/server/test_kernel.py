@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -219,3 +220,30 @@ def test_of_an_mptcp_socket_nothing_is_known_where_the_kernel_does_not_tell_its_
     """It may be of either kind."""
     with type("RefusingMptcp", (Refusing,), {"proto": socket.IPPROTO_MPTCP})() as sock:
         assert kernel.info(sock) is None
+
+
+def test_the_kernel_knows_for_how_long_a_connection_has_been_quiet(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Both what was received and what was sent count; it says rather too little than too much."""
+    server, client = pair
+    for sender, receiver in ((client, server), (server, client)):
+        time.sleep(0.1)
+        began = time.monotonic()
+        sender.sendall(b"x")
+        receiver.recv(1)
+        assert info(server).quiet <= time.monotonic() - began
+        time.sleep(0.1)
+        assert 0.08 < info(server).quiet <= time.monotonic() - began
+
+
+def test_a_connection_is_empty_if_its_peer_has_acknowledged_everything(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """A peer that does not read leaves something."""
+    server, client = pair
+    assert info(server).is_empty
+    sent = fill(server)
+    assert not info(server).is_empty
+    client.settimeout(5)
+    while sent:
+        sent -= len(client.recv(1 << 20))
+    until(lambda: info(server).is_empty, what="the last acknowledgement")

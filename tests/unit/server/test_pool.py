@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
 import pytest
 
 from echod.server import kernel
+from echod.server import pool as pool_module
 from echod.server.endpoint import Peer
 from echod.server.pool import CLOSE_REASONS, Pool, _reason
 from tests.support.fakes import Clock, sockets
-from tests.support.rig import LISTENER, resize
+from tests.support.rig import LISTENER, moved, resize, tcp_info
 
 if TYPE_CHECKING:
     from echod.config.settings import Lifecycle
@@ -172,7 +174,7 @@ def test_bytes_that_were_not_sent_are_not_counted_as_sent(rig: Rig) -> None:
 def test_after_an_error_the_kernel_says_what_was_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """By then the transport has forgotten what it could not write."""
     rig.fake_kernel(monkeypatch)
-    rig.info = kernel.Info(peer_finished=False, rtt=0.005, retrans=1, written=2)
+    rig.info = tcp_info(rtt=0.005, retrans=1, written=2)
     _, transport = rig.take()
     transport.receive(b"12345")
     transport.fail(ConnectionResetError())
@@ -188,7 +190,7 @@ def test_an_echo_that_an_error_has_cut_ends_with_a_reset(
 ) -> None:
     """FIN would say that this was all of the echo."""
     rig.fake_kernel(monkeypatch)
-    rig.info = kernel.Info(peer_finished=False, rtt=0.005, retrans=0, written=echoed)
+    rig.info = tcp_info(written=echoed)
     worker, transport = rig.take()
     transport.receive(b"12345")
     if exc:
@@ -322,6 +324,34 @@ def test_a_pool_that_shrinks_drops_free_workers(rig: Rig) -> None:
     assert pool.free == 2
 
 
+def test_a_pool_that_shrinks_returns_the_workers_that_it_drops(rig: Rig) -> None:
+    """To free many at once takes time, which the caller has."""
+    pool = rig.make_pool(5)
+    free = list(pool._free)
+    assert resize(pool, 2) == free[2:]
+    assert resize(pool, 4) == []
+
+
+def test_open_connections_are_counted_some_in_each_turn(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that ends meanwhile is counted once."""
+    monkeypatch.setattr(pool_module, "COUNTED", 2)
+    resize(rig.pool, 5)
+    transports = [rig.take()[1] for _ in range(5)]
+    for each in transports:
+        each.receive(b"x")
+    counting = rig.pool.count_open()
+    for counted in (2, 4):
+        counting.send(None)
+        assert rig.pool.bytes_received == counted
+    transports[0].receive(b"yz")
+    for each in (transports[0], transports[4]):
+        rig.end(each)
+    with contextlib.suppress(StopIteration):
+        while True:
+            counting.send(None)
+    assert (rig.pool.bytes_received, rig.pool.bytes_sent) == (7, 7)
+
+
 def test_a_pool_that_shrinks_cuts_no_connection(rig: Rig) -> None:
     """It reaches its size as connections end; only after that are workers free, and is `when_free` called."""
     pool = rig.make_pool(4)
@@ -378,21 +408,21 @@ def test_a_resize_that_leaves_workers_free_logs_nothing(rig: Rig) -> None:
 
 
 def test_bytes_count_as_they_move(rig: Rig) -> None:
-    """`moved` counts open connections and closed ones. What the peer has not taken is not sent."""
-    assert rig.pool.moved() == (0, 0)
+    """They are those of open connections and closed ones. What the peer has not taken is not sent."""
+    assert moved(rig.pool) == (0, 0)
     _, first = rig.take()
     _, second = rig.take()
     first.receive(b"12345")
     second.window = 2
     second.receive(b"1234567")
-    assert rig.pool.moved() == (12, 7)
+    assert moved(rig.pool) == (12, 7)
     second.take(1)
-    assert rig.pool.moved() == (12, 8)
+    assert moved(rig.pool) == (12, 8)
     rig.end(first)
-    assert rig.pool.moved() == (12, 8)
+    assert moved(rig.pool) == (12, 8)
     second.take(4)
     rig.end(second)
-    assert rig.pool.moved() == (12, 12) == (rig.pool.bytes_received, rig.pool.bytes_sent)
+    assert moved(rig.pool) == (12, 12) == (rig.pool.bytes_received, rig.pool.bytes_sent)
 
 
 def test_bytes_that_came_after_our_fin_are_not_sent(rig: Rig) -> None:
@@ -400,26 +430,25 @@ def test_bytes_that_came_after_our_fin_are_not_sent(rig: Rig) -> None:
     worker, transport = rig.take()
     transport.receive(b"12345")
     worker.dropped = 2
-    assert rig.pool.moved() == (5, 3)
+    assert moved(rig.pool) == (5, 3)
 
 
 @pytest.mark.parametrize("read_meanwhile", [False, True])
 def test_the_bytes_sent_never_go_back(rig: Rig, monkeypatch: pytest.MonkeyPatch, *, read_meanwhile: bool) -> None:
     """A counter that goes back looks like a restart. When a transport ends, it forgets what it could not write."""
     rig.fake_kernel(monkeypatch)
-    rig.info = kernel.Info(peer_finished=False, rtt=0.005, retrans=1, written=2)
+    rig.info = tcp_info(rtt=0.005, retrans=1, written=2)
     _, transport = rig.take()
     transport.window = 2
     transport.receive(b"12345")
-    assert rig.pool.moved() == (5, 2)
+    assert moved(rig.pool) == (5, 2)
     transport.fail(ConnectionResetError())
-    sent = rig.pool.moved()[1] if read_meanwhile else 2
+    sent = moved(rig.pool)[1] if read_meanwhile else 2
     rig.loop.run()
-    assert rig.pool.bytes_sent == 2
-    assert rig.pool.moved() == (5, sent)
+    assert moved(rig.pool) == (5, sent)
     _, transport = rig.take()
     transport.receive(b"1234567890")
-    assert rig.pool.moved() == (15, max(sent, 12))
+    assert moved(rig.pool) == (15, max(sent, 12))
 
 
 def test_durations_are_those_of_closed_connections(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import pytest
 from echod import limits
 from echod.errors import Refusal
 from echod.networks import Ranges
+from echod.server import server as server_module
+from echod.server.admission import TURNS
 from echod.server.listeners import adopt
 from echod.server.server import Server
 from tests.support.fakes import Clock
@@ -23,6 +25,7 @@ from tests.support.rig import settings
 if TYPE_CHECKING:
     from echod.config.settings import Log as LogSettings
     from echod.config.settings import Settings
+    from echod.server.worker import Worker
     from tests.support.fakes import Lines
     from tests.support.rig import Rig
 
@@ -55,7 +58,9 @@ class Served:
 
 
 @pytest.fixture
-def served(rig: Rig) -> Served:
+def served(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Served:
+    rig.fake_kernel(monkeypatch)
+    rig.info = rig.unacknowledged = None
     return Served(rig)
 
 
@@ -72,6 +77,13 @@ def taken_port(rig: Rig) -> int:
     port = rig.reserve()
     rig.sockets[-1].listen()
     return port
+
+
+def end_as_idle(rig: Rig, server: Server) -> None:
+    (worker,) = server.pool.in_use.values()
+    worker.seen = worker.opened = rig.loop.now  # by the loop's clock, which is not the real one here
+    rig.loop.advance(2)
+    assert rig.reasons() == {"idle_timeout": 1}
 
 
 # Settings
@@ -104,8 +116,7 @@ def test_a_start_applies_all_settings(rig: Rig, served: Served) -> None:
     rig.connect(port)
     rig.readable()
     assert (server.pool.accepted, server.rejections.count) == (1, {"denied": 1})
-    rig.loop.advance(1)
-    assert rig.reasons() == {"idle_timeout": 1}
+    end_as_idle(rig, server)
 
 
 def test_a_reload_applies_all_settings(rig: Rig, served: Served) -> None:
@@ -132,8 +143,56 @@ def test_a_reload_applies_all_settings(rig: Rig, served: Served) -> None:
     rig.connect(port)
     rig.readable()
     assert (len(server.pool.in_use), server.rejections.count) == (1, {"per_source": 1})
-    rig.loop.advance(2)
-    assert rig.reasons() == {"idle_timeout": 1}
+    end_as_idle(rig, server)
+
+
+def test_workers_that_a_reload_drops_are_freed_some_in_each_turn(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To free thousands at once would hold the loop."""
+    monkeypatch.setattr(server_module, "FREED", 3)
+    server.apply(wanted(pool__size=10))
+    dropped: list[Worker] = []
+    resize = server.pool.resize
+
+    def kept(size: int, more: list[Worker]) -> list[Worker]:
+        dropped.extend(resize(size, more))
+        return dropped
+
+    monkeypatch.setattr(server.pool, "resize", kept)
+    server.apply(wanted(pool__size=2))
+    for left in (5, 2, 0):
+        assert len(dropped) == left
+        rig.loop.turn()
+
+
+def test_a_drain_judges_connections_on_hold(rig: Rig, server: Server) -> None:
+    """They were accepted before it began: ends that have arrived make room for them."""
+    server.apply(wanted(pool__size=1))
+    port = rig.port()
+    rig.connect(port)
+    rig.readable()
+    rig.connect(port)
+    rig.connect(port)
+    for callback in list(rig.loop.readers.values()):
+        callback()
+    rig.loop.transports[0].receive_eof()
+
+    async def test() -> None:
+        draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            rig.loop.turn()
+        assert (server.pool.accepted, server.rejections.count.total()) == (2, 0)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert server.rejections.count == {"pool_full": 1}
+        del rig.loop.transports[0]
+        rig.finish()
+        async with asyncio.timeout(DEADLINE):
+            assert await draining == 0
+
+    rig.run(test())
 
 
 def test_a_refused_reload_changes_nothing(rig: Rig, served: Served) -> None:
@@ -314,7 +373,8 @@ def test_a_drain_stops_listening_and_waits_for_the_connections(rig: Rig, server:
 
     async def test() -> None:
         draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
-        await asyncio.sleep(0)
+        for _ in range(TURNS + 1):
+            await asyncio.sleep(0)
         rig.loop.run()
         assert (server.listeners.urls, len(server.pool.in_use)) == ([], 2)
         assert rig.lines.events("connection.rejected")[-1]["suppressed"] == {"denied": 1}

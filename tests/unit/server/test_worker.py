@@ -66,7 +66,7 @@ def test_eof_closes_the_connection_without_an_error(rig: Rig) -> None:
 def test_the_end_of_a_connection_is_passed_on(error: Exception | None) -> None:
     """The pool learns which worker it was, and what ended the connection."""
     lost: list[tuple[Worker, Exception | None]] = []
-    worker = Worker(lambda *end: lost.append(end))
+    worker = Worker(lambda *end: lost.append(end), set())
     worker.connection_lost(error)
     assert lost == [(worker, error)]
 
@@ -145,12 +145,16 @@ class Checks:
     """A connection that is checked once a second."""
 
     def __init__(self, rig: Rig) -> None:
+        self._loop = rig.loop
         self.worker, self.transport = rig.take()
-        self.now = 0.0
 
     def quiet(self) -> float:
-        self.now += 1
-        return self.worker.quiet_for(self.now)
+        self._loop.now += 1
+        return self.worker.quiet_for(self._loop.now)[0]
+
+    @property
+    def is_exact(self) -> bool:
+        return self.worker.quiet_for(self._loop.now)[1]
 
 
 @pytest.fixture
@@ -158,24 +162,46 @@ def checks(rig: Rig) -> Checks:
     return Checks(rig)
 
 
-def test_a_connection_is_quiet_from_the_first_check_on(rig: Rig, checks: Checks) -> None:
-    """The kernel is asked only once whether bytes are under way, not at each check."""
-    assert [checks.quiet() for _ in range(5)] == [0, 0, 1, 2, 3]
-    assert rig.asked == 1
+@pytest.mark.parametrize("known", [True, False])
+def test_a_connection_is_quiet_from_its_beginning_on(rig: Rig, checks: Checks, *, known: bool) -> None:
+    """Whether or not the kernel tells anything."""
+    if not known:
+        rig.info = rig.unacknowledged = None
+    assert [checks.quiet() for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert checks.is_exact == known
 
 
-def test_a_byte_that_is_received_ends_the_quiet(checks: Checks) -> None:
-    """The time begins anew."""
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+def test_the_kernel_knows_when_a_byte_was_received(checks: Checks) -> None:
+    """However long ago the last check was."""
+    checks.quiet()
     checks.transport.receive(b"x")
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [1, 2, 3]
+    assert checks.is_exact
+
+
+def test_a_byte_that_is_received_ends_the_quiet_where_the_kernel_does_not_tell(rig: Rig, checks: Checks) -> None:
+    """The time begins anew with the check that finds it: nothing ends too early."""
+    rig.info = rig.unacknowledged = None
+    assert checks.quiet() == 1
+    checks.transport.receive(b"x")
+    assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert not checks.is_exact
+
+
+def test_the_time_never_goes_back(checks: Checks) -> None:
+    """The kernel counts in ticks, and says a little less than it could: what a check has found before may be later."""
+    checks.quiet()
+    checks.transport.receive(b"x")
+    checks.worker.seen = checks.transport.moved + 0.01
+    assert checks.quiet() == pytest.approx(0.99)
 
 
 def test_a_byte_that_the_peer_takes_ends_the_quiet(rig: Rig, checks: Checks) -> None:
     """This holds also when the transport has written everything: the kernel holds megabytes for a slow reader."""
     rig.unacknowledged = 1000
     checks.transport.receive(b"x" * 1000)
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert not checks.is_exact
     rig.unacknowledged = 999
     assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
 
@@ -184,18 +210,19 @@ def test_a_byte_that_the_kernel_takes_ends_the_quiet(checks: Checks) -> None:
     """One byte is enough."""
     checks.transport.window = 0
     checks.transport.receive(b"1234")
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
+    assert not checks.is_exact
     checks.transport.take(1)
     assert [checks.quiet() for _ in range(2)] == [0, 1]
 
 
 def test_a_stall_after_a_long_quiet_begins_anew(rig: Rig, checks: Checks) -> None:
     """A client that sends more than the kernel takes has the whole write timeout from then on."""
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [1, 2, 3]
     checks.transport.window = 0
     rig.unacknowledged = 4
     checks.transport.receive(b"1234")
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
 
 
 def test_bytes_that_go_from_the_transport_to_the_kernel_are_still_held(rig: Rig, checks: Checks) -> None:
@@ -203,10 +230,10 @@ def test_bytes_that_go_from_the_transport_to_the_kernel_are_still_held(rig: Rig,
     checks.transport.window = 0
     checks.transport.receive(b"1234")
     rig.unacknowledged = 4
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
     checks.transport.take(1)
     rig.unacknowledged = 5
-    assert checks.quiet() == 2
+    assert checks.quiet() == 3
     rig.unacknowledged = 4
     assert checks.quiet() == 0
 
@@ -222,10 +249,10 @@ def test_what_moves_between_two_checks_is_not_quiet(rig: Rig, checks: Checks) ->
 
 def test_a_kernel_that_says_nothing_holds_nothing(rig: Rig, checks: Checks) -> None:
     """What the transport holds still counts."""
-    rig.unacknowledged = None
+    rig.info = rig.unacknowledged = None
     checks.transport.window = 0
     checks.transport.receive(b"1234")
-    assert [checks.quiet() for _ in range(3)] == [0, 0, 1]
+    assert [checks.quiet() for _ in range(3)] == [0, 1, 2]
     checks.transport.take(1)
     assert [checks.quiet() for _ in range(2)] == [0, 1]
     checks.transport.take(3)
