@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
     _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+LARGEST_READ = 256 << 10
+"""Bytes that uvloop reads at once, which a connection holds if its client does not read the echo."""
+OVERHEAD = 8 << 10
+"""Bytes that a connection takes besides, at most."""
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _MOST = 3
 """Values of a list in a warning."""
@@ -106,6 +112,15 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     if idle and write and write > idle and write != Timeouts().write:
         text = f"{duration_text(write)} has no effect, timeouts.idle ({duration_text(idle)}) comes first"
         yield line(text, "timeouts", "write")
+    limit = _memory_limit()
+    each = OVERHEAD + min(LARGEST_READ, 2 * (settings.listen.receive_buffer or LARGEST_READ))
+    if settings.pool.size * each > limit:
+        needed, least = math.ceil(settings.pool.size * each / 1e6), math.floor(limit / 1e6)
+        text = (
+            f"if no client reads its echo, {settings.pool.size} connections take {needed} MB, the memory limit of this"
+            f" control group is {least} MB: make the pool or listen.receive_buffer smaller"
+        )
+        yield line(text, "pool", "size")
     denied = Ranges(settings.access.deny)
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):
@@ -155,6 +170,22 @@ def _listened(host: str, before: Sequence[str]) -> bool:
 
 def _is_any(host: str) -> bool:
     return ipaddress.ip_address(host).is_unspecified
+
+
+def _memory_limit() -> float:
+    """Return the bytes that the control group of this process may have, or one that it is part of (cgroups(7))."""
+    try:
+        own = next(line[3:] for line in _CGROUP.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return math.inf
+    group = _CGROUPS / own.strip("/")
+    limits = []
+    for each in (group, *group.parents):
+        try:
+            limits.append(int((each / "memory.max").read_text()))
+        except (OSError, ValueError):  # it has none: "max"
+            continue
+    return min(limits, default=math.inf)
 
 
 def _somaxconn() -> float:

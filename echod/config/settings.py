@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from echod.config.types import (
     MAX_PORT,
+    Buffer,
     Count,
     Duration,
     Form,
@@ -77,6 +78,10 @@ class Listen(_Section):
         default=False,
         description="Lets several echod processes listen on the same port; the kernel spreads connections over them.",
         live=False,
+    )
+    receive_buffer: Buffer = _setting(
+        None,
+        'The kernel\'s receive buffer of new connections, e.g. "32Ki", which bounds their memory; "auto" lets it grow.',
     )
 
 

@@ -32,6 +32,8 @@ LONGEST = 366 * 86400.0
 FASTEST = 1e9
 """Per second. A higher rate limits nothing."""
 _MAPPED_PREFIX = 96  # bits before the IPv4 address in an IPv4-mapped one (RFC 4291, 2.5.5.2)
+SMALLEST_BUFFER, LARGEST_BUFFER = 4 << 10, 1 << 30
+"""Bytes. Below, TCP can hardly move; above, the kernel can't count it."""
 MAX_PORT = 65535
 MAX_HOSTS = 16
 """A reload that moves the listeners has twice as many open at one time; `limits.RESERVE` includes them."""
@@ -69,6 +71,19 @@ def count(value: object) -> object:
             raise ValueError(f'must be a whole number, e.g. 1024 or "64Ki", got {shown(value)}')
         return int(found[1]) * _MULTIPLES[found[2]]
     return value
+
+
+def buffer(value: object) -> object:
+    """Return bytes from "32Ki"; `None` from "auto"."""
+    if value == "auto":
+        return None
+    try:
+        size = count(value)
+    except ValueError:
+        raise ValueError(f'must be a size, e.g. "32Ki", or "auto"; got {shown(value)}') from None
+    if isinstance(size, int) and not SMALLEST_BUFFER <= size <= LARGEST_BUFFER:
+        raise ValueError(f'must be from "4Ki" to "1024Mi", or "auto"; got {shown(value)}')
+    return size
 
 
 def listed(value: object) -> tuple[object, ...]:
@@ -253,6 +268,12 @@ Duration = Annotated[float | None, BeforeValidator(duration), PlainSerializer(du
 Timeout = Annotated[float | None, BeforeValidator(timeout), PlainSerializer(duration_text), _DURATION_FORM]
 Count = Annotated[
     int, BeforeValidator(count), Form("NUMBER", {"anyOf": [{"type": "integer"}, _text(_COUNT, off=False)]})
+]
+Buffer = Annotated[
+    int | None,
+    BeforeValidator(buffer),
+    PlainSerializer(lambda size: "auto" if size is None else size),
+    Form("SIZE", {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": f"^(?:auto|{_COUNT.pattern})$"}]}),
 ]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(host)], ...],

@@ -24,6 +24,7 @@ _QUEUED = struct.Struct("=24xI")
 _BACKLOG = struct.Struct("=28xI")
 _SO_PROTOCOL = 38  # <asm-generic/socket.h>; in the socket module since Python 3.15
 _CLOSE_WAIT = 8  # <netinet/tcp.h>: the peer's FIN has arrived
+_SO_BUF_LOCK = 72  # <asm-generic/socket.h>
 _JIFFY = 0.01
 """Seconds by which the kernel's times may be too long: it counts in ticks, of 10 ms at the most (CONFIG_HZ)."""
 _INT = struct.Struct("=i")
@@ -87,6 +88,19 @@ def _tcp_info(sock: _socket.socket, layout: struct.Struct) -> Any:  # noqa: ANN4
         return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size))
     except (OSError, struct.error):  # refused, or too short
         return None
+
+
+def set_receive_buffer(listener: socket.socket, size: int | None) -> None:
+    """Let connections that this listener accepts have a receive buffer of this size, or one that grows as TCP sees fit.
+
+    The kernel doubles the size, for its own books (socket(7)), and caps it at net.core.rmem_max. Before Linux 5.14, a
+    size can't be taken back.
+    """
+    with contextlib.suppress(OSError):
+        if size is None:
+            listener.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def has_waiting(listener: socket.socket) -> bool:

@@ -32,12 +32,21 @@ class Kind(Protocol):
         """Return what the settings want of this kind."""
 
     def bind(
-        self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener]
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        backlog: int,
+        reuse_port: bool,
+        receive_buffer: int | None,
+        beside: Sequence[Listener],
     ) -> list[Listener]:
         """Listen on all of these endpoints; raise `Refusal` if that fails for one, and then listen on none."""
 
     def adopt(self, sock: socket.socket) -> Listener | None:
         """Take a socket that was handed over; `None` if it is of another kind. Raises `ValueError` if it is unfit."""
+
+    def tune(self, listener: Listener, settings: Settings) -> None:
+        """Apply to a listener what may change while it listens."""
 
     def acceptor(self, parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
         """Return what accepts on this listener."""
@@ -147,6 +156,7 @@ class Listeners:
                     [endpoint for endpoint in missing if endpoint.kind == name],
                     backlog=settings.listen.backlog,
                     reuse_port=settings.listen.reuse_port,
+                    receive_buffer=settings.listen.receive_buffer,
                     beside=beside,
                 )
         except Refusal:
@@ -163,7 +173,9 @@ class Listeners:
         self._parts.pool.when_free = self._resume_by_turns if waits else None
         for acceptor in self._acceptors:
             acceptor.waits = waits
+            KINDS[acceptor.listener.endpoint.kind].tune(acceptor.listener, settings)
         for listener in bound:
+            KINDS[listener.endpoint.kind].tune(listener, settings)  # those that were handed over are not bound by us
             self._acceptors.append(KINDS[listener.endpoint.kind].acceptor(self._parts, listener, waits=waits))
             self._parts.log.info("listener.started", listener=listener.url, backlog=listener.backlog)
         for acceptor in list(self._acceptors):

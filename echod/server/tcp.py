@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod.errors import Refusal
 from echod.server import kernel
@@ -106,11 +106,17 @@ def adopt(sock: socket.socket) -> Listener | None:
     return Listener(endpoint, sock, str(endpoint), kernel.backlog(sock), inherited=True)
 
 
+def tune(listener: Listener, settings: Settings) -> None:
+    """Apply the settings that may change while it listens, to the connections that it accepts from now on."""
+    kernel.set_receive_buffer(listener.sock, settings.listen.receive_buffer)
+
+
 def bind(
     endpoints: Sequence[Endpoint],
     *,
     backlog: int,
     reuse_port: bool,
+    receive_buffer: int | None = None,
     beside: Sequence[Listener] = (),
 ) -> list[Listener]:
     """Listen on every endpoint, or on none: if one can't be bound, the others are closed again.
@@ -120,7 +126,8 @@ def bind(
     """
     beside = [each for each in beside if any(each.endpoint.port == endpoint.port for endpoint in endpoints)]
     with _shared(beside, reuse_port=reuse_port):
-        listeners = _bind_all(endpoints, backlog=backlog, reuse_port=reuse_port or bool(beside))
+        options = _Options(backlog, reuse_port or bool(beside), receive_buffer)
+        listeners = _bind_all(endpoints, options)
     if beside:
         for listener in listeners:
             _set_reuse_port(listener.sock, value=reuse_port)
@@ -147,7 +154,13 @@ def _set_reuse_port(sock: socket.socket, *, value: bool) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, value)
 
 
-def _bind_all(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) -> list[Listener]:
+class _Options(NamedTuple):
+    backlog: int
+    reuse_port: bool
+    receive_buffer: int | None
+
+
+def _bind_all(endpoints: Sequence[Endpoint], options: _Options) -> list[Listener]:
     attempts = _ANY_PORT_ATTEMPTS if len(endpoints) > 1 and endpoints[0].port == 0 else 1
     while True:
         attempts -= 1
@@ -156,7 +169,7 @@ def _bind_all(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) 
                 listeners: list[Listener] = []
                 for endpoint in endpoints:
                     port = listeners[0].endpoint.port if listeners else endpoint.port
-                    listener = _bind(endpoint._replace(port=port), backlog=backlog, reuse_port=reuse_port)
+                    listener = _bind(endpoint._replace(port=port), options)
                     undo.callback(listener.sock.close)
                     listeners.append(listener)
             except Refusal:
@@ -167,18 +180,19 @@ def _bind_all(endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool) 
             return listeners
 
 
-def _bind(endpoint: Endpoint, *, backlog: int, reuse_port: bool) -> Listener:
+def _bind(endpoint: Endpoint, options: _Options) -> Listener:
     try:
-        sock = _open(endpoint, reuse_port=reuse_port)
+        sock = _open(endpoint, reuse_port=options.reuse_port)
     except OSError as error:
         raise _refusal(error, endpoint) from None
     try:
-        sock.listen(backlog)  # with SO_REUSEADDR alone, two binds can succeed, and then the second listen fails
+        kernel.set_receive_buffer(sock, options.receive_buffer)
+        sock.listen(options.backlog)  # with SO_REUSEADDR alone, two binds can succeed, and then the second listen fails
     except OSError as error:
         sock.close()
         raise _refusal(error, endpoint) from None
     address, port = sock.getsockname()[:2]
-    return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), backlog)
+    return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), options.backlog)
 
 
 def _open(endpoint: Endpoint, *, reuse_port: bool) -> socket.socket:

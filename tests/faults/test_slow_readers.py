@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     Daemon = Callable[..., Echod]
 
 CLIENTS = 200
+OVERHEAD = 8 << 10
+"""Bytes that a connection takes besides what it has read."""
 JUMBO = 8960
 """A segment size of a real network with which each worker comes to hold a large chunk."""
 
 
 @pytest.mark.slow
-def test_200_clients_that_never_read_cost_little_and_end(echod: Daemon) -> None:
-    """Resident memory grows by less than a read per worker, others are served as before, all end by the timeout."""
-    most = CLIENTS * CHUNK
-    with echod(f'[timeouts]\nwrite = "2s"\n[pool]\nsize = {CLIENTS + 2}') as daemon:
+@pytest.mark.parametrize(("buffer", "most"), [("auto", CHUNK), ("32Ki", 2 * 32768 + OVERHEAD)])
+def test_200_clients_that_never_read_cost_little_and_end(echod: Daemon, buffer: str, most: int) -> None:
+    """Resident memory grows by less than a read per worker, others are served as before, all end by the timeout.
+
+    A read is at most twice the receive buffer.
+    """
+    most *= CLIENTS
+    config = f'[timeouts]\nwrite = "2s"\n[pool]\nsize = {CLIENTS + 2}'
+    with echod(config, flags=["--listen.receive_buffer", buffer]) as daemon:
         assert daemon.echo(bytes(1 << 20)) == bytes(1 << 20)  # what the first connection costs once
         before = peak = daemon.memory()
 

@@ -24,6 +24,7 @@ _FORMS: dict[str, st.SearchStrategy[Any]] = {
     "NETWORK": st.lists(networks, max_size=4),
     "PATH": socket_paths,
     "RATE": rates,
+    "SIZE": st.just("auto") | st.integers(4096, 1 << 30),
 }
 
 

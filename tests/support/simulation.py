@@ -258,6 +258,9 @@ class ListeningSocket:
     def listen(self, backlog: int) -> None:
         self._backlog = backlog
 
+    def setsockopt(self, *_: object) -> None:
+        pass
+
     def connect(self, client: Client) -> bool:
         """Complete a handshake if there is room (tcp(7): one more than the backlog)."""
         if len(self.queue) > self._backlog:
@@ -302,9 +305,11 @@ class Network:
         *,
         backlog: int,
         reuse_port: bool,
+        receive_buffer: int | None,
         beside: Sequence[Listener],
     ) -> list[Listener]:
         """Take the place of `tcp.bind`."""
+        del receive_buffer
         if not endpoints:
             return []
         (endpoint,) = endpoints

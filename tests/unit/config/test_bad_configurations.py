@@ -153,7 +153,22 @@ TABLE: dict[str, Bad] = {
     ),
     "an unknown table in a section": wrong(
         "[listen.tls]\ncert = 'x'",
-        ("FILE:1: listen.tls: unknown key; known: listen.host, listen.port, listen.backlog, listen.reuse_port"),
+        (
+            "FILE:1: listen.tls: unknown key; known: listen.host, listen.port, listen.backlog, listen.reuse_port,"
+            " listen.receive_buffer"
+        ),
+    ),
+    "a buffer in words": wrong(
+        "[listen]\nreceive_buffer = 'big'",
+        'FILE:2: listen.receive_buffer: must be a size, e.g. "32Ki", or "auto"; got "big"',
+    ),
+    "a buffer that is too small": wrong(
+        "[listen]\nreceive_buffer = 4095",
+        'FILE:2: listen.receive_buffer: must be from "4Ki" to "1024Mi", or "auto"; got 4095',
+    ),
+    "a buffer that is too large": wrong(
+        "[listen]\nreceive_buffer = '1025Mi'",
+        'FILE:2: listen.receive_buffer: must be from "4Ki" to "1024Mi", or "auto"; got "1025Mi"',
     ),
     "a setting as a table": wrong("[pool.size]\nmin = 1", "FILE:1: pool.size: must be a whole number, got a table"),
     "a key that is no word": wrong('"a\\u001b[31m" = 1', f'FILE:1: "a\\u001b[31m": unknown key; {SECTIONS}'),

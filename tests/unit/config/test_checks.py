@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -330,3 +331,48 @@ def test_a_reload_that_lets_in_more_clients_is_warned_about(name: str, before: s
 def test_hosts_do_not_count_if_none_is_bound() -> None:
     """Sockets from systemd replace them."""
     assert widened({"listen.host": "127.0.0.1"}, {"listen.host": "*"}, binds=False) == []
+
+
+# The memory limit of the control group
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a control group, of which this process is a member."""
+    own = tmp_path / "groups" / "system.slice" / "echod.service"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("1:name=x:/elsewhere\n0::/system.slice/echod.service\n")
+    monkeypatch.setattr(checks, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(checks, "_CGROUPS", tmp_path / "groups")
+    return own
+
+
+@pytest.mark.parametrize(
+    ("limits", "warns"), [(("max", "max"), 0), (("200000000", "max"), 1), (("max", "200000000"), 1)]
+)
+def test_a_pool_that_can_take_more_memory_than_there_is_gets_a_warning(
+    file: Path, groups: Path, limits: tuple[str, str], warns: int
+) -> None:
+    """The limit may be that of a group further up."""
+    for folder, limit in zip((groups, groups.parent), limits, strict=True):
+        (folder / "memory.max").write_text(f"{limit}\n")
+    text = "[pool]\nsize = 1000\n"
+    loaded = load(file, text)
+    line = (
+        f"{file}:2: pool.size: if no client reads its echo, 1000 connections take 271 MB, the memory limit of this control"
+        " group is 200 MB: make the pool or listen.receive_buffer smaller"
+    )
+    assert loaded.warnings == [line][:warns]
+    assert load(file, text + "[listen]\nreceive_buffer = '64Ki'\n").warnings == []
+
+
+def test_without_control_groups_there_is_no_memory_limit(
+    tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have none, or those of version 1."""
+    assert checks._memory_limit() == math.inf
+    (tmp_path / "cgroup").write_text("1:memory:/x\n")
+    assert checks._memory_limit() == math.inf
+    monkeypatch.setattr(checks, "_CGROUP", tmp_path / "missing")
+    assert checks._memory_limit() == math.inf
+    assert groups.is_dir()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).parents[3] / "config" / "echod.toml"
 
 CONTRACT: dict[str, dict[str, object]] = {
-    "listen": {"host": "*", "port": 7007, "backlog": 1024, "reuse_port": False},
+    "listen": {"host": "*", "port": 7007, "backlog": 1024, "reuse_port": False, "receive_buffer": "auto"},
     "pool": {"size": 1024, "when_full": "reject"},
     "timeouts": {"idle": "5m", "write": "30s", "lifetime": "off", "drain": "10s"},
     "access": {"allow": [], "deny": [], "per_source": 0, "accept_rate": "off"},
@@ -144,6 +144,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "DURATION": ("off", "7s"),
     "NETWORK": (["10.0.0.0/8", "2001:db8::/32"], ["192.0.2.7"]),
     "NUMBER": (7, "8"),
+    "SIZE": ("32Ki", "auto"),
     "PATH": ("/one", "/two"),
     "RATE": ("off", "7/s"),
 }

@@ -28,6 +28,7 @@ SAMPLES: dict[str, list[object]] = {
     "DURATION": ["off", "1ms", "0.0001s", "1.5s", "90m", "366d"],
     "NETWORK": ["10.0.0.0/8", ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1"], "::ffff:10.0.0.0/104", []],
     "NUMBER": [1, 2, "1k"],
+    "SIZE": ["auto", 32768, "32Ki"],
     "PATH": ["/run/é b.sock", '/run/"\\', "off"],
     "RATE": ["off", "500/s", "0.1/h", "7.3/m"],
 }
@@ -85,7 +86,7 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
     settings = config.load(Path(os.devnull), {"access.allow": "10.0.0.0/8,::1", "timeouts.drain": "off"}, {}).settings
     text = toml(settings)
     assert text.startswith(
-        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\n\n[pool]\nsize = 1024\n'
+        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\n\n[pool]\nsize = 1024\n'
     )
     assert '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\n\n' in text
     assert '\ndrain = "off"\n' in text

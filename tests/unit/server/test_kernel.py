@@ -247,3 +247,24 @@ def test_a_connection_is_empty_if_its_peer_has_acknowledged_everything(
     while sent:
         sent -= len(client.recv(1 << 20))
     until(lambda: info(server).is_empty, what="the last acknowledgement")
+
+
+def test_a_receive_buffer_is_inherited_until_it_is_taken_back() -> None:
+    """The kernel doubles the size. Without one, it begins with its default and lets it grow."""
+    sizes = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for size in (None, 8192, None):
+            kernel.set_receive_buffer(listener, size)
+            with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+                client.sendall(bytes(1 << 16))
+                sizes.append(server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+                locked = server.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK)
+                assert bool(locked & 2) == (size is not None)  # SOCK_RCVBUF_LOCK
+    assert sizes[1] == 2 * 8192 < sizes[0]
+
+
+@pytest.mark.parametrize("size", [None, 8192])
+def test_a_receive_buffer_that_is_refused_stays_as_it_is(size: int | None) -> None:
+    """A reload has been accepted by then."""
+    with Refusing() as sock:
+        kernel.set_receive_buffer(sock, size)

@@ -561,12 +561,21 @@ class Fake:
         return self.wanted
 
     def bind(
-        self, endpoints: Sequence[Endpoint], *, backlog: int, reuse_port: bool, beside: Sequence[Listener]
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        backlog: int,
+        reuse_port: bool,
+        receive_buffer: int | None,
+        beside: Sequence[Listener],
     ) -> list[Listener]:
         self.asked += 1
         if self.refused:
             raise Refusal("echod: fake://here: address in use", exit_code=os.EX_UNAVAILABLE)
-        return tcp.bind(endpoints, backlog=backlog, reuse_port=reuse_port, beside=beside)
+        return tcp.bind(endpoints, backlog=backlog, reuse_port=reuse_port, receive_buffer=receive_buffer, beside=beside)
+
+    def tune(self, listener: Listener, settings: Settings) -> None:
+        tcp.tune(listener, settings)
 
     def adopt(self, sock: socket.socket) -> Listener | None:
         if sock.family != socket.AF_UNIX:

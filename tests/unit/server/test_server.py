@@ -166,6 +166,16 @@ def test_workers_that_a_reload_drops_are_freed_some_in_each_turn(
         rig.loop.turn()
 
 
+def test_a_reload_changes_the_receive_buffer(rig: Rig, server: Server) -> None:
+    """Of connections to come, on listeners that stay."""
+    server.apply(wanted(listen__receive_buffer="8Ki"))
+    server.apply(wanted(listen__receive_buffer="16Ki"))
+    rig.connect(rig.port())
+    rig.readable()
+    (worker,) = server.pool.in_use.values()
+    assert worker.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 32768
+
+
 def test_a_drain_judges_connections_on_hold(rig: Rig, server: Server) -> None:
     """They were accepted before it began: ends that have arrived make room for them."""
     server.apply(wanted(pool__size=1))

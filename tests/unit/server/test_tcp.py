@@ -217,6 +217,33 @@ def test_the_backlog_is_what_was_asked_for(backlog: int) -> None:
         assert struct.unpack_from("=I", information, 28) == (backlog,)
 
 
+def accepted_buffer(listener: Listener) -> int:
+    """Return the size of the receive buffer of a connection that it accepts."""
+    with socket.create_connection(listener.sock.getsockname()), listener.sock.accept()[0] as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+def test_connections_inherit_the_receive_buffer() -> None:
+    """From the first one on: it is set before the socket listens."""
+    (listener,) = tcp.bind(endpoints("127.0.0.1"), backlog=16, reuse_port=False, receive_buffer=8192)
+    with closing(listener.sock):
+        assert accepted_buffer(listener) == 2 * 8192
+
+
+def test_a_receive_buffer_can_be_changed_while_it_listens() -> None:
+    """For connections to come; also of a socket that was handed over."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
+        sock.listen()
+        listener = tcp.adopt(sock)
+        assert listener
+        sock.setblocking(True)
+        before = accepted_buffer(listener)
+        for size, expected in (("8Ki", 16384), ("16Ki", 32768)):
+            tcp.tune(listener, settings(listen__receive_buffer=size))
+            assert accepted_buffer(listener) == expected
+    assert before > 32768
+
+
 def test_a_port_is_free_again_at_once() -> None:
     """A restart does not wait for connections of the last run that are in TIME_WAIT."""
     with listening(["127.0.0.1"]) as (listener,):
