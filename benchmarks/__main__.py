@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 BESIDE = {
     "The scrape beside load": "benchmarks.scrape",
     "The reload beside load": "benchmarks.reload",
+    "One connection beside 15,000": "benchmarks.crowd",
 }
 LONGEST = 900
 """Seconds that one of these may take."""
@@ -72,7 +73,7 @@ def plan(chosen: argparse.Namespace) -> Plan:
 
 
 def beside() -> dict[str, list[str]]:
-    """Return what the benchmarks of scrape and reload say."""
+    """Return what these benchmarks say."""
     said = {}
     for title, module in BESIDE.items():
         with subprocess.Popen([sys.executable, "-m", module], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -103,7 +104,7 @@ def main() -> None:
     with cores.on(places.load):
         outcomes = [bench.run(*each) for each in planned]
     if with_beside:
-        progress.step("scrape and reload beside load, some minutes")
+        progress.step("scrape, reload and crowd beside load, some minutes")
     besides = beside() if with_beside else {}
     progress.end()
     heads.append(f"took {time.monotonic() - began:.0f} s")
