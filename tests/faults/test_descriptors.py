@@ -9,6 +9,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
+from echod import limits
 from tests.support.bystander import rests
 from tests.support.harness import Echod, command, read_all, read_exactly, reset, until
 
@@ -130,5 +131,5 @@ def test_a_hard_limit_too_low_for_the_pool_is_a_configuration_error() -> None:
     assert done.returncode == os.EX_CONFIG
     assert done.stderr.count("\n") == 1
     assert "--pool.size" in done.stderr
-    assert "700 workers need 796" in done.stderr
+    assert f"700 workers need {700 + limits.RESERVE} file descriptors" in done.stderr
     assert "300" in done.stderr
