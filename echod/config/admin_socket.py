@@ -24,7 +24,7 @@ class Candidates(NamedTuple):
     paths: list[Path]
     """Likeliest first."""
     trouble: Refusal | None = None
-    """Why the file can't be read, which may name another path."""
+    """The error in reading the file. The unread file may name another path."""
 
 
 def of_daemon(setting: str, environ: Mapping[str, str]) -> Path | None:

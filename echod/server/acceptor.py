@@ -106,7 +106,7 @@ class Acceptor:
             self.resume()
 
     def revive(self) -> None:
-        """Go on after all."""
+        """Undo `retire`: a later reload wants this endpoint again."""
         if self._retired:
             self._retired = None
             self._listen(self.listener.backlog or 0)
@@ -144,8 +144,8 @@ class Acceptor:
     def close(self) -> None:
         """Accept the connections that the kernel has completed, as far as there are workers, and stop listening.
 
-        The kernel resets whatever is left in the backlog. A listener that the service manager holds too is only left: the
-        next process serves its backlog, and nothing is accepted now that might have to be cut.
+        The kernel resets whatever is left in the backlog. An inherited listener is closed without accepting: the
+        next process serves its backlog.
         """
         self._cancel_pause()
         if not self.listener.inherited:

@@ -1,4 +1,4 @@
-"""Which clients may come in now: by network, by the connections of one source, and by the rate of all.
+"""Decides which clients to admit: by network, by connections per source, and by the overall rate.
 
 Asked before a worker is taken. Its memory depends on its rules alone, whatever clients do.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from echod.server.endpoint import Peer
 
 REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate")
-"""Why a client may not come in, in the order in which it is checked."""
+"""Why a client is rejected, in the order in which it is checked."""
 
 
 class Rules(NamedTuple):
@@ -55,9 +55,9 @@ class Access:
         self._rules = rules
 
     def refusal(self, client: Peer, *, full: bool) -> str | None:
-        """Return why this client may not come in, or `None`; `full` says that no worker is free.
+        """Return why this client is rejected, or `None`; `full` says that no worker is free.
 
-        A client that is refused for another reason takes no token from the rate: the rate is for those that come in.
+        A client that is rejected for another reason takes no token: the rate counts admitted clients only.
         """
         allow, deny, per_source, _ = self._rules
         if (deny and client.address in deny) or (allow and client.address not in allow):

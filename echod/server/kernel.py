@@ -1,4 +1,4 @@
-"""What the kernel knows of a socket, and what it is told (tcp(7), poll(2)).
+"""Queries and sets socket state in the kernel (tcp(7), poll(2)).
 
 The layouts are those of <linux/tcp.h>, which only ever grows at its end. An emulator, an odd container or an old kernel may
 refuse any of these questions. The answer is then `None`: it is for people to look at, and nothing else depends on it.

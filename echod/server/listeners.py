@@ -1,7 +1,7 @@
 """All listeners of the daemon with their acceptors, which a reload may move.
 
-`KINDS` lists the kinds of listeners; a further kind is a module like `tcp`, and a line there. The list that is wanted and the
-list that is there are compared by their endpoints: what is on both stays untouched.
+`KINDS` lists the kinds of listeners; a further kind is a module like `tcp`, and a line there. A reload compares
+the wanted endpoints with the current ones. A listener that is in both lists stays as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Protocol):
-    """What each kind of listener has to say."""
+    """The functions that each kind of listener provides."""
 
     def endpoints(self, settings: Settings) -> list[Endpoint]:
         """Return what the settings want of this kind."""
@@ -128,7 +128,7 @@ class Listeners:
 
     @property
     def acceptors(self) -> Iterable[Acceptor]:
-        """All there are, also those that are retired and not yet closed."""
+        """All acceptors, including retired ones that are not closed yet."""
         return self._acceptors
 
     @property
@@ -166,7 +166,7 @@ class Listeners:
         return bound
 
     def serve(self, settings: Settings, bound: list[Listener]) -> None:
-        """Accept on what is wanted: on the listeners just bound for it, and on those that were there; on no others."""
+        """Accept on the new listeners and on those still wanted, and retire the others."""
         waits = settings.pool.when_full == "wait"
         self._note_ports(settings, bound)
         wanted = self._wanted(settings)

@@ -61,7 +61,7 @@ class Pool:
         return [Worker(self.release, self.stalled) for _ in range(number)]
 
     def resize(self, size: int, more: list[Worker]) -> list[Worker]:
-        """Have `size` workers from now on: growing takes `more`; shrinking drops free ones, then others as they come back.
+        """Set the number of workers. To grow, add `more`. To shrink, drop free ones now, busy ones when their connections end.
 
         Returns those that it drops: the caller has the time to free them.
         """
@@ -75,7 +75,7 @@ class Pool:
 
     @property
     def free(self) -> int:
-        """The number of connections that could come in now."""
+        """The number of free workers."""
         return len(self._free)
 
     def take(self, sock: _socket.socket, client: Peer, listener: str) -> Worker:

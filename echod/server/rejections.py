@@ -1,4 +1,4 @@
-"""Refused connections: counted by reason, and logged so that a flood of them is not a flood of lines."""
+"""Rejected clients: counted by reason, and logged so that a flood of them is not a flood of lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECENT = 20
 
 
 class Rejection(NamedTuple):
-    """One refused connection."""
+    """One rejected client."""
 
     client: Peer
     listener: str
@@ -26,13 +26,13 @@ class Rejection(NamedTuple):
 
 
 class Rejections:
-    """Logs at most `LINES` refused connections a second; the next line then says how many had none, by reason.
+    """Logs at most `LINES` rejections a second. The next line counts, by reason, those that were not logged.
 
     `count` has all of them, by reason; `recent` the last ones, each with its moment (`clock.now`).
     """
 
     LINES = 10
-    SECOND = 1.05  # a second, and what the loop's clock, read once in its turn, may be behind
+    SECOND = 1.05  # one second, plus the most by which the loop's cached clock may lag
 
     def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger) -> None:
         self.count: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Rejections:
         self._timer: asyncio.TimerHandle | None = None
 
     def log(self, client: Peer, listener: str, reason: str) -> None:
-        """Count one refusal, and log it if there is room for a line."""
+        """Count one rejection, and log it if there is room for a line."""
         rejection = Rejection(client, listener, reason)
         self.count[reason] += 1
         self.recent.append((clock.now(), rejection))
@@ -59,7 +59,7 @@ class Rejections:
             self._timer = self._loop.call_later(wait, self.flush)
 
     def flush(self) -> None:
-        """Log the last refusal that was suppressed, so that no count waits for a refusal that never comes."""
+        """Log the last suppressed rejection, so that no count waits for a next one that never comes."""
         if self._suppressed:
             self._suppressed[self._last.reason] -= 1
             self._line(self._last)

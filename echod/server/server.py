@@ -75,7 +75,7 @@ class Server:
         self.listeners = Listeners(parts, inherited=inherited)
 
     def prepare(self, settings: Settings) -> Prepared:
-        """Make what takes time. Safe in any thread."""
+        """Build the rules and workers, which is slow. Safe in any thread."""
         return Prepared(Rules.of(settings.access), self.pool.make(settings.pool.size - self.pool.size))
 
     def apply(self, settings: Settings, prepared: Prepared | None = None) -> None:

@@ -138,7 +138,7 @@ def bind(
 def _shared(listeners: Sequence[Listener], *, reuse_port: bool) -> Iterator[None]:
     """Let other sockets of this user bind what these have: SO_REUSEPORT counts when the other one binds (socket(7)).
 
-    Linux remembers it of the port: a later socket with SO_REUSEPORT may still bind there, and none without it.
+    Linux remembers the option for the port: later sockets can bind to it only with SO_REUSEPORT.
     """
     for listener in listeners:
         _set_reuse_port(listener.sock, value=True)

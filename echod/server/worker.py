@@ -133,7 +133,7 @@ class Worker(asyncio.Protocol):
     def quiet_for(self, now: float) -> tuple[float, bool]:
         """Return the seconds for which no byte has moved, and whether that is exact; `now` is the loop's clock.
 
-        A byte moves when it is received, or when transport and kernel hold less for the peer. If they hold nothing, the kernel
+        A byte has moved if one was received, or if the unacknowledged output shrank. If they hold nothing, the kernel
         knows when it was. If they hold something, or if the kernel does not tell, only a change since the last check shows
         that a byte has moved.
         """
