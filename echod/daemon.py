@@ -101,7 +101,9 @@ class Daemon:
             await self._close_admin()
             hints = [f"echod: {line}" for line in mistaken]
             raise Refusal(*refusal.lines, *hints, exit_code=refusal.exit_code) from None
-        for warning in [*self._loaded.warnings, *mistaken, *self._adopted.problems]:
+        unreachable = settings.admin.socket == "auto" and admin_socket.of_daemon("auto", os.environ) is None
+        nowhere = [admin_socket.NOWHERE] if unreachable else []
+        for warning in [*self._loaded.warnings, *mistaken, *self._adopted.problems, *nowhere]:
             self._log.warning("config.warning", message=printable(warning))
         if self._adopted.listeners:
             self._log.info("listener.inherited", names=self._adopted.names, message=NOT_BOUND)

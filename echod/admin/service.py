@@ -70,7 +70,7 @@ class Admin:
         try:
             self._socket = gone.again()
         except Refusal as refusal:
-            trouble = f"{refusal.lines[0]}; it was removed"
+            trouble = f"{refusal.lines[0].removeprefix('echod: ')}; it was removed"
             if trouble != self._trouble:
                 self._trouble = trouble
                 self._log.warning("config.warning", message=trouble)
@@ -98,7 +98,8 @@ def _open_socket(log: Log, setting: str) -> UnixSocket | None:
         if setting != "auto":
             raise
         # With "auto" this path was not asked for: a second daemon of the same user goes on without a socket.
-        log.warning("config.warning", message=refusal.lines[0])
+        trouble = refusal.lines[0].removeprefix("echod: ")
+        log.warning("config.warning", message=f"{trouble}; the daemon goes on without an admin socket")
         return None
 
 

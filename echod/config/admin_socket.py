@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NAME = "admin.sock"
 SYSTEM = Path("/run/echod", NAME)
 """The socket of the system's service, in its $RUNTIME_DIRECTORY."""
+NOWHERE = "no admin socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; set admin.socket"
+"""Why "auto" is no path, for the log."""
 
 
 class Candidates(NamedTuple):

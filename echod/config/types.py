@@ -264,6 +264,7 @@ def _text(pattern: re.Pattern[str], *, off: bool = True) -> dict[str, Any]:
 _STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 _DURATION_FORM = Form("DURATION", _text(_DURATION))
 
+# For a duration, take `Timeout` if 0 makes no sense, such as a time after which a connection is closed, else `Duration`.
 Duration = Annotated[float | None, BeforeValidator(duration), PlainSerializer(duration_text), _DURATION_FORM]
 Timeout = Annotated[float | None, BeforeValidator(timeout), PlainSerializer(duration_text), _DURATION_FORM]
 Count = Annotated[

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from echod import __version__
+from echod.config import admin_socket
 from tests.support.harness import (
     DEADLINE,
     ECHOD,
@@ -538,7 +539,7 @@ def test_auto_is_where_the_session_or_the_service_has_its_files(echod: Daemon, t
         assert daemon.wait_for("admin.started")["listener"] == f"unix:{path}"
         with echod(env=env) as second:
             (warning,) = second.events("config.warning")
-            assert warning["message"].startswith(f"echod: admin.socket: unix:{path}: address in use")
+            assert warning["message"].startswith(f"admin.socket: unix:{path}: address in use")
             assert second.echo(b"there") == b"there"
             assert second.events("admin.started") == []
         assert json.loads(said(command("status", "--json", env=env)))["pid"] == daemon.process.pid
@@ -554,17 +555,24 @@ def test_auto_without_a_place_goes_on_without(echod: Daemon, tmp_path: Path, kin
     elif kind == "a long path":
         where.mkdir()
     with echod(env={"XDG_RUNTIME_DIR": str(where)}) as daemon:
-        assert daemon.wait_for("config.warning")["message"].startswith(f"echod: admin.socket: unix:{where}/echod/")
+        assert daemon.wait_for("config.warning")["message"].startswith(f"admin.socket: unix:{where}/echod/")
         assert daemon.echo(b"there") == b"there"
     done = command("status", env={"XDG_RUNTIME_DIR": str(where)})
     assert line_of(done, os.EX_UNAVAILABLE).startswith("echod: ")
+
+
+def test_auto_without_a_variable_is_a_warning(echod: Daemon) -> None:
+    """As in a container: the commands find no daemon, and the log says why."""
+    with echod("[admin]\nsocket = 'auto'") as daemon:
+        (line,) = daemon.events("config.warning")
+        assert line["message"] == admin_socket.NOWHERE
 
 
 def test_off_answers_nobody(echod: Daemon, tmp_path: Path) -> None:
     """Also where `auto` would."""
     with echod("[admin]\nsocket = 'off'", env={"XDG_RUNTIME_DIR": str(tmp_path)}) as daemon:
         assert daemon.echo(b"there") == b"there"
-        assert daemon.events("admin.started") == []
+        assert daemon.events("admin.started") == daemon.events("config.warning") == []
         assert not (tmp_path / "echod").exists()
 
 

@@ -52,6 +52,7 @@ class LogBooks:
             line = orjson.loads(raw)
             event = line["event"]
             self.events[event] += 1
+            assert event != "internal.error", "a bug"
             if event == "connection.opened":
                 self.open.add(line["connection"])
             elif event == "connection.closed":

@@ -83,6 +83,10 @@ class Echod:
         self._new_line = threading.Condition()
         self._port = port
         variables = {"ECHOD_LISTEN__PORT": str(port), "ECHOD_LISTEN__HOST": LOCAL} if "[listen]" not in config else {}
+        if not any(
+            "admin" in each.lower() or "RUNTIME" in each for each in (self.file.read_text(), *flags, *(env or {}))
+        ):
+            variables["ECHOD_ADMIN__SOCKET"] = "off"  # with "auto", each daemon would warn that there is none
         self.process = subprocess.Popen(
             [*prefix, *ECHOD, "run", "-c", str(self.file), *flags],
             stdin=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from tests.soak.children import Child, ChildError
 from tests.soak.clients import KINDS, Books, Kind
 from tests.soak.crowd import Crowd, Echoes, Group
 from tests.soak.trend import trend
+from tests.support import log_document
 from tests.support.harness import LOCAL, reset
 
 if TYPE_CHECKING:
@@ -168,8 +169,8 @@ def test_a_wave_comes_when_all_of_it_can_come() -> None:
 
 
 def line(event: str, **fields: Any) -> bytes:
-    level = "warning" if event == "connection.rejected" else "info"
-    return orjson.dumps({"timestamp": "2026-11-23T15:01:32.061559Z", "level": level, "event": event, **fields})
+    """Return the example of docs/logs.md with these fields."""
+    return orjson.dumps(log_document.events()[event].examples[0] | fields)
 
 
 WHO = {"client": {"address": LOCAL, "port": 1}, "listener": "tcp://127.0.0.1:7"}
@@ -182,10 +183,8 @@ def closed(number: int, reason: str) -> bytes:
         connection=number,
         bytes_received=10,
         bytes_sent=10,
-        duration=0.1,
         reason=reason,
         in_use=0,
-        tcp={"rtt": 1e-6, "retrans": 0},
         **WHO,
     )
 

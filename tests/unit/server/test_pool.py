@@ -13,6 +13,7 @@ from echod.server import pool as pool_module
 from echod.server.endpoint import Peer
 from echod.server.pool import CLOSE_REASONS, Pool, _reason
 from tests.support.fakes import Clock, sockets
+from tests.support.log_document import check_line
 from tests.support.rig import LISTENER, moved, resize, tcp_info
 
 if TYPE_CHECKING:
@@ -92,16 +93,18 @@ def test_when_free_is_called_for_each_worker_that_comes_back(rig: Rig) -> None:
 
 
 def test_a_connection_is_two_lines(rig: Rig) -> None:
-    """One line when it is opened and one when it is closed, with these fields."""
+    """One line when it is opened and one when it is closed, with the fields that docs/logs.md lists and these values."""
     _, transport = rig.take()
     transport.receive(b"12345")
     rig.end(transport)
     opened, closed = rig.lines.lines
     common = {"connection": 1, "client": {"address": "192.0.2.9", "port": 4711}, "listener": LISTENER}
-    assert opened == {"level": "info", "event": "connection.opened", "in_use": 1, **common}
-    assert closed.pop("duration") >= 0
-    assert closed == {
-        "level": "info",
+    for line in (opened, closed):
+        head = {"timestamp": "2026-11-26T20:31:59.521983Z", "level": line["level"], "event": line["event"]}
+        check_line(head | line)
+    assert opened == opened | {"event": "connection.opened", "in_use": 1, **common}
+    assert closed["duration"] >= 0
+    assert closed == closed | {
         "event": "connection.closed",
         "bytes_received": 5,
         "bytes_sent": 5,
