@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PREFIX ?= /usr/local
 WHEEL := build/wheel
 PINS := packaging/requirements
-# A stamp: the manual pages, the completions and echod@.service in build/ are up to date.
+# A stamp: the configuration, the manual pages, the completions and echod@.service in build/ are up to date.
 GENERATED := build/.generated
 # Stamps: the environment has the packages that the lock files pin. A change of a lock file installs again.
 RUN := $(VENV)/.run
@@ -74,6 +74,7 @@ LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-annotat
 
 install: $(WHEEL) $(GENERATED) ## install below PREFIX=/usr/local and /etc/echod; with DESTDIR=, everything below that
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" packaging/install $(BIN)/python $(WHEEL)/echod-*.whl
+	@echo "installed below $(DESTDIR)$(PREFIX); next: systemd-sysusers, systemctl daemon-reload, systemctl enable --now echod"
 
 uninstall: ## remove what install has installed, except the configuration
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" packaging/uninstall

@@ -8,12 +8,12 @@ ones, each sends one a second. The ratios are of each round's phase to its first
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import resource
 import socket
 import statistics
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -94,4 +94,6 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    parser = argparse.ArgumentParser("python -m benchmarks.crowd", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("rounds", nargs="?", type=int, default=3)
+    main(parser.parse_args().rounds)

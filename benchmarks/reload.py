@@ -8,6 +8,7 @@ pool. The last line is what the daemon itself says of the time a reload takes on
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import random
@@ -79,4 +80,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         reload_forever(Path(sys.argv[1]), int(sys.argv[2]))
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+        parser = argparse.ArgumentParser("python -m benchmarks.reload", description=(__doc__ or "").partition("\n")[0])
+        parser.add_argument("rounds", nargs="?", type=int, default=9)
+        main(parser.parse_args().rounds)

@@ -9,6 +9,7 @@ which an otherwise idle loop was held by one, as a client sees it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import select
@@ -161,4 +162,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["scrape"]:
         scrape_forever()
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+        parser = argparse.ArgumentParser("python -m benchmarks.scrape", description=(__doc__ or "").partition("\n")[0])
+        parser.add_argument("rounds", nargs="?", type=int, default=9)
+        main(parser.parse_args().rounds)

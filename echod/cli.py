@@ -188,6 +188,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from echod import daemon  # noqa: PLC0415 - needs uvloop
     from echod.log import Log  # noqa: PLC0415 - needs uvloop
 
+    if arguments.config:
+        arguments.config = arguments.config.absolute()  # a command that shows it may run in another folder
     loaded = _load(arguments)
     service = systemd.Service(os.environ)
     flags, environ = _flags(arguments), dict(os.environ)

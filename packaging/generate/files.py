@@ -25,6 +25,7 @@ def built(root: Path) -> dict[str, str]:
     """Return path and text of each file that `make install` and `make deb` need beside the committed ones."""
     date = manual.released((root / "CHANGELOG.md").read_text())
     return {
+        "build/echod.toml": reference.shipped(),  # config/echod.toml may be edited: `make run` serves it
         "build/man/echod.8": manual.echod(date),
         "build/man/echod.toml.5": manual.echod_toml(date),
         "build/completions/echod.bash": completion.bash(),

@@ -561,6 +561,13 @@ def test_auto_without_a_place_goes_on_without(echod: Daemon, tmp_path: Path, kin
     assert line_of(done, os.EX_UNAVAILABLE).startswith("echod: ")
 
 
+def test_a_file_named_by_a_relative_path_is_shown_by_its_absolute_one(tmp_path: Path) -> None:
+    """A command that asks may run in another folder."""
+    flags = ["--admin.socket", str(path_of(tmp_path))]
+    with contextlib.chdir(tmp_path), Echod("[pool]\nsize = 7", directory=Path(), flags=flags):
+        assert json.loads(said(command("status", "--json", *flags)))["config"] == str(tmp_path / "echod.toml")
+
+
 def test_auto_without_a_variable_is_a_warning(echod: Daemon) -> None:
     """As in a container: the commands find no daemon, and the log says why."""
     with echod("[admin]\nsocket = 'auto'") as daemon:

@@ -38,3 +38,17 @@ def test_a_short_run_measures_echod_against_the_floor(tmp_path: Path) -> None:
     assert document["workloads"][0]["servers"]["echod"]["ratio_to_floor"]["cpu"]["median"] > 0
     assert list(tmp_path.glob("*.svg"))
     assert (ROOT / "docs" / "performance.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["crowd", "reload", "scrape"])
+def test_each_measurement_says_how_to_run_it(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m benchmarks.{name} ")
