@@ -140,7 +140,9 @@ def test_100_clients_that_come_and_go_as_fast_as_they_can(echod: Daemon, size: i
             rounds += 1
         return rounds
 
-    held = 65_536 * 500  # bytes: lines of the log that wait for this test, which reads them slowly while its clients run
+    held = (
+        65_536 * 500
+    )  # bytes: lines of the log that wait for this test, which reads them slowly while its clients run
     with echod(f"[pool]\nsize = {size}") as daemon:
         with unharmed(daemon, memory=(32 << 20) + held), ThreadPoolExecutor(100) as threads:
             connections = sum(threads.map(come_and_go, range(1, 101)))
