@@ -47,7 +47,7 @@ NOT_BOUND = "[listen] is not bound: the sockets come from systemd (LISTEN_FDS)"
 class Change(NamedTuple):
     """The dotted names of the settings that have changed, and their values before and after, as TOML writes them.
 
-    `warnings` are about likely mistakes, and about each setting by which more clients may come in than before.
+    `warnings` are about likely mistakes, and about each setting by which more clients may connect than before.
     """
 
     names: list[str]

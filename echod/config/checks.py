@@ -128,7 +128,7 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds: bool) -> Iterator[str]:
-    """Yield a warning for each setting by which a reload lets in clients that could not come in before.
+    """Yield a warning for each setting by which a reload lets in clients that could not connect before.
 
     `binds` says whether `listen.host` has an effect.
     """
