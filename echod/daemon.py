@@ -89,9 +89,8 @@ class Daemon:
         for number in _STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hup)
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGHUP}
-        )  # pending since the start of the process, see `__main__`
+        # A HUP may be pending since the start of the process, see `__main__`.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         settings, file = self._loaded.settings, self._loaded.file
         self._open_admin(settings.admin)
         mistaken = [self._service.mistaken] if self._service.mistaken else []

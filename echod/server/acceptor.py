@@ -112,9 +112,8 @@ class Acceptor:
             self._listen(self.listener.backlog or 0)
 
     def _listen(self, backlog: int) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # a reload has been accepted by now, and a backlog that stays as it is does no harm
+        # The reload can't be refused any more, and a backlog that stays as it is does no harm.
+        with contextlib.suppress(OSError):
             self.listener.sock.listen(backlog)
 
     @property

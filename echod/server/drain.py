@@ -78,9 +78,8 @@ class Drain:
         while self._pool.in_use:
             due = loop.time() + TICK
             await asyncio.sleep(TICK)
-            if (
-                loop.time() - due > TICK
-            ):  # the loop was held up, or stopped (SIGSTOP): first read what has come meanwhile
+            if loop.time() - due > TICK:
+                # The loop was held up, or the process stopped (SIGSTOP): first read what has come meanwhile.
                 await asyncio.sleep(TICK)
             now = loop.time()
             for worker in list(self._pool.in_use.values()):

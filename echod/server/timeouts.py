@@ -143,9 +143,8 @@ class Timeouts:
         if self._pool.in_use.get(worker.connection) is not worker:
             worker.bucket = None
             return CHECK
-        if (
-            worker.sock.fileno() < 0
-        ):  # the socket was closed, but `connection_lost` never ran: there was no memory for it
+        if worker.sock.fileno() < 0:
+            # The socket was closed, but `connection_lost` never ran: there was no memory for it.
             worker.bucket = None
             self._pool.release(worker, MemoryError())
             return END
