@@ -83,9 +83,8 @@ class Echod:
         self._new_line = threading.Condition()
         self._port = port
         variables = {"ECHOD_LISTEN__PORT": str(port), "ECHOD_LISTEN__HOST": LOCAL} if "[listen]" not in config else {}
-        if not any(
-            "admin" in each.lower() or "RUNTIME" in each for each in (self.file.read_text(), *flags, *(env or {}))
-        ):
+        written = self.file.read_text() if self.file.is_file() else ""  # not a FIFO that the daemon is to read
+        if not any("admin" in each.lower() or "RUNTIME" in each for each in (written, *flags, *(env or {}))):
             variables["ECHOD_ADMIN__SOCKET"] = "off"  # with "auto", each daemon would warn that there is none
         self.process = subprocess.Popen(
             [*prefix, *ECHOD, "run", "-c", str(self.file), *flags],
