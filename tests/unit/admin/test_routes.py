@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,27 +15,15 @@ from echod.admin.http import Request, Response
 from echod.admin.routes import is_ours
 from echod.reload import Change, Reloaded
 from tests.support.fakes import has_ipv6, stop_clock
-from tests.support.inside import Inside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+
+    from tests.support.inside import Inside
 
 READ_ONLY = ["/metrics", "/status", "/livez", "/readyz"]
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
-
-
-@pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which "auto" is nowhere."""
-    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def daemon() -> Iterator[Inside]:
-    with closing(Inside()) as daemon:
-        yield daemon
 
 
 class Answer:

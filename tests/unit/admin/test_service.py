@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import stat
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,23 +20,9 @@ from tests.support.fakes import has_ipv6
 from tests.support.inside import Client, Inside, descriptors, on_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
-
-
-@pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which "auto" is nowhere."""
-    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def daemon() -> Iterator[Inside]:
-    with closing(Inside()) as daemon:
-        yield daemon
 
 
 def settings(socket_path: Path | str = "off", http: str = "off") -> Settings:

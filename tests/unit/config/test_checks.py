@@ -3,56 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from echod import limits
 from echod.config import checks
-from echod.config import load as config
-from echod.errors import Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "echod.toml"
-
-
-@pytest.fixture(autouse=True)
-def default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of the default file, in a directory of the test: this machine may have one."""
-    path = tmp_path / "etc" / "echod.toml"
-    monkeypatch.setattr(config, "DEFAULT_FILE", path)
-    return path
-
-
-def load(
-    file: Path | None = None,
-    text: str | None = None,
-    flags: Mapping[str, str] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> config.Loaded:
-    if file and text is not None:
-        file.write_text(text)
-    return config.load(file, flags or {}, environ or {})
-
-
-def problems(
-    file: Path | None = None,
-    text: str | None = None,
-    flags: Mapping[str, str] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Return the lines with which the configuration is refused, with `FILE` for the path."""
-    with pytest.raises(Refusal) as caught:
-        load(file, text, flags, environ)
-    assert caught.value.exit_code == os.EX_CONFIG
-    return [line.replace(str(file), "FILE") for line in caught.value.lines]
+from tests.support.loading import load, problems
 
 
 def test_an_unknown_variable_gives_a_warning() -> None:

@@ -16,6 +16,7 @@ from echod.config import explain as lines
 from echod.config import load as config
 from echod.config.settings import Setting, Settings, declared
 from echod.errors import Refusal
+from tests.support.loading import load, problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,43 +25,6 @@ EXAMPLE = Path(__file__).parents[3] / "config" / "echod.toml"
 GUIDE = Path(__file__).parents[3] / "docs" / "configuration.md"
 
 SETTINGS = list(declared())
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "echod.toml"
-
-
-@pytest.fixture(autouse=True)
-def default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of the default file, in a directory of the test: this machine may have one."""
-    path = tmp_path / "etc" / "echod.toml"
-    monkeypatch.setattr(config, "DEFAULT_FILE", path)
-    return path
-
-
-def load(
-    file: Path | None = None,
-    text: str | None = None,
-    flags: Mapping[str, str] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> config.Loaded:
-    if file and text is not None:
-        file.write_text(text)
-    return config.load(file, flags or {}, environ or {})
-
-
-def problems(
-    file: Path | None = None,
-    text: str | None = None,
-    flags: Mapping[str, str] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Return the lines with which the configuration is refused, with `FILE` for the path."""
-    with pytest.raises(Refusal) as caught:
-        load(file, text, flags, environ)
-    assert caught.value.exit_code == os.EX_CONFIG
-    return [line.replace(str(file), "FILE") for line in caught.value.lines]
 
 
 # Declarations
