@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from echod.admin import http
 from echod.admin.http import Request, Response
 from echod.admin.routes import is_ours
-from tests.support.inside import Inside, Server, becomes, on_loop
+from tests.support.in_process import Inside, Server, becomes, on_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence

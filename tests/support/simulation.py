@@ -29,7 +29,7 @@ from echod.server.endpoint import Endpoint, Listener
 from echod.server.timeouts import LONGEST_TICK
 from echod.systemd import Service
 from tests.support.fakes import FakeHandle, FakeLoop, FakeTransport, Lines, Once
-from tests.support.inside import KeptLog
+from tests.support.in_process import KeptLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence

@@ -24,8 +24,8 @@ from echod.client import screen
 from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared
-from tests.support.canned import Canned, row, status
-from tests.support.inside import without_privileges
+from tests.support.canned_daemon import Canned, row, status
+from tests.support.in_process import without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from echod import unix
 from echod.errors import Refusal
 from echod.unix import UnixSocket
 from tests.support.harness import DEADLINE
-from tests.support.inside import descriptors, without_privileges
+from tests.support.in_process import descriptors, without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

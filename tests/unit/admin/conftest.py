@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.inside import Inside
+from tests.support.in_process import Inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

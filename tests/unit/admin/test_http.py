@@ -14,7 +14,7 @@ import pytest
 
 from echod.admin import http
 from echod.admin.http import Request, Response, refusal, reply
-from tests.support.inside import Client, Server, becomes, descriptors, listening, on_loop, serving
+from tests.support.in_process import Client, Server, becomes, descriptors, listening, on_loop, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

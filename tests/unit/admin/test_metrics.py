@@ -26,7 +26,7 @@ from echod.server.access import REJECT_REASONS
 from echod.server.endpoint import Peer
 from echod.server.pool import CLOSE_REASONS, DURATIONS
 from tests.support.fakes import stop_clock
-from tests.support.inside import Inside
+from tests.support.in_process import Inside
 from tests.support.rig import LISTENER
 
 if TYPE_CHECKING:

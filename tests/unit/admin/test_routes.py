@@ -19,7 +19,7 @@ from tests.support.fakes import has_ipv6, stop_clock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.inside import Inside
+    from tests.support.in_process import Inside
 
 READ_ONLY = ["/metrics", "/status", "/livez", "/readyz"]
 

@@ -17,7 +17,7 @@ from echod.config.settings import Admin as Settings
 from echod.errors import Refusal
 from echod.server.endpoint import Endpoint, Listener
 from tests.support.fakes import has_ipv6
-from tests.support.inside import Client, Inside, descriptors, on_loop
+from tests.support.in_process import Client, Inside, descriptors, on_loop
 
 if TYPE_CHECKING:
     from pathlib import Path

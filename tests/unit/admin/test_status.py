@@ -19,7 +19,7 @@ from echod.reload import Change, Reloaded
 from echod.server import kernel
 from echod.server.endpoint import Peer
 from tests.support.fakes import Clock, stop_clock
-from tests.support.inside import Inside
+from tests.support.in_process import Inside
 from tests.support.rig import LISTENER, tcp_info
 
 if TYPE_CHECKING:

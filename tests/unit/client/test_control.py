@@ -16,8 +16,8 @@ from echod import unix
 from echod.client import control, screen
 from echod.client.control import AdminClient
 from echod.errors import Refusal
-from tests.support.canned import Canned, row, status
-from tests.support.inside import descriptors, without_privileges
+from tests.support.canned_daemon import Canned, row, status
+from tests.support.in_process import descriptors, without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from echod.client import screen
-from tests.support.canned import row, status
+from tests.support.canned_daemon import row, status
 
 
 def lines(**changes: Any) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from echod import cli, limits
 from echod.config import load as config
-from tests.support.inside import without_privileges
+from tests.support.in_process import without_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -11,7 +11,7 @@ import pytest
 
 from echod.config import toml
 from echod.errors import Refusal
-from tests.support.inside import without_privileges
+from tests.support.in_process import without_privileges
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from echod.server.listeners import adopt
 from echod.server.server import Server
 from tests.support.fakes import Clock
 from tests.support.harness import DEADLINE, LOCAL
-from tests.support.inside import KeptLog
+from tests.support.in_process import KeptLog
 from tests.support.rig import settings
 
 if TYPE_CHECKING:
