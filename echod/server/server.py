@@ -13,7 +13,7 @@ from echod import limits
 from echod.histogram import Histogram
 from echod.server.acceptor import Parts
 from echod.server.access import Access, Rules
-from echod.server.admission import TURNS, Admission
+from echod.server.admission import MOST, TURNS, Admission
 from echod.server.drain import Drain
 from echod.server.listeners import Listeners
 from echod.server.pool import Pool
@@ -113,7 +113,10 @@ class Server:
     async def drain(self, patience: float | None, at_once: asyncio.Future[None]) -> int:
         """Stop listening, and end all connections as `Drain.run` does; return the number of those that were cut."""
         self.listeners.close()
-        for _ in range(TURNS):  # as long as a connection that was accepted just now may be on hold
+        # Connections on hold are judged as at any time. None joins them now, and each that gets a worker renews their turns.
+        for _ in range(TURNS * MOST):
+            if not self._admission.held:
+                break
             await asyncio.sleep(0)
         self._admission.settle()
         self.rejections.flush()

@@ -194,8 +194,9 @@ def test_a_drain_judges_connections_on_hold(rig: Rig, server: Server) -> None:
             await asyncio.sleep(0)
             rig.loop.turn()
         assert (server.pool.accepted, server.rejections.count.total()) == (2, 0)
-        for _ in range(TURNS):
+        for _ in range(TURNS + 1):
             await asyncio.sleep(0)
+            rig.loop.turn()
         assert server.rejections.count == {"pool_full": 1}
         del rig.loop.transports[0]
         rig.finish()
@@ -369,6 +370,26 @@ def test_each_check_is_reported_and_its_lag_observed(rig: Rig, served: Served, m
 
 
 # The end
+
+
+def test_a_drain_does_not_wait_for_ever_for_connections_on_hold(rig: Rig, server: Server) -> None:
+    """If nothing judges them any more, for lack of memory, the drain does."""
+    server.apply(wanted(pool__size=1))
+    port = rig.port()
+    rig.fill(port)
+    rig.connect(port)
+    for callback in list(rig.loop.readers.values()):
+        callback()
+
+    async def test() -> None:
+        draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
+        async with asyncio.timeout(DEADLINE):
+            while not server.rejections.count:  # noqa: ASYNC110 - the fake loop, which would judge, does not run
+                await asyncio.sleep(0)
+        rig.finish()
+        assert await draining == 0
+
+    rig.run(test())
 
 
 def test_a_drain_stops_listening_and_waits_for_the_connections(rig: Rig, server: Server) -> None:
