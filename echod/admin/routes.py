@@ -28,7 +28,7 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 
 
 class Routes:
-    """What each path answers: `local` on the Unix socket, whose mode says who may ask, `remote` on the port of `admin.http`."""
+    """The answers, by path: `local` on the Unix socket, whose file mode decides who may connect, `remote` on `admin.http`."""
 
     def __init__(self, running: Running, meter: Meter) -> None:
         self._running = running

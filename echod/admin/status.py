@@ -186,6 +186,6 @@ def _state(worker: Worker) -> str:
 
 
 def _when(at: float) -> dict[str, Any]:
-    """Return when something happened, and its age in seconds. A difference of timestamps is no age: the clock may be set."""
+    """Return when something happened, and its age in seconds. Timestamps can't be subtracted for that: the clock may be set in between."""
     timestamp = datetime.fromtimestamp(clock.unix_time(at), UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
     return {"timestamp": f"{timestamp}Z", "age": round(clock.now() - at, 3)}

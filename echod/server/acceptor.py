@@ -101,7 +101,7 @@ class Acceptor:
     def retire(self, done: Callable[[Acceptor], None]) -> None:
         """Accept the connections in the backlog, then stop listening and call `done`: none of them gets a reset."""
         self._retired = done
-        self._listen(0)  # no connection joins the queue, so that it comes to its end
+        self._listen(0)  # a connection joins the queue only when it is empty, so the backlog drains
         if not self._end_if_retired():
             self.resume()
 
