@@ -124,7 +124,8 @@ def drawing(run: Run) -> str:
     pairs = list(zip(run.samples, run.samples[1:], strict=False))
     rate = [(now.at, (now.served - before.served) / (now.at - before.at)) for before, now in pairs]
     seats = [(each.at, each.in_use) for each in run.samples]
-    charts.append(curves.Chart("Connections served in a second", [curves.Curve("served", "#1f77b4", rate)]))
+    if rate:
+        charts.append(curves.Chart("Connections served in a second", [curves.Curve("served", "#1f77b4", rate)]))
     charts.append(curves.Chart("Workers in use", [curves.Curve("in use", "#1f77b4", seats)]))
     return curves.draw(run.about[0], charts)
 

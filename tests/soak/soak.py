@@ -97,8 +97,10 @@ class Soak:
         return self.daemon.descriptors(), self.daemon.memory()
 
     def _load(self, over: Over) -> None:
-        self._crowds = [Child(f"crowd {seed}", crowd, self._port, seed) for seed in range(CROWDS)]
+        # The bystander comes first: a burst of the crowds fills the pool, and would have it refused.
         self._bystander = Child("bystander", bystander, self._port)
+        until(self._bystander.news, what="the bystander's first echo")
+        self._crowds = [Child(f"crowd {seed}", crowd, self._port, seed) for seed in range(CROWDS)]
         self.watcher.start()
         began = time.monotonic()
         for second in itertools.count():

@@ -332,6 +332,13 @@ def test_the_drawing_is_xml_with_a_curve_for_each_series() -> None:
     assert all(len(each.attrib["points"].split()) in (2, 119, 120) for each in curves)
 
 
+def test_a_run_that_broke_at_once_is_drawn_too() -> None:
+    one = run(0)
+    del one.samples[1:]
+    one.echoes.clear()
+    assert "polyline" in report.drawing(one)
+
+
 def test_the_text_says_what_was_broken() -> None:
     one = dataclasses.replace(run(0), checks=compare(clients(), log(), metrics(), (1, 0)), clients=deepcopy(clients()))
     text = report.text(one)
