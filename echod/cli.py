@@ -106,6 +106,14 @@ def parser() -> argparse.ArgumentParser:
             help="only clients of this network or address, e.g. 10.0.0.0/8",
         )
     _admin_command(commands, "reload", _reload, "reload the configuration of the running daemon")
+    _admin_command(commands, "ready", _ready, "exit with 0 if a client that connects now is served, else with 69")
+    duck = _admin_command(
+        commands,
+        "lame-duck",
+        _lame_duck,
+        "let the running daemon be not ready, but go on accepting: for load balancers",
+    )
+    duck.add_argument("--off", action="store_true", help="take it back")
     return parser
 
 
@@ -283,6 +291,14 @@ def _reload(arguments: argparse.Namespace) -> None:
     text, warnings = control.reload(_daemon(arguments))
     stdio.answer(text)
     _warn(warnings, level="answer")  # under ExecReload=, the journal has them from the daemon
+
+
+def _ready(arguments: argparse.Namespace) -> None:
+    stdio.answer(control.ready(_daemon(arguments)))
+
+
+def _lame_duck(arguments: argparse.Namespace) -> None:
+    stdio.answer(control.lame_duck(_daemon(arguments), on=not arguments.off))
 
 
 def _network(text: str) -> Network:

@@ -1,8 +1,9 @@
-"""The life of the process: start, serve, drain, stop; signals, and what the service manager is told."""
+"""The life of the process: start, serve, lame duck, drain, stop; signals, and what the service manager is told."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -57,12 +58,13 @@ async def _live(loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded],
     daemon = Daemon(loaded, log, load, service)
     await daemon.start()
     await daemon.told_to_stop.wait()
+    await daemon.wait_as_lame_duck()
     aborted = await daemon.drain()
     await daemon.stop(aborted)
 
 
 class Daemon:
-    """The process around a `Server`. `start`, `drain` and `stop` are called once each, in this order."""
+    """The process around a `Server`. `start`, `wait_as_lame_duck`, `drain` and `stop` are called once each, in this order."""
 
     def __init__(self, loaded: Loaded, log: Log, load: Callable[[Path | None], Loaded], service: Service) -> None:
         self._loaded = loaded
@@ -70,7 +72,8 @@ class Daemon:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self.told_to_stop = asyncio.Event()
-        self._told_twice: asyncio.Future[None] = self._loop.create_future()
+        self._told_to_drain = asyncio.Event()  # while it is a lame duck
+        self._told_to_cut: asyncio.Future[None] = self._loop.create_future()
         self._adopted = adopt(service.inherited)
         self.server = Server(self._loop, log, inherited=self._adopted.listeners, checked=self._on_check)
         self.reloads = Reloads(
@@ -145,12 +148,15 @@ class Daemon:
     def _status(self) -> str:
         """Return one line about the daemon, for `systemctl status`."""
         in_use, pool, held = len(self.server.pool.in_use), self.server.pool, self._log.held
+        duck = self.server.lame_duck
         log = f", the log is held up: {held.why}" if (held.since or 0) >= _LATE else ""
-        if self.told_to_stop.is_set():
+        if self.told_to_stop.is_set() and not duck:
             return f"draining, {in_use} connections open{log}"
         urls = ", ".join(self.server.listeners.urls)
         refused = "; the last reload was refused: run `echod reload` for the reasons"
-        return f"{in_use} of {pool.size} workers in use, listening on {urls}{log}{refused * bool(self.reloads.last.errors)}"
+        ready = "" if not duck else "lame duck, not ready: " if duck.until is None else "lame duck before the drain: "
+        serving = f"{in_use} of {pool.size} workers in use, listening on {urls}"
+        return f"{ready}{serving}{log}{refused * bool(self.reloads.last.errors)}"
 
     def _on_hup(self) -> None:
         if self._admin:
@@ -158,23 +164,37 @@ class Daemon:
         self.reloads.request()
 
     def _on_stop_signal(self) -> None:
-        if self.told_to_stop.is_set() and not self._told_twice.done():
-            self._told_twice.set_result(None)
-        self.server.state = "draining"  # not ready from this moment on
-        self.told_to_stop.set()
+        if not self.told_to_stop.is_set():
+            self.server.prepare_stop()
+            self.told_to_stop.set()
+        elif self.server.lame_duck:
+            self.server.begin_drain()
+            self._told_to_drain.set()
+        elif not self._told_to_cut.done():
+            self._told_to_cut.set_result(None)
+
+    async def wait_as_lame_duck(self) -> None:
+        """Serve everyone, but be not ready, until `timeouts.lame_duck` is over or the next signal comes."""
+        duck = self.server.lame_duck
+        if duck and duck.until is not None:
+            self._service.stopping(self._status)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(duck.until - time.monotonic()):
+                    await self._told_to_drain.wait()
+        self.server.begin_drain()
 
     async def drain(self) -> int:
-        """Stop accepting and let connections finish; return how many were cut. A second signal cuts all at once."""
+        """Stop accepting and let connections finish; return how many were cut. The next signal cuts all at once."""
         self._reloading.cancel()
         patience = self.server.settings.timeouts.drain
         self._log.info(
             "daemon.draining",
             in_use=len(self.server.pool.in_use),
             timeout=patience,
-            message="a second TERM or INT (Ctrl-C) cuts all connections at once",
+            message="another TERM or INT (Ctrl-C) cuts all connections at once",
         )
         self._service.stopping(self._status)
-        return await self.server.drain(patience, self._told_twice)
+        return await self.server.drain(patience, self._told_to_cut)
 
     async def stop(self, aborted: int) -> None:
         """Log `daemon.stopped`, ignoring further signals: they must not cut the log short."""

@@ -68,11 +68,12 @@ class Service:
             self._report(status, "READY=1")
 
     def reloading(self) -> None:
-        """Report that a reload begins. `ready` ends it, whether it succeeds or not."""
-        self._report(None, "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        """Report that a reload begins. `ready` ends it, whether it succeeds or not. Ignored after `stopping`, as that is."""
+        if not self._stopping:
+            self._report(None, "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: Callable[[], str]) -> None:
-        """Report that the service stops. It may take any time, because each `look` extends the time to stop."""
+        """Report that the service stops, or goes on to. It may take any time: each `look` extends the time to stop."""
         self._stopping = True
         self._report(status, "STOPPING=1", _extension())
 

@@ -133,6 +133,7 @@ def _read(running: Running) -> Iterator[_Reading]:
         "echod_connections_rejected", "Connections closed at once, by reason.", REJECT_REASONS, server.rejections.count
     )
     yield _gauge("echod_connections_in_use", "Open connections.", len(pool.in_use))
+    yield _gauge("echod_lame_duck", "Whether it accepts, but is not ready: a lame duck.", server.lame_duck is not None)
     yield _gauge("echod_pool_size", "Workers: the most connections at one time.", pool.size)
     yield _counter("echod_received_bytes", "Bytes read, also of open connections.", pool.bytes_received)
     yield _counter("echod_sent_bytes", "Bytes written back, also of open connections.", pool.bytes_sent)

@@ -12,6 +12,7 @@ import orjson
 
 from echod.admin import metrics, status
 from echod.admin.http import Response, refusal, reply
+from echod.errors import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,6 +47,8 @@ class Routes:
             return await _to("DELETE", self._kill, request)
         if path == "/reload":
             return await _to("POST", self._reload, request)
+        if path == "/lame-duck":
+            return await _to("PUT, DELETE", self._lame_duck, request)
         return await self._read_only(request)
 
     async def remote(self, request: Request) -> Response:
@@ -65,7 +68,8 @@ class Routes:
         answer = answers.get(request.path)
         if answer is None:
             return refusal(
-                404, f"there is {', '.join(answers)}; on the Unix socket also /config, /connections and /reload"
+                404,
+                f"there is {', '.join(answers)}; on the Unix socket also /config, /connections, /reload and /lame-duck",
             )
         return await _to("GET", answer, request)
 
@@ -79,10 +83,8 @@ class Routes:
         return reply(200, {"status": "alive"})
 
     async def _ready(self, _: Request) -> Response:
-        if self._server.is_accepting:
-            return reply(200, {"status": "ready"})
-        state = self._server.state
-        return reply(503, {"status": "not accepting" if state == "running" else state})
+        readiness = self._server.readiness
+        return reply(200 if readiness == "ready" else 503, {"status": readiness})
 
     async def _config(self, _: Request) -> Response:
         return reply(200, self._reloads.document)
@@ -121,12 +123,20 @@ class Routes:
         change = ended.change
         return reply(200, {"changed": change.names, "old": change.old, "new": change.new, "warnings": change.warnings})
 
+    async def _lame_duck(self, request: Request) -> Response:
+        on = request.method == "PUT"
+        try:
+            self._server.set_lame_duck(on=on)
+        except Refusal as refused:
+            return refusal(409, str(refused))
+        return reply(200, {"lame_duck": on})
 
-async def _to(method: str, answer: Answer, request: Request) -> Response:
-    """Answer if the method is this one; with GET goes HEAD."""
-    if request.method == method or (request.method, method) == ("HEAD", "GET"):
+
+async def _to(methods: str, answer: Answer, request: Request) -> Response:
+    """Answer if the method is one of these; with GET goes HEAD."""
+    allowed = "GET, HEAD" if methods == "GET" else methods
+    if request.method in allowed.split(", "):
         return await answer(request)
-    allowed = "GET, HEAD" if method == "GET" else method
     return refusal(405, f"{request.path} takes {allowed}", ("allow", allowed))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from echod.log import Log
     from echod.reload import Reloads
-    from echod.server.server import Server
+    from echod.server.server import LameDuck, Server
     from echod.server.worker import Worker
 
 SOURCES = 10
@@ -95,8 +95,10 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
     return {
         "version": __version__,
         "pid": os.getpid(),
-        "state": server.state,
+        "state": "lame duck" if server.lame_duck else server.state,
+        "readiness": server.readiness,
         "accepting": server.is_accepting,
+        "lame_duck": server.lame_duck and _lame_duck(server.lame_duck),
         "uptime": round(time.monotonic() - server.began, 3),
         "config": None if reloads.file is None else printable(str(reloads.file)),
         "pool": {"size": pool.size, "in_use": len(pool.in_use), "when_full": server.settings.pool.when_full},
@@ -143,6 +145,12 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             "error": held.error,
         },
     }
+
+
+def _lame_duck(duck: LameDuck) -> dict[str, Any]:
+    now = time.monotonic()
+    left = None if duck.until is None else round(max(0.0, duck.until - now), 3)
+    return {"age": round(now - duck.since, 3), "remaining": left}
 
 
 async def _largest(sources: Mapping[str, int]) -> list[tuple[str, int]]:

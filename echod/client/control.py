@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 """Seconds to wait for an answer."""
 _NOT_FOUND = 404
+_UNAVAILABLE = 503
 RELOAD_TIMEOUT = 75.0
 """Seconds to wait for the answer to a reload; the daemon gives up on a file after 60."""
 
@@ -163,6 +164,25 @@ def reload(daemon: AdminClient) -> tuple[str, list[str]]:
         return text, list(map(str, answer["warnings"]))
 
 
+def ready(daemon: AdminClient) -> str:
+    """Return a line if a client that connects now is served; raise `Refusal` with the reason otherwise."""
+    with _as_expected(daemon):
+        code, content = daemon.request("GET", "/readyz")
+        if code == _UNAVAILABLE:
+            raise _unavailable(f"not ready: {content['status']}")
+        _content((code, content))
+        return "ready\n"
+
+
+def lame_duck(daemon: AdminClient, *, on: bool) -> str:
+    """Let the daemon be not ready but go on accepting, or take that back; return a line. Raises `Refusal` if it stops."""
+    with _as_expected(daemon):
+        answer = _content(daemon.request("PUT" if on else "DELETE", "/lame-duck"))
+        if answer["lame_duck"] is not on:
+            raise ValueError
+        return "lame duck: accepting, but not ready\n" if on else "no lame duck\n"
+
+
 def _rows(daemon: AdminClient, source: Network | None) -> list[Row]:
     rows: list[Row] = _content(daemon.request("GET", "/connections"))
     return rows if source is None else [row for row in rows if _address(row) in source]
@@ -210,7 +230,7 @@ def _content(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon an
             return content
         case 422:
             raise Refusal(*map(str, content["errors"]), exit_code=int(content["exit_code"]))
-        case 503:
+        case 409 | 503:
             raise _unavailable(content["error"])
     raise Refusal(f"echod: the daemon answers {code}: {_json(content)}", exit_code=os.EX_SOFTWARE)
 

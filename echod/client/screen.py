@@ -37,11 +37,19 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     uptime = span(answer["uptime"])
     text = f"{answer['version']}, {answer['state']}, pid {answer['pid']}, up {uptime}"
     yield answer["state"] != "running", "echod", text
+    if duck := answer["lame_duck"]:
+        yield True, "lame duck", _lame_duck(duck)
     yield from _configuration(answer["config"] or "defaults", answer["reload"])
     yield from _pool(answer["pool"])
     yield from _listeners(answer["listeners"])
     yield from _traffic(answer)
     yield from _health(answer)
+
+
+def _lame_duck(duck: Mapping[str, Any]) -> str:
+    left = duck["remaining"]
+    end = "`echod lame-duck --off` takes it back" if left is None else f"the drain begins in {span(left)}"
+    return f"accepting, but not ready for {span(duck['age'])}; {end}"
 
 
 def _configuration(file: str, last: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:

@@ -106,6 +106,10 @@ class Timeouts(_Section):
     idle: Timeout = _setting(300.0, "Closes a connection on which no byte has moved in either direction for this long.")
     write: Timeout = _setting(30.0, "Closes a connection whose client has taken none of the echo for this long.")
     lifetime: Timeout = _setting(None, "Closes a connection that has lasted for this long, however busy it is.")
+    lame_duck: Timeout = _setting(
+        None,
+        "How long a daemon that is to stop still accepts, but is not ready, so that load balancers turn to others.",
+    )
     drain: Duration = _setting(
         10.0, 'How long open connections may continue when the daemon stops; "off" waits until all have ended.'
     )

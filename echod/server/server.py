@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from echod import limits
+from echod.errors import Refusal
 from echod.histogram import Histogram
 from echod.server.acceptor import Parts
 from echod.server.access import Access, Rules
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from echod.server.worker import Worker
 
 State = Literal["starting", "running", "draining"]
+Readiness = Literal["ready", "starting", "draining", "lame duck", "not listening", "pool full", "paused"]
 
 LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds by which the loop may be late; its clock tells milliseconds."""
@@ -42,6 +44,16 @@ class Prepared(NamedTuple):
 
     rules: Rules
     workers: list[Worker]
+
+
+class LameDuck(NamedTuple):
+    """Since when a running server is not ready any more, and until when; `None`: until that is taken back.
+
+    Both are moments of `time.monotonic`.
+    """
+
+    since: float
+    until: float | None = None
 
 
 class Server:
@@ -63,6 +75,7 @@ class Server:
         self._log = log
         self._checked = checked
         self.state: State = "starting"
+        self.lame_duck: LameDuck | None = None
         self.began = time.monotonic()
         self.lag = Histogram(*LAGS)
         self.settings: Settings
@@ -104,6 +117,53 @@ class Server:
     def _on_check(self, late: float) -> None:
         self.lag.observe(late)
         self._checked()
+
+    def set_lame_duck(self, *, on: bool) -> None:
+        """Be not ready but go on accepting, or take that back. Raises `Refusal` if the server starts or stops."""
+        duck = self.lame_duck
+        if self.state != "running" or (duck and duck.until is not None and not on):
+            raise Refusal("the daemon starts" if self.state == "starting" else "the daemon stops")
+        if on and not duck:
+            self._be_lame_duck(LameDuck(time.monotonic()), None, "`echod lame-duck --off` takes it back")
+        elif duck and not on:
+            self.lame_duck = None
+            self._log.info("daemon.lame_duck_ended", seconds=round(time.monotonic() - duck.since, 6))
+
+    def prepare_stop(self) -> None:
+        """Be not ready from now on: for `timeouts.lame_duck` as a lame duck, and then for the drain.
+
+        That time begins when the server became a lame duck: a balancer that has had it once needs no second one.
+        """
+        now = time.monotonic()
+        since = self.lame_duck.since if self.lame_duck else now
+        left = since + (self.settings.timeouts.lame_duck or 0.0) - now if self.state == "running" else 0.0
+        if left > 0:
+            self._be_lame_duck(LameDuck(since, now + left), left, "another TERM or INT (Ctrl-C) begins the drain")
+        else:
+            self.begin_drain()
+
+    def begin_drain(self) -> None:
+        """Be about to `drain`, and no lame duck any more."""
+        self.state, self.lame_duck = "draining", None
+
+    def _be_lame_duck(self, duck: LameDuck, left: float | None, message: str) -> None:
+        self.lame_duck = duck
+        timeout = None if left is None else round(left, 6)
+        self._log.info("daemon.lame_duck", in_use=len(self.pool.in_use), timeout=timeout, message=message)
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether a client that connects now is served, and should come: "ready", or why not."""
+        if self.state != "running":
+            return self.state
+        if self.lame_duck:
+            return "lame duck"
+        states = [each.state for each in self.listeners.acceptors if not each.is_retired]
+        if not states:
+            return "not listening"
+        if not self.pool.free:
+            return "pool full"
+        return "ready" if "accepting" in states else "paused"
 
     @property
     def is_accepting(self) -> bool:

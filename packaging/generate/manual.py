@@ -59,7 +59,10 @@ _FILES = [
 _SIGNALS = [
     (
         "TERM, INT",
-        "Drain: stop accepting, wait up to timeouts.drain for connections to finish, and exit. The second one closes all at once.",
+        (
+            "Go on accepting for timeouts.lame_duck, but be not ready. Then drain: stop accepting, and wait up to timeouts.drain for"
+            " connections to finish. Then exit. Another one skips to the next of these."
+        ),
     ),
     ("HUP", "Reload the configuration file, all or nothing. Open connections stay."),
     ("USR1, USR2", "Ignored, because other daemons use them."),
@@ -69,7 +72,7 @@ _EXIT = [
     ("64", "Wrong usage."),
     ("65", "One of the connections was not there (kill). The others are ended all the same."),
     ("66", "The configuration file is missing or unreadable; also that of the daemon (reload)."),
-    ("69", "The address is in use or not on this machine, or no daemon answers."),
+    ("69", "The address is in use or not on this machine, no daemon answers, or it is not ready (ready)."),
     ("70", "Internal error, or standard output cannot be written."),
     ("77", "Permission denied. The message says how to get it."),
     ("78", "Invalid configuration, or a refused reload. There is a line for each problem, with file and line."),
@@ -82,6 +85,8 @@ _EXAMPLES = [
         "echod reload",
         "Apply the edited file. If it is invalid, this fails with the errors, and the daemon goes on as before.",
     ),
+    ("echod ready", "For health checks: exit with 0 if a client that connects now is served."),
+    ("echod lame-duck", "Take the daemon out of a load balancer: it still accepts, but is not ready."),
     ("echod kill --source 192.0.2.0/24", "End all connections from a network."),
     (
         "journalctl -u echod -o cat -f | jq -R 'fromjson? // .'",

@@ -289,23 +289,50 @@ def test_it_is_not_ready_from_the_first_moment_of_a_drain(admin: Daemon) -> None
         assert daemon.lines[-1]["event"] == "daemon.stopped"
 
 
-def test_it_is_not_ready_while_all_workers_are_busy_and_clients_wait(admin: Daemon) -> None:
-    """With `wait` nobody is accepted then; with `reject` there is an answer, so it stays ready."""
+def test_it_is_not_ready_while_all_workers_are_busy(admin: Daemon) -> None:
+    """With `wait` nobody is accepted then; with `reject`, who comes is turned away."""
     wait, reject = "[pool]\nsize = 1\nwhen_full = 'wait'", "[pool]\nsize = 1"
     with admin(wait) as daemon, sides(daemon) as (local, remote), contextlib.ExitStack() as stack:
         seat(daemon, stack)
-        assert local.ready() == remote.ready() == (503, "not accepting")
+        assert local.ready() == remote.ready() == (503, "pool full")
         assert local.ask("/livez").status == 200
         waiting = stack.enter_context(daemon.connect())
         (listener,) = local.ask("/status").json["listeners"]
         assert (listener["state"], listener["queued"]) == ("waiting", 1)
         daemon.reload(reject)
-        assert local.ready() == (200, "ready")
+        assert local.ready() == (503, "pool full")
         assert read_all(waiting) == b""
         daemon.reload(wait)
-        assert local.ready() == (503, "not accepting")
+        assert local.ready() == (503, "pool full")
         stack.close()
         until(lambda: remote.ready() == (200, "ready"), what="ready again")
+
+
+def test_a_lame_duck_is_made_and_taken_back(admin: Daemon) -> None:
+    """By its commands; `ready` says what it is, with its exit code and a line."""
+    with admin('[timeouts]\nlame_duck = "1h"\ndrain = "1h"') as daemon, sides(daemon) as (local, remote):
+        assert said(ask("ready", daemon)) == "ready\n"
+        assert said(ask("lame-duck", daemon)) == "lame duck: accepting, but not ready\n"
+        assert daemon.wait_for("daemon.lame_duck")["timeout"] is None
+        assert local.ready() == remote.ready() == (503, "lame duck")
+        assert line_of(ask("ready", daemon), os.EX_UNAVAILABLE) == "echod: not ready: lame duck"
+        assert b"\nechod_lame_duck 1.0\n" in remote.ask("/metrics").body
+        assert re.search(r"(?m)^! lame duck  accepting, but not ready for \ds; `echod ", said(ask("status", daemon)))
+        assert daemon.echo(b"served") == b"served"
+        assert said(ask("lame-duck --off", daemon)) == "no lame duck\n"
+        assert daemon.wait_for("daemon.lame_duck_ended")["seconds"] > 0
+        assert said(ask("ready", daemon)) == "ready\n"
+        with daemon.connect():
+            daemon.wait_for("connection.opened", count=2)
+            daemon.signal(signal.SIGTERM)
+            daemon.wait_for("daemon.lame_duck", count=2)
+            assert line_of(ask("lame-duck --off", daemon), os.EX_UNAVAILABLE) == "echod: the daemon stops"
+            assert said(ask("reload", daemon)) == "reloaded, nothing has changed\n"
+            daemon.signal(signal.SIGTERM)
+            daemon.wait_for("daemon.draining")
+            assert line_of(ask("ready", daemon), os.EX_UNAVAILABLE) == "echod: not ready: draining"
+        assert daemon.wait() == 0
+    assert line_of(ask("ready", daemon), os.EX_UNAVAILABLE).startswith("echod: no daemon answers at ")
 
 
 def test_it_is_not_ready_without_descriptors_and_says_so(admin: Daemon) -> None:

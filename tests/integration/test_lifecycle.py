@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -239,7 +240,7 @@ def test_without_connections_it_stops_at_once(echod: Daemon, number: signal.Sign
             "daemon.stopped",
         ]
         assert daemon.lines[-3]["timeout"] == 3600
-        assert daemon.lines[-3]["message"].startswith("a second TERM or INT (Ctrl-C) cuts all ")
+        assert daemon.lines[-3]["message"].startswith("another TERM or INT (Ctrl-C) cuts all ")
         stopped = daemon.lines[-1]
         assert (stopped["connections"], stopped["bytes_received"], stopped["aborted"]) == (1, 5, 0)
 
@@ -331,6 +332,60 @@ def test_a_second_signal_during_the_linger_stops_at_once(echod: Daemon) -> None:
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
         assert daemon.events("connection.closed")[0]["reason"] == "drained"
+
+
+LAME_DUCK = '[timeouts]\nlame_duck = "{}"\ndrain = "1h"'
+
+
+@STOP_SIGNALS
+def test_a_lame_duck_serves_everyone_until_the_drain(echod: Daemon, number: signal.Signals) -> None:
+    """Those who are there, and those who come; a reload goes on to work, too."""
+    with echod(LAME_DUCK.format("1h")) as daemon, daemon.connect() as before:
+        daemon.wait_for("connection.opened")
+        daemon.signal(number)
+        duck = daemon.wait_for("daemon.lame_duck")
+        assert (duck["in_use"], duck["timeout"]) == (1, 3600)
+        assert duck["message"] == "another TERM or INT (Ctrl-C) begins the drain"
+        assert daemon.echo(b"who comes") == b"who comes"
+        assert daemon.reload(LAME_DUCK.format("2h"))["changed"] == ["timeouts.lame_duck"]
+        assert daemon.echo(b"after") == b"after"
+        daemon.signal(number)
+        daemon.wait_for("listener.stopped")
+        with pytest.raises(ConnectionRefusedError):
+            daemon.connect()
+        send_all(before, b"who was there")
+        assert read_all(before) == b"who was there"
+        assert daemon.wait() == 0
+        assert [line["event"] for line in daemon.lines[-4:]] == [
+            "daemon.draining",
+            "listener.stopped",
+            "connection.closed",
+            "daemon.stopped",
+        ]
+
+
+def test_a_lame_duck_drains_when_its_time_is_over(echod: Daemon) -> None:
+    """Without another signal."""
+    with echod('[timeouts]\nlame_duck = "200ms"') as daemon:
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        duck, draining = (
+            datetime.fromisoformat(daemon.wait_for(event)["timestamp"])
+            for event in ("daemon.lame_duck", "daemon.draining")
+        )
+        assert draining - duck >= timedelta(seconds=0.199)  # the loop's clock tells milliseconds
+
+
+def test_a_third_signal_ends_a_lame_duck_at_once(echod: Daemon) -> None:
+    """The second one begins the drain."""
+    with echod(LAME_DUCK.format("1h")) as daemon, daemon.connect() as sock:
+        daemon.wait_for("connection.opened")
+        for event in ("daemon.lame_duck", "daemon.draining", "daemon.stopped"):
+            daemon.signal(signal.SIGTERM)
+            daemon.wait_for(event)
+        assert daemon.wait() == 0
+        assert read_all(sock) == b""
+        assert daemon.lines[-1]["aborted"] == 1
 
 
 def test_signals_without_end_do_not_spoil_the_exit(echod: Daemon) -> None:

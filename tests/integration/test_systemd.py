@@ -117,6 +117,23 @@ def test_the_manager_is_told_of_each_turn_in_its_life(echod: Daemon, manager: Ma
         assert daemon.wait() == 0
 
 
+def test_the_manager_is_told_of_a_lame_duck(echod: Daemon, manager: Manager, tmp_path: Path) -> None:
+    """Its stop begins at once, and takes all the time that it needs: for the lame duck, then for the drain."""
+    config = "[timeouts]\nlame_duck = '1h'\n[pool]\nsize = 7\n[admin]\nsocket = '{}'".format(tmp_path / "admin.sock")
+    with echod(config, env=notified(tmp_path)) as daemon, daemon.connect():
+        daemon.wait_for("connection.opened")
+        serving = f"1 of 7 workers in use, listening on tcp://127.0.0.1:{daemon.port}"
+        assert command("lame-duck", "-c", str(daemon.file)).returncode == 0
+        assert manager.wait_for("STATUS=lame duck") == f"STATUS=lame duck, not ready: {serving}"
+        daemon.signal(signal.SIGTERM)
+        stopping = manager.wait_for("STOPPING=1")
+        extended = "STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS="
+        assert stopping == f"{extended}lame duck before the drain: {serving}"
+        assert manager.wait_for("EXTEND_TIMEOUT_USEC=")
+        daemon.signal(signal.SIGTERM)
+        assert manager.wait_for("STOPPING=1") == f"{extended}draining, 1 connections open"
+
+
 def test_the_manager_is_told_that_the_log_is_held_up(echod: Daemon, manager: Manager, tmp_path: Path) -> None:
     """`systemctl status` says so: the journal can't."""
     with (

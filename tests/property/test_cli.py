@@ -11,7 +11,7 @@ from echod.config.settings import declared
 from tests.property.test_check import run
 
 KNOWN = {os.EX_OK, os.EX_USAGE, os.EX_DATAERR, os.EX_NOINPUT, os.EX_UNAVAILABLE, os.EX_NOPERM, os.EX_CONFIG}
-COMMANDS = ["check", "config", "show", "schema", "status", "connections", "kill", "reload"]
+COMMANDS = ["check", "config", "show", "schema", "status", "connections", "kill", "reload", "ready", "lame-duck"]
 OPTIONS = [
     "--version",
     "--help",

@@ -54,6 +54,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "timeouts.idle": st.sampled_from(["2s", "20s", "off"]),
     "timeouts.write": st.sampled_from(["1s", "10s", "off"]),
     "timeouts.lifetime": st.sampled_from(["3s", "30s", "off"]),
+    "timeouts.lame_duck": st.sampled_from(["3.33s", "off"]),  # no sum of the waits below
     "timeouts.drain": st.sampled_from(["0s", "5s", "off"]),
     "access.per_source": st.integers(0, 2),
     "access.deny": st.lists(st.sampled_from(ADDRESSES), max_size=1),
@@ -107,9 +108,12 @@ class DaemonMachine(RuleBasedStateMachine):
         self.asked: list[tuple[asyncio.Task[Response], int]] = []
         self.killed: set[int] = set()  # by their numbers
         self.read = 0  # lines
+        self.ducks: list[tuple[asyncio.Task[Response], int]] = []  # requests about the lame duck, and what they get
         self.signals = 0
+        self.cuts = 0  # signals in the drain
         self.steps = 0
-        self.draining_since: float | None = None
+        self.duck_since: float | None = None  # by an operator
+        self.drains_at: float | None = None
         self.in_a_row = 0
         self.settled = True
         self.judged_since = self.loop.now  # by the timeouts in force
@@ -118,7 +122,7 @@ class DaemonMachine(RuleBasedStateMachine):
         try:
             self.in_a_row = 0
             self.settle()
-            if not self.signals:
+            while not self.draining:
                 self.stop()
             if self.house.settings.timeouts.drain is None or self.network.exhausted is not None:
                 self.stop()
@@ -166,6 +170,9 @@ class DaemonMachine(RuleBasedStateMachine):
         for task, number in self.asked:
             self.answered(task.result().status, number)
         self.asked.clear()
+        for task, status in self.ducks:
+            assert task.result().status == status
+        self.ducks.clear()
         self.read_log()
 
     @precondition(lambda self: not self.in_a_row)
@@ -281,7 +288,7 @@ class DaemonMachine(RuleBasedStateMachine):
         before, in_use = self.house.settings, set(self.pool.in_use)
         rejected = len(self.lines.events("config.rejected"))
         file = self.file if changes == UNREADABLE else settings(changes, self.file)
-        refused = self.signals or changes in [*REFUSED, UNREADABLE]
+        refused = self.draining or changes in [*REFUSED, UNREADABLE]
         self.house.next = Refusal("can't be read") if changes == UNREADABLE else parsed(file)
         if by_signal:
             self.house.signal(signal.SIGHUP)
@@ -292,7 +299,7 @@ class DaemonMachine(RuleBasedStateMachine):
         self.settle()
         if refused:
             assert self.house.settings is before
-            assert self.signals or len(self.lines.events("config.rejected")) == rejected + 1
+            assert self.draining or len(self.lines.events("config.rejected")) == rejected + 1
         else:
             assert self.house.settings == parsed(file), self.lines.names()[-3:]
             self.file = file
@@ -300,13 +307,35 @@ class DaemonMachine(RuleBasedStateMachine):
             self.judged_since = self.loop.now
         assert in_use <= set(self.pool.in_use) | {client.number for client in self.over()}
 
-    @precondition(lambda self: self.steps > self.earliest_stop and self.signals < 3)
+    @rule(method=st.sampled_from(["PUT", "DELETE"]))
+    def lame_duck(self, method: str) -> None:
+        """An operator makes it one, or takes it back, which is refused when it stops."""
+        task = self.house.ask(method, "/lame-duck")
+        refused = self.draining or (method == "DELETE" and self.drains_at is not None)
+        self.ducks.append((task, 409 if refused else 200))
+        if self.drains_at is None:
+            already = self.loop.now if self.duck_since is None else self.duck_since
+            self.duck_since = already if method == "PUT" else None
+        self.settle()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the drain has begun, after the time of the lame duck."""
+        return self.drains_at is not None and self.loop.now >= self.drains_at
+
+    @precondition(lambda self: self.steps > self.earliest_stop and self.signals < 4)
     @rule()
     def stop(self) -> None:
         self.house.signal(signal.SIGTERM)
         self.signals += 1
-        if self.draining_since is None:
-            self.draining_since = self.loop.now
+        now = self.loop.now
+        if self.drains_at is None:
+            since = now if self.duck_since is None else self.duck_since
+            self.drains_at = max(now, since + (self.house.settings.timeouts.lame_duck or 0.0))
+        elif self.draining:
+            self.cuts += 1
+        else:
+            self.drains_at = now
         self.settle()
 
     # What has to be right in what it says
@@ -365,7 +394,7 @@ class DaemonMachine(RuleBasedStateMachine):
                 assert timeouts.lifetime
                 assert line["at"] - client.came >= timeouts.lifetime
             case "drained":
-                assert self.signals
+                assert self.draining
             case reason:
                 assert (reason, client.trouble) in {("error", "attach"), ("error", "open")}
 
@@ -414,7 +443,7 @@ class DaemonMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_without_reason(self) -> None:
         """The reader of a listener is off exactly while it has to be; one that has gone is closed when its queue is empty."""
-        if not self.settled or self.signals:
+        if not self.settled or self.draining:
             return
         waits = self.house.settings.pool.when_full == "wait"
         for each in self.network.listeners:
@@ -427,7 +456,7 @@ class DaemonMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_overdue(self) -> None:
-        if not self.settled or self.signals:
+        if not self.settled or self.draining:
             return
         timeouts = self.house.settings.timeouts
         for client in self.network.open():
@@ -461,21 +490,30 @@ class DaemonMachine(RuleBasedStateMachine):
                 assert turns[0] == name
                 assert all(one != other for one, other in pairwise(turns))
         times = [line["at"] for line in self.lines.events("connection.rejected")]
-        if self.draining_since is None:
+        if not self.draining:
             assert all(later - earlier >= 1 for earlier, later in zip(times, times[Rejections.LINES :], strict=False))
 
     @invariant()
+    def it_is_a_lame_duck_exactly_as_long_as_it_should(self) -> None:
+        if not self.settled:
+            return
+        wanted = not self.draining and (self.duck_since is not None or self.drains_at is not None)
+        server = self.house.daemon.server
+        assert (server.lame_duck is not None) == wanted
+        assert server.readiness != "ready" or not wanted
+
+    @invariant()
     def a_stop_comes_to_its_end(self) -> None:
-        if self.draining_since is None or not self.settled:
+        if self.drains_at is None or not self.draining or not self.settled:
             return
         assert not any(each.is_open for each in self.network.listeners)
         patience = self.house.settings.timeouts.drain
-        lasts = self.loop.now - self.draining_since
+        lasts = self.loop.now - self.drains_at
         if patience is None or lasts < patience:
             over = not self.pool.in_use
         else:
             over = lasts > patience + drain.LAST_READ + drain.LINGER + 1
-        assert self.house.life.done() or not (over or self.signals > 1)
+        assert self.house.life.done() or not (over or self.cuts)
 
 
 class StopMachine(DaemonMachine):

@@ -256,6 +256,24 @@ def test_a_drain_may_take_longer_than_the_unit_says(machine: Machine) -> None:
     assert line["reason"] == "drained"
 
 
+def test_a_lame_duck_may_take_longer_than_the_unit_says(machine: Machine) -> None:
+    """It serves all the time, and the manager waits. `systemctl status` and `echod ready` say what it is."""
+    machine.edit("echod", "[Service]\nTimeoutStopSec=1s\n")
+    edit(machine, lame_duck="5s")
+    machine.run("systemctl start echod")
+    assert machine.run("echod ready") == "ready\n"
+    began = time.monotonic()
+    machine.run("systemctl stop --no-block echod")
+    machine.wait_for("echod", "daemon.lame_duck")
+    assert status(machine) == "lame duck before the drain: 0 of 1024 workers in use, listening on tcp://[::]:7"
+    done = machine.shell("echod ready")
+    assert (done.returncode, done.stderr) == (os.EX_UNAVAILABLE, "echod: not ready: lame duck\n")
+    until(lambda: not machine.answers(7), what="the end", interval=0.1)
+    assert time.monotonic() - began > 5
+    until(lambda: machine.state("echod") == "inactive", what="the stop")
+    assert machine.show("echod", "Result") == ["success"]
+
+
 def test_after_kill_9_it_is_back_within_two_seconds(machine: Machine) -> None:
     """Another process, on the same port. The best of some, as for the start."""
     machine.run("systemctl start echod")

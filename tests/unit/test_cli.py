@@ -376,7 +376,7 @@ def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "commands"),
     [
-        ("", ["run", "check", "config", "status", "connections", "kill", "reload"]),
+        ("", ["run", "check", "config", "status", "connections", "kill", "reload", "ready", "lame-duck"]),
         ("config", ["show", "schema"]),
     ],
 )

@@ -134,6 +134,15 @@ def test_a_stop_asks_for_more_time_for_as_long_as_it_takes(service: Service, man
         clock.now += 1
 
 
+def test_a_reload_while_it_stops_is_not_reported(service: Service, manager: Manager) -> None:
+    """A lame duck still reloads. To the manager, a service that reloads would not stop."""
+    service.stopping(idle)
+    manager.told()
+    service.reloading()
+    service.ready(busy)
+    assert manager.told() == []
+
+
 def test_a_reload_that_a_stop_interrupts_is_not_ready_again(service: Service, manager: Manager) -> None:
     """The last message is that the service stops."""
     service.reloading()

@@ -85,7 +85,29 @@ def test_it_is_ready_while_it_accepts(daemon: Inside) -> None:
 def test_it_is_not_ready_if_no_listener_accepts(daemon: Inside) -> None:
     """Although it runs."""
     answer = ask(daemon, "/readyz")
-    assert (answer.status, answer.json) == (503, {"status": "not accepting"})
+    assert (answer.status, answer.json) == (503, {"status": "not listening"})
+
+
+def test_a_lame_duck_is_not_ready(daemon: Inside) -> None:
+    """PUT makes it one, DELETE takes it back; both may be repeated."""
+    daemon.listen("127.0.0.1")
+    for method, on, ready in (("PUT", True, (503, "lame duck")), ("DELETE", False, (200, "ready"))):
+        for _ in range(2):
+            answer = ask(daemon, "/lame-duck", method)
+            assert (answer.status, answer.json) == (200, {"lame_duck": on})
+            answer = ask(daemon, "/readyz")
+            assert (answer.status, answer.json["status"]) == ready
+
+
+def test_a_stop_is_not_taken_back(daemon: Inside) -> None:
+    """With the reason: neither by a lame duck before the drain, nor in it."""
+    before = daemon.server.settings
+    timeouts = before.timeouts.model_copy(update={"lame_duck": 10.0})
+    daemon.server.settings = before.model_copy(update={"timeouts": timeouts})
+    for end in (daemon.server.prepare_stop, daemon.server.begin_drain):
+        end()
+        answer = ask(daemon, "/lame-duck", "DELETE")
+        assert (answer.status, answer.json) == (409, {"error": "the daemon stops"})
 
 
 # Status and metrics
@@ -287,7 +309,9 @@ def test_head_goes_where_get_does(daemon: Inside, path: str) -> None:
     assert ask(daemon, path, "HEAD").status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "", "*", "/metrics/", "/Status", "/connection", "/reload/", "/connections-2"])
+@pytest.mark.parametrize(
+    "path", ["/", "", "*", "/metrics/", "/Status", "/connection", "/reload/", "/lame-duck/", "/connections-2"]
+)
 def test_another_path_is_not_there(daemon: Inside, path: str) -> None:
     """With those that are."""
     answer = ask(daemon, path)
@@ -307,7 +331,15 @@ def test_a_port_answers_what_changes_nothing(daemon: Inside, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "method"), [("/config", "GET"), ("/connections", "GET"), ("/connections/1", "DELETE"), ("/reload", "POST")]
+    ("path", "method"),
+    [
+        ("/config", "GET"),
+        ("/connections", "GET"),
+        ("/connections/1", "DELETE"),
+        ("/reload", "POST"),
+        ("/lame-duck", "PUT"),
+        ("/lame-duck", "DELETE"),
+    ],
 )
 def test_a_port_answers_nothing_else(daemon: Inside, path: str, method: str) -> None:
     """Neither who is connected, nor anything that changes something."""
@@ -316,6 +348,7 @@ def test_a_port_answers_nothing_else(daemon: Inside, path: str, method: str) -> 
     assert ask_remote(daemon, path, method, host="localhost").status == 404
     daemon.loop.run()
     assert list(daemon.pool.in_use) == [1]
+    assert daemon.server.lame_duck is None
 
 
 @pytest.mark.parametrize("path", [*READ_ONLY, "/connections", "/nothing"])

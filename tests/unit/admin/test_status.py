@@ -18,6 +18,7 @@ from echod.log import Held
 from echod.reload import Change, Reloaded
 from echod.server import kernel
 from echod.server.endpoint import Peer
+from echod.server.server import LameDuck
 from tests.support.fakes import Clock, stop_clock
 from tests.support.in_process import Inside
 from tests.support.rig import LISTENER, tcp_info
@@ -53,7 +54,9 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         "version": __version__,
         "pid": os.getpid(),
         "state": "running",
+        "readiness": "not listening",
         "accepting": False,
+        "lame_duck": None,
         "config": None,
         "pool": {"size": 3, "in_use": 0, "when_full": "reject"},
         "connections": {
@@ -193,6 +196,19 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
         "warnings": [],
         "errors": ["wrong"],
     }
+
+
+def test_a_lame_duck_has_its_age_and_what_is_left(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of one that an operator takes back, and never less than nothing."""
+    clock = Clock(monkeypatch)
+    daemon.listen("127.0.0.1")
+    daemon.server.lame_duck = LameDuck(clock.now - 2.5)
+    answer = said(daemon)
+    assert (answer["state"], answer["readiness"], answer["accepting"]) == ("lame duck", "lame duck", True)
+    assert answer["lame_duck"] == {"age": 2.5, "remaining": None}
+    for until, left in ((clock.now + 7.5, 7.5), (clock.now - 0.1, 0.0)):
+        daemon.server.lame_duck = LameDuck(clock.now - 2.5, until)
+        assert said(daemon)["lame_duck"] == {"age": 2.5, "remaining": left}
 
 
 # Whether it accepts

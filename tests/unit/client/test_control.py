@@ -380,6 +380,26 @@ def test_a_reload_lists_the_changes(daemon: Canned, client: AdminClient) -> None
     assert daemon.requests == ["POST /reload"] * 2
 
 
+def test_ready_is_a_line_or_the_reason(daemon: Canned, client: AdminClient) -> None:
+    """With the exit code of a service that is not available."""
+    daemon.answer(200, {"status": "ready"})
+    assert control.ready(client) == "ready\n"
+    daemon.answer(503, {"status": "lame duck"})
+    with pytest.raises(Refusal) as caught:
+        control.ready(client)
+    assert (caught.value.lines, caught.value.exit_code) == (("echod: not ready: lame duck",), os.EX_UNAVAILABLE)
+    assert daemon.requests == ["GET /readyz"] * 2
+
+
+def test_a_lame_duck_is_made_and_taken_back(daemon: Canned, client: AdminClient) -> None:
+    """With a line that says what it is now."""
+    daemon.answer(200, {"lame_duck": True})
+    assert control.lame_duck(client, on=True) == "lame duck: accepting, but not ready\n"
+    daemon.answer(200, {"lame_duck": False})
+    assert control.lame_duck(client, on=False) == "no lame duck\n"
+    assert daemon.requests == ["PUT /lame-duck", "DELETE /lame-duck"]
+
+
 @pytest.mark.parametrize("code", [200, 422])
 @pytest.mark.parametrize(
     "content", [None, 7, "x", [7], {"a": 1}, {"errors": 7}, status(uptime="long"), status(pool={})]
@@ -393,8 +413,9 @@ def test_a_reload_lists_the_changes(daemon: Canned, client: AdminClient) -> None
         lambda client: list(control.kill(client, [7])),
         lambda client: list(control.kill_source(client, ipaddress.ip_network("::/0"))),
         control.reload,
+        lambda client: control.lame_duck(client, on=True),
     ],
-    ids=["status", "connections", "config", "kill", "kill --source", "reload"],
+    ids=["status", "connections", "config", "kill", "kill --source", "reload", "lame-duck"],
 )
 def test_an_answer_of_another_form_is_refused(
     daemon: Canned, client: AdminClient, command: Callable[[AdminClient], object], code: int, content: Any
@@ -424,6 +445,7 @@ def test_a_reload_may_take_longer_than_other_requests() -> None:
     [
         (422, {"errors": ["f:1: wrong", "f:2: too"], "exit_code": 78}, ("f:1: wrong", "f:2: too"), os.EX_CONFIG),
         (422, {"errors": ["f: can't be read"], "exit_code": 66}, ("f: can't be read",), os.EX_NOINPUT),
+        (409, {"error": "the daemon stops"}, ("echod: the daemon stops",), os.EX_UNAVAILABLE),
         (503, {"error": "the daemon stops"}, ("echod: the daemon stops",), os.EX_UNAVAILABLE),
         (500, {"error": "bug"}, ('echod: the daemon answers 500: {"error":"bug"}',), os.EX_SOFTWARE),
         (418, ["tea"], ('echod: the daemon answers 418: ["tea"]',), os.EX_SOFTWARE),
@@ -438,8 +460,9 @@ def test_a_reload_may_take_longer_than_other_requests() -> None:
         lambda client: list(control.kill(client, [7])),
         lambda client: list(control.kill_source(client, ipaddress.ip_network("::/0"))),
         control.reload,
+        lambda client: control.lame_duck(client, on=True),
     ],
-    ids=["status", "connections", "config", "kill", "kill --source", "reload"],
+    ids=["status", "connections", "config", "kill", "kill --source", "reload", "lame-duck"],
 )
 def test_an_error_of_the_daemon_is_reported(  # noqa: PLR0917 - a table
     daemon: Canned,

@@ -43,6 +43,16 @@ def test_the_screen_of_a_healthy_daemon() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("remaining", "end"), [(None, "`echod lame-duck --off` takes it back"), (7.9, "the drain begins in 7s")]
+)
+def test_a_lame_duck_has_a_line(remaining: float | None, end: str) -> None:
+    """Below the first, which needs attention too."""
+    first, second, *_ = lines(state="lame duck", lame_duck={"age": 65.0, "remaining": remaining})
+    assert first == "! echod      0.1.0, lame duck, pid 4711, up 1d 1h"
+    assert second == f"! lame duck  accepting, but not ready for 1m 5s; {end}"
+
+
 @pytest.mark.parametrize(("state", "mark"), [("running", " "), ("starting", "!"), ("draining", "!")])
 def test_a_state_other_than_running_needs_attention(state: str, mark: str) -> None:
     """On the first line."""

@@ -16,7 +16,7 @@ from echod.networks import Ranges
 from echod.server import server as server_module
 from echod.server.admission import TURNS
 from echod.server.listeners import adopt
-from echod.server.server import Server
+from echod.server.server import LameDuck, Server
 from tests.support.fakes import Clock
 from tests.support.harness import DEADLINE, LOCAL
 from tests.support.in_process import KeptLog
@@ -65,12 +65,21 @@ def served(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Served:
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
 def server(served: Served) -> Server:
     return served.server
 
 
 def wanted(**values: Any) -> Settings:
     return settings(**{"listen__host": [LOCAL], "listen__port": 0, "pool__size": 2, **values})
+
+
+def readiness(server: Server) -> str:
+    return server.readiness
 
 
 def taken_port(rig: Rig) -> int:
@@ -333,6 +342,110 @@ def test_a_full_pool_accepts_only_with_reject(rig: Rig, server: Server, when_ful
     assert server.is_accepting == (when_full == "reject")
     rig.finish()
     assert server.is_accepting
+
+
+@pytest.mark.parametrize("when_full", ["reject", "wait"])
+def test_a_full_pool_is_not_ready(rig: Rig, server: Server, when_full: str) -> None:
+    """Another server had better get the next client: this one would reject it, or let it wait."""
+    server.apply(wanted(pool__when_full=when_full))
+    assert readiness(server) == "ready"
+    rig.fill(rig.port())
+    assert readiness(server) == "pool full"
+    rig.finish()
+    assert readiness(server) == "ready"
+
+
+def test_a_server_whose_listeners_all_pause_is_not_ready(rig: Rig, server: Server) -> None:
+    """Nor is one without a listener, or with retired ones alone."""
+    assert readiness(server) == "starting"
+    server.apply(wanted())
+    (acceptor,) = server.listeners.acceptors
+    acceptor._pause_after(OSError())
+    assert readiness(server) == "paused"
+    rig.loop.advance(1)
+    assert readiness(server) == "ready"
+    rig.connect(rig.port())  # in its backlog
+    acceptor.retire(lambda _: None)
+    assert readiness(server) == "not listening"
+    server.listeners.close()
+    assert readiness(server) == "not listening"
+
+
+# The lame duck
+
+
+def test_a_lame_duck_accepts_but_is_not_ready(rig: Rig, server: Server, clock: Clock) -> None:
+    """Until that is taken back. Each turn has one line, however often it is asked for."""
+    server.apply(wanted())
+    for _ in range(2):
+        server.set_lame_duck(on=True)
+    assert (readiness(server), server.is_accepting) == ("lame duck", True)
+    rig.connect(rig.port())
+    rig.readable()
+    assert len(server.pool.in_use) == 1
+    clock.now += 2.5
+    for _ in range(2):
+        server.set_lame_duck(on=False)
+    assert readiness(server) == "ready"
+    (line,) = rig.lines.events("daemon.lame_duck")
+    assert (line["level"], line["in_use"], line["timeout"]) == ("info", 0, None)
+    assert line["message"] == "`echod lame-duck --off` takes it back"
+    (line,) = rig.lines.events("daemon.lame_duck_ended")
+    assert (line["level"], line["seconds"]) == ("info", 2.5)
+
+
+@pytest.mark.parametrize(("before", "left"), [(None, 10.0), (0.0, 10.0), (3.0, 7.0), (10.0, None), (3600.0, None)])
+def test_a_stop_is_a_lame_duck_for_what_is_left_of_its_time(
+    rig: Rig, server: Server, clock: Clock, before: float | None, left: float | None
+) -> None:
+    """It counts from when an operator has made it one: the balancer has known since then."""
+    server.apply(wanted(timeouts__lame_duck="10s"))
+    if before is not None:
+        server.set_lame_duck(on=True)
+        clock.now += before
+    server.prepare_stop()
+    if left is None:
+        assert (server.state, server.lame_duck, readiness(server)) == ("draining", None, "draining")
+    else:
+        assert (server.lame_duck, server.is_accepting) == (LameDuck(1000.0, clock.now + left), True)
+        line = rig.lines.events("daemon.lame_duck")[-1]
+        assert (line["timeout"], line["message"]) == (left, "another TERM or INT (Ctrl-C) begins the drain")
+        server.begin_drain()
+        assert (server.state, server.lame_duck) == ("draining", None)
+
+
+def test_without_the_setting_a_stop_is_no_lame_duck(rig: Rig, server: Server) -> None:
+    """It drains, also if an operator has made it a lame duck."""
+    server.apply(wanted())
+    server.set_lame_duck(on=True)
+    server.prepare_stop()
+    assert (server.state, server.lame_duck) == ("draining", None)
+    assert len(rig.lines.events("daemon.lame_duck")) == 1
+
+
+def test_what_stops_or_starts_is_made_no_lame_duck(server: Server) -> None:
+    """Nor is a stop taken back; to ask for what is already so is no mistake."""
+
+    def refusal(*, on: bool) -> str:
+        with pytest.raises(Refusal) as caught:
+            server.set_lame_duck(on=on)
+        return str(caught.value)
+
+    assert refusal(on=True) == refusal(on=False) == "the daemon starts"
+    server.apply(wanted(timeouts__lame_duck="10s"))
+    server.prepare_stop()
+    before = server.lame_duck
+    server.set_lame_duck(on=True)
+    assert server.lame_duck == before
+    assert refusal(on=False) == "the daemon stops"
+    server.begin_drain()
+    assert refusal(on=True) == refusal(on=False) == "the daemon stops"
+
+
+def test_a_stop_before_it_serves_is_no_lame_duck(server: Server) -> None:
+    """There are no settings yet that could ask for it."""
+    server.prepare_stop()
+    assert server.state == "draining"
 
 
 def test_a_server_that_is_to_drain_does_not_accept(server: Server) -> None:
