@@ -152,10 +152,12 @@ class Daemon:
         log = f", the log is held up: {held.why}" if (held.since or 0) >= _LATE else ""
         if self.told_to_stop.is_set() and not duck:
             return f"draining, {in_use} connections open{log}"
-        urls = ", ".join(self.server.listeners.urls)
+        listeners = self.server.listeners
+        urls = ", ".join(listeners.urls) or "no address"
+        missing = f"; missing: {', '.join(listeners.missing)}" if listeners.missing else ""
         refused = "; the last reload was refused: run `echod reload` for the reasons"
         ready = "" if not duck else "lame duck, not ready: " if duck.until is None else "lame duck before the drain: "
-        serving = f"{in_use} of {pool.size} workers in use, listening on {urls}"
+        serving = f"{in_use} of {pool.size} workers in use, listening on {urls}{missing}"
         return f"{ready}{serving}{log}{refused * bool(self.reloads.last.errors)}"
 
     def _on_hup(self) -> None:

@@ -138,6 +138,9 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield _counter("echod_received_bytes", "Bytes read, also of open connections.", pool.bytes_received)
     yield _counter("echod_sent_bytes", "Bytes written back, also of open connections.", pool.bytes_sent)
     yield _histogram("echod_connection_duration_seconds", "From accept to close.", pool.durations)
+    yield _gauge(
+        "echod_listeners_missing", "Addresses to listen on that can't be bound, now.", len(server.listeners.missing)
+    )
     yield _counter(
         "echod_accept_paused_seconds",
         "Time without accepting because descriptors or memory had run out, added up over the listeners.",

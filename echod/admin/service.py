@@ -14,10 +14,11 @@ from echod.config import admin_socket
 from echod.config.types import split_http_address
 from echod.errors import Refusal
 from echod.server import tcp
-from echod.server.endpoint import Endpoint
+from echod.server.endpoint import AddressMissing, Endpoint
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
     from echod.admin.status import Running
     from echod.config import settings
@@ -36,21 +37,30 @@ class Admin:
         self._servers: list[HttpServer] = []
         self._socket = _open_socket(log, settings.socket)
         self._trouble = ""  # why the socket can't be made anew, as the log has it
+        self._http = settings.http
+        self._http_trouble = ""  # why it can't be bound now, as the log has it
         with contextlib.ExitStack() as undo:
             if self._socket:
                 undo.callback(self._socket.sock.close)
                 undo.callback(self._socket.close)  # first, as in our own
-            listeners = _bind(running, settings.http)
+            try:
+                listeners = _bind(running, settings.http)
+            except AddressMissing as missing:
+                self._note_http_trouble(missing)
+                listeners = []
             undo.pop_all()
         self._meter = Meter(running.server)
-        routes = Routes(running, self._meter)
+        self._routes = Routes(running, self._meter)
         if self._socket:
-            self._local = HttpServer(loop, log, self._socket.sock, routes.local)
+            self._local = HttpServer(loop, log, self._socket.sock, self._routes.local)
             self._servers.append(self._local)
             log.info("admin.started", listener=self._socket.url)
+        self._serve_http(listeners)
+
+    def _serve_http(self, listeners: Sequence[Listener]) -> None:
         for listener in listeners:
-            self._servers.append(HttpServer(loop, log, listener.sock, routes.remote))
-            log.info("admin.started", listener=listener.url)
+            self._servers.append(HttpServer(self._loop, self._log, listener.sock, self._routes.remote))
+            self._log.info("admin.started", listener=listener.url)
 
     def check(self) -> None:
         """Take the counts from which rates are computed, and make a socket anew that is gone. Called every now and then."""
@@ -58,6 +68,24 @@ class Admin:
             self._measuring = self._loop.create_task(self._meter.measure())
         if self._socket and self._socket.place == "empty":
             self._renew(self._socket)
+        if self._http_trouble:
+            self._retry_http()
+
+    def _retry_http(self) -> None:
+        """Listen on `admin.http` if its address has come by now."""
+        try:
+            listeners = _listeners(self._http)
+        except Refusal as refusal:
+            self._note_http_trouble(refusal)
+        else:
+            self._http_trouble = ""
+            self._serve_http(listeners)
+
+    def _note_http_trouble(self, refusal: Refusal) -> None:
+        trouble = f"admin.http: {refusal.lines[0].removeprefix('echod: ')}; it is tried again each second"
+        if trouble != self._http_trouble:
+            self._http_trouble = trouble
+            self._log.warning("config.warning", message=trouble)
 
     def reopen(self) -> None:
         """Make the socket anew if it is not where it was, or say why that can't be done."""
@@ -103,11 +131,17 @@ def _open_socket(log: Log, setting: str) -> UnixSocket | None:
         return None
 
 
-def _bind(running: Running, setting: str) -> list[Listener]:
+def _listeners(setting: str) -> list[Listener]:
     host, port = split_http_address(setting)
     endpoints = [Endpoint("http", host, port)] if host else []
+    return tcp.bind(endpoints, backlog=unix.BACKLOG, reuse_port=False)
+
+
+def _bind(running: Running, setting: str) -> list[Listener]:
     try:
-        return tcp.bind(endpoints, backlog=unix.BACKLOG, reuse_port=False)
+        return _listeners(setting)
+    except AddressMissing:  # `Admin` tries it again
+        raise
     except Refusal as refusal:
         lines = [line.replace("echod: ", "echod: admin.http: ", 1) for line in refusal.lines]
         if running.server.listeners.inherited:

@@ -119,6 +119,7 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             }
             for acceptor in server.listeners.acceptors
         ],
+        "missing": [{"listener": url, "reason": why} for url, why in server.listeners.missing.items()],
         "accept_paused_seconds": round(server.listeners.paused_seconds, 3),
         "sources": [{"source": source, "connections": count} for source, count in sources],
         "rejections": [

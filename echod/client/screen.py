@@ -41,7 +41,7 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
         yield True, "lame duck", _lame_duck(duck)
     yield from _configuration(answer["config"] or "defaults", answer["reload"])
     yield from _pool(answer["pool"])
-    yield from _listeners(answer["listeners"])
+    yield from _listeners(answer["listeners"], answer["missing"])
     yield from _traffic(answer)
     yield from _health(answer)
 
@@ -70,14 +70,19 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     yield False, "when full", _WHEN_FULL[pool["when_full"]]
 
 
-def _listeners(listeners: Sequence[Mapping[str, Any]]) -> Iterator[tuple[bool, str, str]]:
-    if not listeners:
+def _listeners(
+    listeners: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[bool, str, str]]:
+    if not listeners and not missing:
         yield True, "listeners", "none"
     name = "listeners"
     for each in listeners:
         queued, backlog = _count(each["queued"]), _count(each["backlog"])
         text = f"{each['listener']} {each['state']}, {queued} of {backlog} in the backlog"
         yield each["state"] == "paused", name, text
+        name = ""
+    for each in missing:
+        yield True, name, f"{each['listener']} missing: {each['reason']}"
         name = ""
 
 

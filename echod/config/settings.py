@@ -83,6 +83,10 @@ class Listen(_Section):
         None,
         'The kernel\'s receive buffer of new connections, e.g. "32Ki", which bounds their memory; "auto" lets it grow.',
     )
+    free_bind: bool = _setting(
+        default=False,
+        description="Also listens on addresses that this machine does not have yet, such as that of a standby.",
+    )
 
 
 class PoolSection(_Section):

@@ -8,8 +8,12 @@ addresses for which that would be wrong: one /64 holds many IPv4 addresses there
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any, NamedTuple
+
+from echod.errors import Refusal
 
 _MAPPED = "::ffff:"
 _SUBNET = 8  # bytes of an IPv6 address
@@ -43,6 +47,16 @@ class Endpoint(NamedTuple):
         return (
             f"{self.kind}://[{self.host}]:{self.port}" if ":" in self.host else f"{self.kind}://{self.host}:{self.port}"
         )
+
+
+class AddressMissing(Refusal):
+    """This machine does not have the address of an endpoint. It may come later."""
+
+    WHY = f"can't listen: {os.strerror(errno.EADDRNOTAVAIL)}"
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(f"echod: {endpoint}: {self.WHY}", exit_code=os.EX_UNAVAILABLE)
+        self.host = endpoint.host
 
 
 class Listener(NamedTuple):

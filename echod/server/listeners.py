@@ -1,7 +1,8 @@
 """All listeners of the daemon with their acceptors, which a reload may move.
 
 `KINDS` lists the kinds of listeners; a further kind is a module like `tcp`, and a line there. A reload compares
-the wanted endpoints with the current ones. A listener that is in both lists stays as it is.
+the wanted endpoints with the current ones. A listener that is in both lists stays as it is. An endpoint whose address this
+machine does not have is missing: it is tried again once a second.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from echod.errors import Refusal
 from echod.server import tcp
-from echod.server.endpoint import Endpoint
+from echod.server.endpoint import AddressMissing, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,9 +39,13 @@ class Kind(Protocol):
         backlog: int,
         reuse_port: bool,
         receive_buffer: int | None,
+        free_bind: bool,
         beside: Sequence[Listener],
     ) -> list[Listener]:
-        """Listen on all of these endpoints; raise `Refusal` if that fails for one, and then listen on none."""
+        """Listen on all of these endpoints; raise `Refusal` if that fails for one, and then listen on none.
+
+        It is `AddressMissing` if the address of an endpoint may come later.
+        """
 
     def adopt(self, sock: socket.socket) -> Listener | None:
         """Take a socket that was handed over; `None` if it is of another kind. Raises `ValueError` if it is unfit."""
@@ -53,6 +58,9 @@ class Kind(Protocol):
 
 
 KINDS: dict[str, Kind] = {tcp.KIND: tcp}
+
+AGAIN = 0.95
+"""Seconds until a missing address is tried again, which takes 20 µs. Timers are a little early at times."""
 
 _PROTOCOLS = {socket.IPPROTO_UDP: "udp", socket.IPPROTO_UDPLITE: "udplite", socket.IPPROTO_SCTP: "sctp"}
 """The protocols of a socket unit besides TCP: ListenDatagram=, and SocketProtocol= (systemd.socket(5))."""
@@ -113,6 +121,22 @@ def _named(sock: socket.socket) -> str:
     return f"a socket of {socket.AddressFamily(sock.family).name}"
 
 
+def _bind(settings: Settings, kind: str, endpoints: Sequence[Endpoint], beside: Sequence[Listener]) -> list[Listener]:
+    """Bind endpoints of one kind, without those whose address is missing. Raises `Refusal`; then none is bound."""
+    while True:
+        try:
+            return KINDS[kind].bind(
+                endpoints,
+                backlog=settings.listen.backlog,
+                reuse_port=settings.listen.reuse_port,
+                receive_buffer=settings.listen.receive_buffer,
+                free_bind=settings.listen.free_bind,
+                beside=beside,
+            )
+        except AddressMissing as missing:
+            endpoints = [endpoint for endpoint in endpoints if endpoint.host != missing.host]
+
+
 class Listeners:
     """Gives one pool the connections of several listeners.
 
@@ -125,6 +149,8 @@ class Listeners:
         self._acceptors: deque[Acceptor] = deque()  # also those that are retired and not yet closed
         self._any_port: dict[str, int] = {}  # of each kind whose port was left to the kernel: the port it chose
         self._paused_seconds = 0.0  # of acceptors that are closed
+        self._missing: dict[Endpoint, str] = {}  # what is wanted and not bound, and why
+        self._next_try = 0.0
 
     @property
     def acceptors(self) -> Iterable[Acceptor]:
@@ -141,29 +167,53 @@ class Listeners:
         """The URLs of the listeners that are not retired."""
         return sorted(acceptor.listener.url for acceptor in self._acceptors if not acceptor.is_retired)
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """The URLs of the endpoints that are wanted but not bound, and why."""
+        return {str(endpoint): reason for endpoint, reason in self._missing.items()}
+
     def bind(self, settings: Settings) -> list[Listener]:
-        """Bind what is wanted and not there yet, for `serve`. Raises `Refusal`; then nothing has changed."""
+        """Bind what is wanted and not there yet, for `serve`, without addresses that this machine does not have.
+
+        Raises `Refusal`; then nothing has changed.
+        """
         if self.inherited:
             return [] if self._acceptors else list(self.inherited)
         wanted = self._wanted(settings)
         there = [acceptor.listener for acceptor in self._acceptors]
-        missing = [endpoint for endpoint in wanted if endpoint not in [each.endpoint for each in there]]
+        new = [endpoint for endpoint in wanted if endpoint not in [each.endpoint for each in there]]
         beside = [each for each in there if each.endpoint not in wanted]
         bound: list[Listener] = []
         try:
-            for name, kind in KINDS.items():
-                bound += kind.bind(
-                    [endpoint for endpoint in missing if endpoint.kind == name],
-                    backlog=settings.listen.backlog,
-                    reuse_port=settings.listen.reuse_port,
-                    receive_buffer=settings.listen.receive_buffer,
-                    beside=beside,
-                )
+            for name in KINDS:
+                bound += _bind(settings, name, [endpoint for endpoint in new if endpoint.kind == name], beside)
         except Refusal:
             for listener in bound:
                 listener.sock.close()
             raise
         return bound
+
+    def retry(self, settings: Settings) -> None:
+        """Bind what is missing, if its address has come by now. To be called regularly."""
+        now = self._parts.loop.time()
+        if not self._missing or now < self._next_try:
+            return
+        self._next_try = now + AGAIN
+        while self._has_found_one(settings):
+            pass
+
+    def _has_found_one(self, settings: Settings) -> bool:
+        """Serve on the first of what is missing that can be bound, and say whether there was one."""
+        for endpoint in self._missing:
+            reason = AddressMissing.WHY
+            try:
+                if bound := _bind(settings, endpoint.kind, [endpoint], ()):
+                    self.serve(settings, bound)
+                    return True
+            except Refusal as refusal:  # the address has come, but its port is taken, for example: that may end, too
+                reason = refusal.lines[0].removeprefix(f"echod: {endpoint}: ")
+            self._miss(endpoint, reason)
+        return False
 
     def serve(self, settings: Settings, bound: list[Listener]) -> None:
         """Accept on the new listeners and on those still wanted, and retire the others."""
@@ -184,10 +234,22 @@ class Listeners:
                 acceptor.resume()
             else:
                 acceptor.retire(self._forget)
+        there = [acceptor.listener.endpoint for acceptor in self._acceptors]
+        lacking = [] if self.inherited else [endpoint for endpoint in wanted if endpoint not in there]
+        self._missing = {endpoint: self._missing.get(endpoint, "") for endpoint in lacking}
+        for endpoint, reason in self._missing.items():
+            self._miss(endpoint, reason or AddressMissing.WHY)
+
+    def _miss(self, endpoint: Endpoint, reason: str) -> None:
+        """Note that an endpoint is not bound, and log it if the reason is new."""
+        if self._missing[endpoint] != reason:
+            self._missing[endpoint] = reason
+            self._parts.log.warning("listener.missing", listener=str(endpoint), reason=reason)
 
     def close(self) -> None:
         """Stop listening, everywhere. Connections that admission holds go on being judged."""
         self._parts.pool.when_free = None
+        self._missing.clear()
         while self._acceptors:
             acceptor = self._acceptors[0]
             acceptor.close()

@@ -116,6 +116,7 @@ class Server:
 
     def _on_check(self, late: float) -> None:
         self.lag.observe(late)
+        self.listeners.retry(self.settings)
         self._checked()
 
     def set_lame_duck(self, *, on: bool) -> None:

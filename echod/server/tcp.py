@@ -15,7 +15,7 @@ from echod.errors import Refusal
 from echod.server import kernel
 from echod.server.acceptor import Acceptor
 from echod.server.admission import close
-from echod.server.endpoint import Endpoint, Listener, Peer
+from echod.server.endpoint import AddressMissing, Endpoint, Listener, Peer
 
 if TYPE_CHECKING:
     import _socket
@@ -29,6 +29,11 @@ KIND = "tcp"
 
 _STREAMS = (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP)
 """MPTCP (RFC 8684) is a stream on the same addresses and ports; a client without it gets TCP from the same listener."""
+
+_FREE_BIND: dict[int, tuple[int, int]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, 15),  # IP_FREEBIND of <linux/in.h>: Python has no names for these two
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 78),  # IPV6_FREEBIND of <linux/in6.h>
+}
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _ANY_PORT_ATTEMPTS = 8
@@ -117,16 +122,17 @@ def bind(
     backlog: int,
     reuse_port: bool,
     receive_buffer: int | None = None,
+    free_bind: bool = False,
     beside: Sequence[Listener] = (),
 ) -> list[Listener]:
     """Listen on every endpoint, or on none: if one can't be bound, the others are closed again.
 
     All have the same port; with port 0 the kernel chooses one for all. An address may overlap with those of the listeners
-    `beside`, which are to be closed afterwards. Raises `Refusal` with exit code 69 or 77.
+    `beside`, which are to be closed afterwards. Raises `AddressMissing`, or another `Refusal` with exit code 69 or 77.
     """
     beside = [each for each in beside if any(each.endpoint.port == endpoint.port for endpoint in endpoints)]
     with _shared(beside, reuse_port=reuse_port):
-        options = _Options(backlog, reuse_port or bool(beside), receive_buffer)
+        options = _Options(backlog, reuse_port or bool(beside), receive_buffer, free_bind)
         listeners = _bind_all(endpoints, options)
     if beside:
         for listener in listeners:
@@ -158,6 +164,7 @@ class _Options(NamedTuple):
     backlog: int
     reuse_port: bool
     receive_buffer: int | None
+    free_bind: bool
 
 
 def _bind_all(endpoints: Sequence[Endpoint], options: _Options) -> list[Listener]:
@@ -182,7 +189,7 @@ def _bind_all(endpoints: Sequence[Endpoint], options: _Options) -> list[Listener
 
 def _bind(endpoint: Endpoint, options: _Options) -> Listener:
     try:
-        sock = _open(endpoint, reuse_port=options.reuse_port)
+        sock = _open(endpoint, options)
     except OSError as error:
         raise _refusal(error, endpoint) from None
     try:
@@ -195,23 +202,23 @@ def _bind(endpoint: Endpoint, options: _Options) -> Listener:
     return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), options.backlog)
 
 
-def _open(endpoint: Endpoint, *, reuse_port: bool) -> socket.socket:
+def _open(endpoint: Endpoint, options: _Options) -> socket.socket:
     _, host, port = endpoint
     if host != "*":
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE
         )[0]
-        return _bound(family, address, v6only=True, reuse_port=reuse_port)
+        return _bound(family, address, options, v6only=True)
     try:
-        return _bound(socket.AF_INET6, ("::", port), v6only=False, reuse_port=reuse_port)
+        return _bound(socket.AF_INET6, ("::", port), options, v6only=False)
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise
-    return _bound(socket.AF_INET, ("0.0.0.0", port), v6only=False, reuse_port=reuse_port)  # noqa: S104 - "*" was asked for
+    return _bound(socket.AF_INET, ("0.0.0.0", port), options, v6only=False)  # noqa: S104 - "*" was asked for
 
 
 def _bound(
-    family: socket.AddressFamily | int, address: tuple[Any, ...], *, v6only: bool, reuse_port: bool
+    family: socket.AddressFamily | int, address: tuple[Any, ...], options: _Options, *, v6only: bool
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     try:
@@ -219,8 +226,11 @@ def _bound(
         _set_options(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-        if reuse_port:
+        if options.reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if options.free_bind:
+            with contextlib.suppress(OSError):  # then a missing address is tried again and again
+                sock.setsockopt(*_FREE_BIND[family], 1)
         sock.bind(address)
     except BaseException:
         sock.close()
@@ -247,6 +257,8 @@ def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:
     if error.errno == errno.EAFNOSUPPORT:  # no retry would help
         why = "no such sockets here: the kernel has none, or RestrictAddressFamilies= in the unit forbids them"
         return Refusal(f"echod: {endpoint}: can't listen: {why}")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return AddressMissing(endpoint)
     if error.errno == errno.EADDRINUSE:
         setting = "listen.port, -p" if endpoint.kind == KIND else "admin.http"
         return Refusal(

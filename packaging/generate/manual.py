@@ -72,7 +72,7 @@ _EXIT = [
     ("64", "Wrong usage."),
     ("65", "One of the connections was not there (kill). The others are ended all the same."),
     ("66", "The configuration file is missing or unreadable; also that of the daemon (reload)."),
-    ("69", "The address is in use or not on this machine, no daemon answers, or it is not ready (ready)."),
+    ("69", "The address is in use, no daemon answers, or it is not ready (ready)."),
     ("70", "Internal error, or standard output cannot be written."),
     ("77", "Permission denied. The message says how to get it."),
     ("78", "Invalid configuration, or a refused reload. There is a line for each problem, with file and line."),

@@ -306,10 +306,11 @@ class Network:
         backlog: int,
         reuse_port: bool,
         receive_buffer: int | None,
+        free_bind: bool,
         beside: Sequence[Listener],
     ) -> list[Listener]:
         """Take the place of `tcp.bind`."""
-        del receive_buffer
+        del receive_buffer, free_bind
         if not endpoints:
             return []
         (endpoint,) = endpoints

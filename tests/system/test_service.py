@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,29 @@ def test_a_port_that_is_held_is_tried_until_it_is_free(machine: Machine) -> None
         until(lambda: int(machine.show("echod", "NRestarts")[0]) >= 3, what="three more tries", interval=0.2)
         assert any("address in use" in line for line in machine.journal("echod", "-p err"))
     until(lambda: machine.answers(7), what="the port", interval=0.2)
+
+
+def test_a_standby_waits_for_its_address_in_one_process(machine: Machine) -> None:
+    """It starts without it, and is there when it comes: nothing is started again and again."""
+    edit(machine, host=["127.0.0.1", "192.0.2.1"])
+    machine.run("systemctl start echod")
+    pid = machine.pid("echod")
+    assert machine.echo(7) == b"hi\n"
+    listening = "0 of 1024 workers in use, listening on tcp://127.0.0.1:7"
+    assert status(machine) == f"{listening}; missing: tcp://192.0.2.1:7"
+    try:
+        machine.inside(partial(ip_address, "add"))
+        assert machine.wait_for("echod", "listener.started", 2)[1]["listener"] == "tcp://192.0.2.1:7"
+        assert machine.run("echo hi | nc -N 192.0.2.1 7") == "hi\n"
+        until(lambda: status(machine) == f"{listening}, tcp://192.0.2.1:7", what="the status", interval=0.2)
+    finally:
+        machine.inside(partial(ip_address, "delete"))
+    assert (machine.pid("echod"), machine.show("echod", "NRestarts")) == (pid, ["0"])
+
+
+def ip_address(what: str) -> None:
+    """Add or delete the address of the standby. The machine has no ip(8), but this one has."""
+    subprocess.run(["ip", "address", what, "192.0.2.1/32", "dev", "lo"], check=True)  # noqa: S607 - root's PATH has it
 
 
 def test_it_runs_as_nobody_with_one_capability(machine: Machine) -> None:

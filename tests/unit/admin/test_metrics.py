@@ -83,6 +83,7 @@ PROMISED = {
     "echod_connections_rejected_total",
     "echod_connections_in_use",
     "echod_lame_duck",
+    "echod_listeners_missing",
     "echod_pool_size",
     "echod_received_bytes_total",
     "echod_sent_bytes_total",
@@ -196,11 +197,13 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
     daemon.log.lost = 9
     daemon.log.late = Held(37, 12.3456, "EPIPE")
     daemon.server.set_lame_duck(on=True)
+    daemon.listen("127.0.0.1", "192.0.2.1")
     found = samples(daemon, accept)
     expected = {
         "echod_connections_accepted_total": 3.0,
         "echod_connections_in_use": 1.0,
         "echod_lame_duck": 1.0,
+        "echod_listeners_missing": 1.0,
         "echod_pool_size": 3.0,
         "echod_received_bytes_total": 14.0,
         "echod_sent_bytes_total": 8.0,

@@ -91,6 +91,43 @@ async def test_if_one_can_not_listen_there_is_none(daemon: Inside, tmp_path: Pat
     assert started(daemon) == []
 
 
+@on_loop
+async def test_an_address_that_is_missing_is_served_when_it_comes(
+    daemon: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket answers meanwhile. Each reason that it is not there is one warning."""
+    path = tmp_path / "admin.sock"
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        def bind(self: socket.socket, address: object) -> None:
+            if isinstance(address, tuple):
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+            super(other, self).bind(address)  # type: ignore[arg-type]
+
+        other = type("OtherSocket", (socket.socket,), {"bind": bind})
+        patch.setattr(socket, "socket", other)
+        made = Admin(asyncio.get_running_loop(), daemon.running, settings(path, f"127.0.0.1:{port}"))
+        for _ in range(3):
+            made.check()
+        patch.undo()
+        for _ in range(3):
+            made.check()
+    url = f"http://127.0.0.1:{port}"
+    again = "it is tried again each second"
+    assert [line["message"] for line in daemon.lines.events("config.warning")] == [
+        f"admin.http: {url}: can't listen: Cannot assign requested address; {again}",
+        f"admin.http: {url}: address in use: choose another port (admin.http); {again}",
+    ]
+    assert started(daemon) == [f"unix:{path}"]
+    for _ in range(2):
+        made.check()
+    assert started(daemon) == [f"unix:{path}", url]
+    with Client(("127.0.0.1", port)) as client:
+        assert (await client.ask("/livez", host="127.0.0.1")).status == 200
+    await made.close()
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandbox in which only Unix sockets can be made."""

@@ -77,6 +77,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         "bytes_sent": 0,
         "rates": {"interval": 0.0, "accepted": 0.0, "rejected": 0.0, "bytes_received": 0.0, "bytes_sent": 0.0},
         "listeners": [],
+        "missing": [],
         "accept_paused_seconds": 0.0,
         "sources": [],
         "rejections": [],
@@ -196,6 +197,15 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
         "warnings": [],
         "errors": ["wrong"],
     }
+
+
+def test_what_is_missing_is_listed_with_the_reason(daemon: Inside) -> None:
+    """Beside the listeners that there are."""
+    (port,) = daemon.listen("127.0.0.1", "192.0.2.1")
+    answer = said(daemon)
+    assert [each["listener"] for each in answer["listeners"]] == [f"tcp://127.0.0.1:{port}"]
+    reason = "can't listen: Cannot assign requested address"
+    assert answer["missing"] == [{"listener": f"tcp://192.0.2.1:{port}", "reason": reason}]
 
 
 def test_a_lame_duck_has_its_age_and_what_is_left(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:

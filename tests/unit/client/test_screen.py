@@ -115,6 +115,20 @@ def test_each_listener_has_a_line() -> None:
     assert about("listeners", listeners=[]) == ["! listeners  none"]
 
 
+def test_a_missing_address_needs_attention() -> None:
+    """Below the listeners that there are, if there are any."""
+    missing = [{"listener": f"tcp://192.0.2.{number}:7", "reason": "can't listen: why"} for number in (1, 2)]
+    listeners = status()["listeners"]
+    assert about("listeners", missing=missing, listeners=listeners) == [
+        "  listeners  tcp://[::]:7007 accepting, 2 of 1,024 in the backlog",
+        "!            tcp://192.0.2.1:7 missing: can't listen: why",
+        "!            tcp://192.0.2.2:7 missing: can't listen: why",
+    ]
+    assert about("listeners", missing=missing[:1], listeners=[]) == [
+        "! listeners  tcp://192.0.2.1:7 missing: can't listen: why",
+    ]
+
+
 def test_what_the_kernel_does_not_tell_is_a_question_mark() -> None:
     """As in a sandbox; everything else is shown."""
     listeners = [{"listener": "tcp://[::]:7007", "state": "accepting", "backlog": None, "queued": None}]

@@ -155,7 +155,7 @@ TABLE: dict[str, Bad] = {
         "[listen.tls]\ncert = 'x'",
         (
             "FILE:1: listen.tls: unknown key; known: listen.host, listen.port, listen.backlog, listen.reuse_port,"
-            " listen.receive_buffer"
+            " listen.receive_buffer, listen.free_bind"
         ),
     ),
     "a buffer in words": wrong(

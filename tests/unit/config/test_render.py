@@ -86,7 +86,8 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
     settings = config.load(Path(os.devnull), {"access.allow": "10.0.0.0/8,::1", "timeouts.drain": "off"}, {}).settings
     text = toml(settings)
     assert text.startswith(
-        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\n\n[pool]\nsize = 1024\n'
+        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\nfree_bind = false\n\n'
+        "[pool]\nsize = 1024\n"
     )
     assert '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\n\n' in text
     assert '\ndrain = "off"\n' in text

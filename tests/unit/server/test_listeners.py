@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import closing
@@ -15,7 +16,7 @@ from echod.server import kernel, listeners, tcp
 from echod.server.endpoint import Endpoint, Listener
 from echod.server.listeners import Listeners, adopt
 from tests.support.fakes import has_ipv6
-from tests.support.rig import Rig, listening, resize
+from tests.support.rig import Rig, listening, resize, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -285,6 +286,159 @@ def test_a_host_may_be_replaced_by_one_that_overlaps(
     rig.connect(port)
     rig.readable()
     assert rig.pool.accepted == accepted + 1
+
+
+# Addresses that are missing
+
+
+class Machine:
+    """A machine without some addresses, and how often one was asked for."""
+
+    def __init__(self) -> None:
+        self.missing = {OTHER, THIRD}
+        self.binds = 0
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine without the addresses OTHER and THIRD."""
+    machine = Machine()
+
+    def bind(self: Any, address: tuple[Any, ...]) -> None:
+        machine.binds += 1
+        if address[0] in machine.missing:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        super(type(self), self).bind(address)
+
+    monkeypatch.setattr(socket, "socket", type("OtherSocket", (socket.socket,), {"bind": bind}))
+    return machine
+
+
+ABSENT = "can't listen: Cannot assign requested address"
+
+
+def try_again(rig: Rig, wanted: Settings, seconds: float = 1.0) -> None:
+    rig.loop.now += seconds
+    rig.listeners.retry(wanted)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_is_there_is_served_and_what_is_missing_is_said(rig: Rig, machine: Machine, *, named: bool) -> None:
+    """Once, however often it is tried again; it is bound when it comes, and its clients are served."""
+    port = rig.reserve(ONE) if named else 0
+    wanted = listening([OTHER, ONE], port)
+    port = rig.serve([OTHER, ONE], port)
+    assert logged(rig) == [("listener.started", url(ONE, port)), ("listener.missing", url(OTHER, port))]
+    assert rig.listeners.missing == {url(OTHER, port): ABSENT}
+    for _ in range(3):
+        try_again(rig, wanted)
+    assert (logged(rig), rig.listeners.urls) == ([], [url(ONE, port)])
+    machine.missing.clear()
+    try_again(rig, wanted)
+    assert logged(rig) == [("listener.started", url(OTHER, port))]
+    assert (rig.listeners.missing, rig.listeners.urls) == ({}, [url(ONE, port), url(OTHER, port)])
+    rig.connect(port, OTHER)
+    rig.readable()
+    assert served(rig) == [url(OTHER, port)]
+
+
+def test_the_line_about_a_missing_address_is_a_warning_with_the_reason(rig: Rig, machine: Machine) -> None:
+    """With the system's own words."""
+    assert OTHER in machine.missing
+    wanted = listening([OTHER], rig.reserve(ONE))
+    rig.listeners.serve(wanted, rig.listeners.bind(wanted))
+    (line,) = rig.lines.lines
+    where = url(OTHER, wanted.listen.port)
+    assert line == {"level": "warning", "event": "listener.missing", "listener": where, "reason": ABSENT}
+
+
+def test_if_all_are_missing_it_serves_nowhere_until_one_comes(rig: Rig, machine: Machine) -> None:
+    """With port 0, all that come get one port."""
+    wanted = listening([OTHER, THIRD])
+    rig.listeners.serve(wanted, rig.listeners.bind(wanted))
+    assert rig.listeners.missing == {url(OTHER, 0): ABSENT, url(THIRD, 0): ABSENT}
+    assert rig.listeners.urls == []
+    machine.missing.clear()
+    try_again(rig, wanted)
+    port = rig.port()
+    assert rig.listeners.urls == [url(OTHER, port), url(THIRD, port)]
+    assert rig.listeners.missing == {}
+
+
+def test_a_missing_address_is_tried_once_a_second(rig: Rig, machine: Machine) -> None:
+    """However often that is asked for; and not at all if nothing is missing."""
+    wanted = listening([OTHER, ONE], rig.reserve(ONE))
+    rig.listeners.serve(wanted, rig.listeners.bind(wanted))
+    machine.binds = 0
+    for _ in range(20):
+        try_again(rig, wanted, 0.1)
+    assert machine.binds == 2
+    rig.serve(ONE, wanted.listen.port)
+    machine.binds = 0
+    try_again(rig, wanted, 60)
+    assert machine.binds == 0
+
+
+def test_an_address_that_comes_with_its_port_taken_stays_missing(rig: Rig, machine: Machine) -> None:
+    """That is said, and it is tried again all the same. At a start and in a reload, it is refused."""
+    machine.missing.clear()
+    port = rig.reserve(ONE, OTHER)
+    rig.sockets[-1].listen()
+    machine.missing.add(OTHER)
+    wanted = listening([ONE, OTHER], port)
+    rig.listeners.serve(wanted, rig.listeners.bind(wanted))
+    logged(rig)
+    machine.missing.clear()
+    for _ in range(3):
+        try_again(rig, wanted)
+    taken = "address in use: choose another port (listen.port, -p)"
+    (line,) = rig.lines.events("listener.missing")
+    assert (line["reason"], rig.listeners.missing) == (taken, {url(OTHER, port): taken})
+    with pytest.raises(Refusal, match="address in use"):
+        rig.listeners.bind(wanted)
+    machine.missing.add(OTHER)
+    try_again(rig, wanted)
+    assert rig.listeners.missing == {url(OTHER, port): ABSENT}
+    machine.missing.clear()
+    rig.sockets[-1].close()
+    try_again(rig, wanted)
+    assert rig.listeners.missing == {}
+
+
+def test_a_reload_is_not_refused_for_a_missing_address(rig: Rig, machine: Machine) -> None:
+    """It says what is newly missing, forgets what is not wanted any more, and binds what has come."""
+    port = rig.serve([ONE, OTHER], rig.reserve(ONE))
+    logged(rig)
+    rig.serve([ONE, OTHER, THIRD], port)
+    assert logged(rig) == [("listener.missing", url(THIRD, port))]
+    rig.serve([ONE, THIRD], port)
+    assert (logged(rig), rig.listeners.missing) == ([], {url(THIRD, port): ABSENT})
+    machine.missing.clear()
+    rig.serve([ONE, THIRD], port)
+    assert (logged(rig), rig.listeners.missing) == ([("listener.started", url(THIRD, port))], {})
+
+
+def test_free_bind_listens_on_what_is_missing(rig: Rig) -> None:
+    """Also by a reload; without it, a reload leaves the listener as it is."""
+    nowhere, port = "192.0.2.1", rig.reserve(ONE)
+    free = settings(listen__host=[ONE, nowhere], listen__port=port, listen__free_bind="true")
+    rig.serve([ONE, nowhere], port)
+    assert list(rig.listeners.missing) == [url(nowhere, port)]
+    rig.listeners.serve(free, rig.listeners.bind(free))
+    assert (rig.listeners.missing, rig.listeners.urls) == ({}, [url(ONE, port), url(nowhere, port)])
+    logged(rig)
+    rig.serve([ONE, nowhere], port)
+    assert (logged(rig), rig.listeners.missing) == ([], {})
+
+
+def test_what_is_missing_is_not_looked_for_after_the_end(rig: Rig, machine: Machine) -> None:
+    """Nothing listens then."""
+    wanted = listening([ONE, OTHER])
+    rig.listeners.serve(wanted, rig.listeners.bind(wanted))
+    rig.listeners.close()
+    machine.missing.clear()
+    try_again(rig, wanted)
+    assert (rig.listeners.missing, rig.listeners.urls) == ({}, [])
 
 
 # Retired, and revived
@@ -567,12 +721,20 @@ class Fake:
         backlog: int,
         reuse_port: bool,
         receive_buffer: int | None,
+        free_bind: bool,
         beside: Sequence[Listener],
     ) -> list[Listener]:
         self.asked += 1
         if self.refused:
             raise Refusal("echod: fake://here: address in use", exit_code=os.EX_UNAVAILABLE)
-        return tcp.bind(endpoints, backlog=backlog, reuse_port=reuse_port, receive_buffer=receive_buffer, beside=beside)
+        return tcp.bind(
+            endpoints,
+            backlog=backlog,
+            reuse_port=reuse_port,
+            receive_buffer=receive_buffer,
+            free_bind=free_bind,
+            beside=beside,
+        )
 
     def tune(self, listener: Listener, settings: Settings) -> None:
         tcp.tune(listener, settings)

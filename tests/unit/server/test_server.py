@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -464,6 +466,24 @@ def test_inherited_listeners_are_served_instead_of_those_of_the_settings(rig: Ri
         server.apply(wanted(listen__port=taken_port(rig)))
         assert server.listeners.urls == [f"tcp://{LOCAL}:{theirs.getsockname()[1]}"]
         assert server.is_accepting
+
+
+def test_an_address_that_comes_later_is_bound_within_a_second(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then, the server runs and is not ready."""
+    settings = wanted(listen__port=rig.reserve())
+    absent = OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+    with monkeypatch.context() as patch:
+        bind = mock.Mock(side_effect=absent)
+        patch.setattr(socket, "socket", type("OtherSocket", (socket.socket,), {"bind": bind}))
+        server.apply(settings)
+        assert (server.state, readiness(server)) == ("running", "not listening")
+        rig.loop.advance(3)
+        assert bind.call_count == 4
+    assert readiness(server) == "not listening"
+    rig.loop.advance(1.1)
+    assert readiness(server) == "ready"
 
 
 # Checks

@@ -14,7 +14,7 @@ import pytest
 
 from echod.errors import Refusal
 from echod.server import tcp
-from echod.server.endpoint import Endpoint
+from echod.server.endpoint import AddressMissing, Endpoint
 from tests.support.fakes import has_ipv6, has_mptcp
 from tests.support.harness import free_port
 from tests.support.rig import endpoints, settings
@@ -38,11 +38,12 @@ def listening(
     *,
     backlog: int = 16,
     reuse_port: bool = False,
+    free_bind: bool = False,
     beside: Sequence[Listener] = (),
 ) -> Iterator[list[Listener]]:
     with ExitStack() as stack:
         wanted = endpoints(*hosts, port=port)
-        listeners = tcp.bind(wanted, backlog=backlog, reuse_port=reuse_port, beside=beside)
+        listeners = tcp.bind(wanted, backlog=backlog, reuse_port=reuse_port, free_bind=free_bind, beside=beside)
         for listener in listeners:
             stack.enter_context(closing(listener.sock))
         yield listeners
@@ -309,6 +310,35 @@ def test_an_address_that_is_not_of_this_machine_is_refused(host: str, reason: st
     refused = refusal([host], 7007)
     assert refused.lines == (f"echod: {Endpoint('tcp', host, 7007)}: can't listen: {reason}",)
     assert refused.exit_code == os.EX_UNAVAILABLE
+
+
+def test_an_address_that_may_come_later_is_missing() -> None:
+    """It is told apart from what no time can mend, and named."""
+    refused = refusal(["127.0.0.1", UNASSIGNED], 7007)
+    assert isinstance(refused, AddressMissing)
+    assert refused.host == UNASSIGNED
+    assert not isinstance(refusal(["fe80::1%nowhere"], 7007), AddressMissing)
+
+
+@pytest.mark.parametrize("host", [UNASSIGNED, pytest.param("2001:db8::1", marks=needs_ipv6)])
+def test_with_free_bind_an_address_need_not_be_of_this_machine(host: str) -> None:
+    """Nobody can connect to it until it is. Addresses that are here are bound as ever."""
+    with listening([host, "127.0.0.1"], free_bind=True) as (listener, here):
+        assert listener.sock.getsockname()[0] == host
+        assert answers("127.0.0.1", port_of(here))
+
+
+def test_without_free_bind_in_the_kernel_the_address_is_missing(kernel: Callable[..., None]) -> None:
+    """And is tried again and again, as without the setting."""
+
+    def refuse(self: Any, level: int, option: int, value: int) -> None:
+        if (level, option) == (socket.IPPROTO_IP, 15):
+            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        super(type(self), self).setsockopt(level, option, value)
+
+    kernel(setsockopt=refuse)
+    with pytest.raises(AddressMissing), listening([UNASSIGNED], free_bind=True):
+        pass
 
 
 def test_a_name_is_not_looked_up() -> None:
