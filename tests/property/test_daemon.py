@@ -117,6 +117,7 @@ class DaemonMachine(RuleBasedStateMachine):
         self.in_a_row = 0
         self.settled = True
         self.judged_since = self.loop.now  # by the timeouts in force
+        self.address_since = self.loop.now
 
     def teardown(self) -> None:
         try:
@@ -280,9 +281,18 @@ class DaemonMachine(RuleBasedStateMachine):
         self.network.exhausted = number
         self.settle()
 
+    @rule()
+    def move_address(self) -> None:
+        """The machine loses the address that it listens on, or gets it back."""
+        self.network.has_address = not self.network.has_address
+        self.address_since = self.loop.now
+        self.settle()
+
     @rule(changes=RELOADS, by_signal=st.booleans(), which=WHICH, kills=st.booleans())
     def reload(self, changes: dict[str, Any], which: int, *, by_signal: bool, kills: bool) -> None:
         """Maybe a connection ends between its two halves."""
+        if changes.get("listen.port") == TAKEN and not self.network.has_address:
+            return  # it would be found out later
         self.in_a_row = 0
         self.settle()
         before, in_use = self.house.settings, set(self.pool.in_use)
@@ -453,6 +463,16 @@ class DaemonMachine(RuleBasedStateMachine):
                 assert not each.queue or paused or held
                 assert each in self.loop.readers or paused or held
                 assert each.port == self.house.settings.listen.port or each.queue
+
+    @invariant()
+    def it_listens_where_it_should_or_says_that_it_does_not(self) -> None:
+        if not self.settled or self.draining:
+            return
+        port = self.house.settings.listen.port
+        listens = any(each.is_open and each.port == port for each in self.network.listeners)
+        assert listens != bool(self.house.daemon.server.listeners.missing)
+        if self.network.has_address and self.loop.now - self.address_since > LATE:
+            assert listens
 
     @invariant()
     def nobody_is_overdue(self) -> None:

@@ -25,7 +25,7 @@ from echod.admin.status import Meter, Running
 from echod.config.load import Loaded
 from echod.errors import Refusal
 from echod.server import kernel, tcp
-from echod.server.endpoint import Endpoint, Listener
+from echod.server.endpoint import AddressMissing, Endpoint, Listener
 from echod.server.timeouts import LONGEST_TICK
 from echod.systemd import Service
 from tests.support.fakes import FakeHandle, FakeLoop, FakeTransport, Lines, Once
@@ -287,6 +287,7 @@ class Network:
         self._ports = iter(range(40000, 60000))
         self.listeners: list[ListeningSocket] = []
         self.taken: set[int] = set()  # ports of others
+        self.has_address = True  # the machine; a listener outlives it
         self.exhausted: int | None = None  # the error of accept
         self.failed = float("-inf")  # when that was met last
         self.clients: list[Client] = []  # all that have got a worker
@@ -314,6 +315,8 @@ class Network:
         if not endpoints:
             return []
         (endpoint,) = endpoints
+        if not self.has_address:
+            raise AddressMissing(endpoint)
         used = {each.port for each in self.listeners if each.is_open} - {each.endpoint.port for each in beside}
         if endpoint.port in self.taken | used or reuse_port:
             raise Refusal(f"echod: {endpoint}: address in use")
