@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP and ED: go to the first line, and erase the screen
 _CONNECTION = re.compile(r"[0-9]{1,19}")
+_USER = re.compile(r"uid:([0-9]{1,10})")
 _SHORT_FLAGS = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
 
 
@@ -102,8 +103,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--source",
             metavar="NETWORK",
-            type=_network,
-            help="only clients of this network or address, e.g. 10.0.0.0/8",
+            type=_source,
+            help="only clients of this network or address, e.g. 10.0.0.0/8, or of this user of a Unix socket: uid:1000",
         )
     _admin_command(commands, "reload", _reload, "reload the configuration of the running daemon")
     _admin_command(commands, "ready", _ready, "exit with 0 if a client that connects now is served, else with 69")
@@ -301,9 +302,10 @@ def _lame_duck(arguments: argparse.Namespace) -> None:
     stdio.answer(control.lame_duck(_daemon(arguments), on=not arguments.off))
 
 
-def _network(text: str) -> Network:
+def _source(text: str) -> Network | control.User:
     try:
-        return network(text)
+        found = _USER.fullmatch(text)
+        return control.User(int(found[1])) if found else network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -59,7 +59,7 @@ class Change(NamedTuple):
 def change(before: Settings, loaded: Loaded, *, binds: bool = True) -> Change:
     """Compare. Raises `Refusal` with a line for each setting that needs a restart.
 
-    Without `binds`, the sockets come from the service manager, and `listen.host` and `listen.port` have no effect.
+    Without `binds`, the sockets come from the service manager, and what `[listen]` says of them has no effect.
     """
     changed = [setting for setting in declared() if setting.of(before) != setting.of(loaded.settings)]
     old, new = _values(before, changed), _values(loaded.settings, changed)
@@ -73,7 +73,7 @@ def change(before: Settings, loaded: Loaded, *, binds: bool = True) -> Change:
         raise Refusal(*fixed)
     names = [setting.name for setting in changed]
     warnings = [*loaded.warnings, *checks.widened(before, loaded.settings, loaded.layers, binds=binds)]
-    if not binds and {"listen.host", "listen.port"} & set(names):
+    if not binds and {"listen.host", "listen.port", "listen.unix", "listen.unix_mode"} & set(names):
         warnings.append(NOT_BOUND)
     return Change(names, old, new, [printable(line) for line in warnings])
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BACKLOG = 128
+MODE = 0o660
 _PAUSE = 0.01
 """Seconds between two attempts to connect or to lock."""
 _ATTEMPTS = 100
 """To lock a directory. Another daemon holds the lock for microseconds."""
-_UMASK = 0o117  # leaves mode 0660
 
 
 def url(path: Path) -> str:
@@ -91,12 +91,24 @@ def _identity(path: Path) -> tuple[int, int]:
 class UnixSocket:
     """A socket that listens at a path. `setting` is the name that messages give.
 
-    A stale socket of a dead process is replaced; a live one, or a file that is not a socket, is left alone. Raises
-    `Refusal` with exit code 69, 77 or 78. May take a second to get hold of the directory, unless it has to be `prompt`.
+    A stale socket of a dead process is replaced; a live one, or a file that is not a socket, is left alone. The file has its
+    `mode` from the moment at which it is there. Raises `Refusal` with exit code 69, 77 or 78. May take a second to get hold
+    of the directory, unless it has to be `prompt`.
     """
 
-    def __init__(self, path: Path, setting: str, *, make_directory: bool, prompt: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        setting: str,
+        *,
+        make_directory: bool = False,
+        prompt: bool = False,
+        mode: int = MODE,
+        backlog: int = BACKLOG,
+    ) -> None:
         self._path = path
+        self._mode = mode
+        self._backlog = backlog
         self._make_again = functools.partial(UnixSocket, path, setting, make_directory=make_directory, prompt=True)
         self.url = url(path)
         self._where = f"echod: {setting}: {self.url}"
@@ -128,10 +140,10 @@ class UnixSocket:
 
     def _bind(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        before = os.umask(_UMASK)
+        before = os.umask(0o777 & ~self._mode)
         try:
             sock.bind(str(self._path))
-            sock.listen(BACKLOG)
+            sock.listen(self._backlog)
         except BaseException:
             sock.close()
             raise
@@ -142,11 +154,12 @@ class UnixSocket:
     def _refusal(self, error: OSError) -> Refusal:
         if error.errno == errno.EADDRINUSE:
             return Refusal(f"{self._where}: address in use: another process listens there", exit_code=os.EX_UNAVAILABLE)
-        if error.errno in (errno.EACCES, errno.EPERM):
-            line = (
-                f"{self._where}: no permission: set a path in a directory that echod may write to (RuntimeDirectory=)"
-            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            directory = "a directory that echod may write to (RuntimeDirectory=, ReadWritePaths=)"
+            line = f"{self._where}: no permission: set a path in {directory}"
             return Refusal(line, exit_code=os.EX_NOPERM)
+        if error.errno == errno.ENOENT:
+            return Refusal(f"{self._where}: can't listen: its directory does not exist")
         return Refusal(f"{self._where}: can't listen: {error.strerror or error}")
 
     @property
@@ -160,6 +173,12 @@ class UnixSocket:
     def again(self) -> UnixSocket:
         """Return a new socket at the same path, for when this one's place is not its own any more. Raises `Refusal`."""
         return self._make_again()
+
+    def set_mode(self, mode: int) -> None:
+        """Let others connect by this mode of the file."""
+        if self.place == "ours":
+            with contextlib.suppress(OSError):  # the file system may have none
+                self._path.chmod(mode)
 
     def close(self) -> None:
         """Remove the path, unless another process has put its own socket there."""

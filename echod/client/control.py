@@ -9,7 +9,7 @@ import contextlib
 import errno
 import ipaddress
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h11
 import orjson
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from echod.networks import Network
 
     Row = Mapping[str, Any]
+
+
+class User(NamedTuple):
+    """A user whose processes are clients of a Unix socket."""
+
+    uid: int
+
+    def __str__(self) -> str:
+        """Return it as answers have the source of a client."""
+        return f"uid:{self.uid}"
+
 
 TIMEOUT = 10.0
 """Seconds to wait for an answer."""
@@ -116,8 +127,8 @@ def config(daemon: AdminClient, *, sources: bool) -> str:
         return render.toml(answer["settings"], answer["origins"] if sources else None)
 
 
-def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | None) -> str:
-    """Return a row for each open connection in this order, only for clients of this network if one is given."""
+def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | User | None) -> str:
+    """Return a row for each open connection in this order, only for clients of this network or user if one is given."""
     with _as_expected(daemon):
         rows = _rows(daemon, source)
         rows.sort(key=ORDERS[order])
@@ -131,8 +142,8 @@ def kill(daemon: AdminClient, connections: Sequence[int]) -> Iterator[str]:
         raise Refusal(*missing, exit_code=os.EX_DATAERR)
 
 
-def kill_source(daemon: AdminClient, source: Network) -> Iterator[str]:
-    """End the connections of this network; yield a line for each. Raises `Refusal` if there is none."""
+def kill_source(daemon: AdminClient, source: Network | User) -> Iterator[str]:
+    """End the connections of this network or user; yield a line for each. Raises `Refusal` if there is none."""
     with _as_expected(daemon):
         numbers = [row["connection"] for row in _rows(daemon, source)]
     if not numbers:
@@ -183,18 +194,27 @@ def lame_duck(daemon: AdminClient, *, on: bool) -> str:
         return "lame duck: accepting, but not ready\n" if on else "no lame duck\n"
 
 
-def _rows(daemon: AdminClient, source: Network | None) -> list[Row]:
+def _rows(daemon: AdminClient, source: Network | User | None) -> list[Row]:
     rows: list[Row] = _content(daemon.request("GET", "/connections"))
-    return rows if source is None else [row for row in rows if _address(row) in source]
+    return rows if source is None else [row for row in rows if _is_from(row["client"], source)]
 
 
-def _address(row: Row) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    return ipaddress.ip_address(row["client"]["address"].partition("%")[0])
+def _is_from(client: Mapping[str, Any], source: Network | User) -> bool:
+    if isinstance(source, User):
+        return client.get("uid") == source.uid
+    return "uid" not in client and _address(client) in source
+
+
+def _address(client: Mapping[str, Any]) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(client["address"].partition("%")[0])
 
 
 def _by_client(row: Row) -> tuple[int, int, int]:
-    address = _address(row)
-    return address.version, int(address), row["client"]["port"]
+    client = row["client"]
+    if "uid" in client:
+        return 0, -1 if client["uid"] is None else client["uid"], client["pid"] or 0
+    address = _address(client)
+    return address.version, int(address), client["port"]
 
 
 def _most_first(name: str) -> Callable[[Row], float]:

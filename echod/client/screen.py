@@ -159,7 +159,9 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def client(fields: Mapping[str, Any]) -> str:
-    """Return the client's address with its port."""
+    """Return the client's address with its port, or its user and its process."""
+    if "uid" in fields:
+        return ",".join(f"{name}:{_UNKNOWN if fields[name] is None else fields[name]}" for name in ("uid", "pid"))
     address, port = fields["address"], fields["port"]
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 

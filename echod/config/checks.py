@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from echod import limits
 from echod.config import explain
 from echod.config.settings import ENV_FILE, ENV_INSTANCE, ENV_PREFIX, Listen, Settings, Timeouts, declared
-from echod.config.types import duration_text, rate_text, split_http_address
+from echod.config.types import duration_text, mode_text, rate_text, split_http_address
 from echod.networks import EVERYONE, Ranges
 from echod.text import shown
 
@@ -28,6 +28,8 @@ LARGEST_READ = 256 << 10
 OVERHEAD = 8 << 10
 """Bytes that a connection takes besides, at most."""
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+_WRITERS = 0o222
+"""Bits of a mode: who may write, and with that connect (unix(7))."""
 _MOST = 3
 """Values of a list in a warning."""
 
@@ -38,6 +40,7 @@ def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     yield from _missing_interfaces(settings, layers)
     yield from _nobody_can_connect(settings, layers)
     yield from _port_used_twice(settings, layers)
+    yield from _path_used_twice(settings, layers)
 
 
 def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
@@ -64,6 +67,8 @@ def _missing_interfaces(settings: Settings, layers: Sequence[Layer]) -> Iterator
 
 def _nobody_can_connect(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     access, hosts = settings.access, settings.listen.host
+    if settings.listen.unix != "off":  # its clients have no address
+        return
     versions = {4, 6} if hosts == ("*",) else {ipaddress.ip_address(host).version for host in hosts}
     allowed = [network for network in access.allow or EVERYONE if network.version in versions]
     if not allowed:
@@ -84,6 +89,12 @@ def _port_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[st
             where = explain.origin(("admin", "http"), layers)
             yield f"{where}: admin.http: port {port} is also listen.port, on {other}: change one of them"
             return
+
+
+def _path_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    if settings.listen.unix.startswith("/") and Path(settings.listen.unix) == Path(settings.admin.socket):
+        where = explain.origin(("listen", "unix"), layers)
+        yield f"{where}: listen.unix: {shown(settings.listen.unix)} is also admin.socket: change one of them"
 
 
 def _overlap(one: _Address, other: _Address) -> bool:
@@ -121,6 +132,8 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
             f" control group is {least} MB: make the pool or listen.receive_buffer smaller"
         )
         yield line(text, "pool", "size")
+    if settings.listen.unix.startswith("@") and settings.listen.unix_mode != Listen().unix_mode:
+        yield line("has no effect, an abstract socket has no file: every user may connect", "listen", "unix_mode")
     denied = Ranges(settings.access.deny)
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):
@@ -151,6 +164,11 @@ def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds
     hosts = [host for host in after.listen.host if not _listened(host, before.listen.host)]
     if binds and hosts:
         yield line(f"also listens on {_some(hosts)}", "listen", "host")
+    path, mode = after.listen.unix, after.listen.unix_mode
+    if binds and path not in ("off", before.listen.unix):
+        yield line(f"also listens on {_some([f'unix:{path}'])}", "listen", "unix")
+    elif binds and path.startswith("/") and mode & ~before.listen.unix_mode & _WRITERS:
+        yield line(f"mode {mode_text(mode)}, it was {mode_text(before.listen.unix_mode)}", "listen", "unix_mode")
 
 
 def _some(values: Sequence[object]) -> str:

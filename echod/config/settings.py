@@ -20,6 +20,8 @@ from echod.config.types import (
     Form,
     Hosts,
     HttpAddress,
+    ListenPath,
+    Mode,
     Networks,
     Rate,
     SocketPath,
@@ -86,6 +88,10 @@ class Listen(_Section):
     free_bind: bool = _setting(
         default=False,
         description="Also listens on addresses that this machine does not have yet, such as that of a standby.",
+    )
+    unix: ListenPath = _setting("off", 'Unix stream socket to listen on as well: a path, "@name" (abstract), or "off".')
+    unix_mode: Mode = _setting(
+        0o660, "Mode of the file of listen.unix: who may write to it, by owner, group and others, may connect."
     )
 
 

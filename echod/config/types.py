@@ -24,6 +24,8 @@ _DURATION_PART = re.compile(rf"({_DECIMAL})(ms|s|m|h|d)")
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "Ki": 2**10, "Mi": 2**20}
 _COUNT = re.compile(r"(-?[0-9](?:_?[0-9]){0,19})(k|M|Ki|Mi|)")
 _RATE = re.compile(rf"({_DECIMAL})/(s|m|h)")
+_MODE = re.compile(r"0?[0-7]{3}")
+_LISTEN_PATH = "[/@].+"
 _HTTP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _ZONE = re.compile(r"[!-~]{0,15}")
 """The interface after the "%" of a link-local address. Its name has at most 15 bytes (netdevice(7), IFNAMSIZ)."""
@@ -199,9 +201,27 @@ def socket_path(text: str) -> str:
     """Accept "auto", "off", or an absolute path that fits into the address of a Unix socket."""
     if text not in ("auto", "off") and (not text.startswith("/") or not text.isprintable()):
         raise ValueError(f'must be a path that begins with "/", or "auto" or "off"; got {shown(text)}')
+    return _fitting(text)
+
+
+def _fitting(text: str) -> str:
     if len(text.encode()) > _LONGEST_PATH:
         raise ValueError(f"must be at most {_LONGEST_PATH} bytes long (unix(7)), got {len(text.encode())}")
     return text
+
+
+def listen_path(text: str) -> str:
+    """Accept "off", an absolute path, or "@" and a name, that fits into the address of a Unix socket."""
+    if text != "off" and (not text.startswith(("/", "@")) or text in ("/", "@") or not text.isprintable()):
+        raise ValueError(f'must be a path that begins with "/", "@" and a name, or "off"; got {shown(text)}')
+    return _fitting(text)
+
+
+def mode(value: object) -> object:
+    """Return the bits of a file's mode from "0660"."""
+    if not isinstance(value, str) or not _MODE.fullmatch(value):
+        raise ValueError(f'must be a mode of octal digits in quotes, e.g. "0660"; got {shown(value)}')
+    return int(value, 8)
 
 
 # The inverses: each text is parsed as the same value.
@@ -239,6 +259,11 @@ def _decimal(number: float) -> str:
     """Return the shortest decimal without an exponent that is parsed as this number."""
     text = f"{Decimal(repr(number)):f}"
     return text.removesuffix(".0")
+
+
+def mode_text(bits: int) -> str:
+    """Return "0660"."""
+    return f"{bits:04o}"
 
 
 def _hosts_text(names: tuple[str, ...]) -> str | list[str]:
@@ -294,4 +319,8 @@ Networks = Annotated[
 ]
 Rate = Annotated[float | None, BeforeValidator(rate), PlainSerializer(rate_text), Form("RATE", _text(_RATE))]
 HttpAddress = Annotated[str, AfterValidator(http_address), Form("ADDRESS:PORT", {"type": "string"})]
+Mode = Annotated[int, BeforeValidator(mode), PlainSerializer(mode_text), Form("MODE", _text(_MODE, off=False))]
+ListenPath = Annotated[
+    str, AfterValidator(listen_path), Form("PATH", {"type": "string", "pattern": f"^(?:off|{_LISTEN_PATH})$"})
+]
 SocketPath = Annotated[str, AfterValidator(socket_path), Form("PATH", {"type": "string"})]

@@ -16,6 +16,7 @@ from echod.server import admission, kernel
 from echod.server.admission import Accepted
 
 if TYPE_CHECKING:
+    import _socket
     import asyncio
     from collections.abc import Callable
 
@@ -63,7 +64,7 @@ class Parts(NamedTuple):
 class Acceptor:
     """Gives the connections of one listener to the pool.
 
-    `peer` makes a peer of what accept(2) returns, and `opening` opens an admitted socket for its worker. With `waits`, the
+    `peer` makes a peer of what accept(2) returns, the socket and the address, and `opening` opens an admitted socket for its worker. With `waits`, the
     acceptor accepts only while a worker is free, and `resume` tells it that one is free again.
     """
 
@@ -72,7 +73,7 @@ class Acceptor:
         parts: Parts,
         listener: Listener,
         *,
-        peer: Callable[[Any], Peer],
+        peer: Callable[[_socket.socket, Any], Peer],
         opening: Opening,
         waits: bool,
     ) -> None:
@@ -101,6 +102,7 @@ class Acceptor:
     def retire(self, done: Callable[[Acceptor], None]) -> None:
         """Accept the connections in the backlog, then stop listening and call `done`: none of them gets a reset."""
         self._retired = done
+        self.listener.hide()
         self._listen(0)  # a connection joins the queue only when it is empty, so the backlog drains
         if not self._end_if_retired():
             self.resume()
@@ -132,6 +134,11 @@ class Acceptor:
         """Whether it goes on only for the connections in its backlog."""
         return self._retired is not None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has removed its file, and there is no other."""
+        return not self.is_retired and self.listener.is_missing
+
     def _end_if_retired(self) -> bool:
         """Stop listening if retired and no connection waits; say whether it did."""
         if not self._retired or kernel.has_waiting(self.listener.sock):
@@ -148,6 +155,7 @@ class Acceptor:
         """
         self._cancel_pause()
         if not self.listener.inherited:
+            self.listener.hide()  # first: as long as this process listens, no other one takes the path
             self._listen(0)
             for _ in range((self.listener.backlog or 0) + 1):  # the kernel holds one more than it was asked for
                 if not self._admission.room:
@@ -210,7 +218,7 @@ class Acceptor:
         sock = None
         try:
             sock = Accepted(self._family, self._type, self._proto, fd)
-            self._admission.admit(sock, self._peer(address), self.listener.url, self._open)
+            self._admission.admit(sock, self._peer(sock, address), self.listener.url, self._open)
         except BaseException:  # such as no memory, anywhere: the client must not wait for nothing
             if sock:
                 admission.close(sock)

@@ -60,7 +60,7 @@ class Access:
         A client that is rejected for another reason takes no token: the rate counts admitted clients only.
         """
         allow, deny, per_source, _ = self._rules
-        if (deny and client.address in deny) or (allow and client.address not in allow):
+        if (deny or allow) and client.address is not None and _is_denied(client.address, allow, deny):
             return "denied"
         if per_source and self._sources.get(client.source, 0) >= per_source:
             return "per_source"
@@ -69,6 +69,10 @@ class Access:
         if self._bucket and not self._bucket.take(self._loop.time()):
             return "accept_rate"
         return None
+
+
+def _is_denied(address: str, allow: Ranges | None, deny: Ranges | None) -> bool:
+    return bool((deny and address in deny) or (allow and address not in allow))
 
 
 class Bucket:

@@ -16,6 +16,8 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
+from echod.server import kernel
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -146,7 +148,10 @@ class Admission:
     def _reject(self, sock: _socket.socket, client: Peer, listener: str, reason: str) -> None:
         with contextlib.suppress(OSError):  # the client may have gone already
             # With FIN first, a client that has sent already reads EOF and not the reset that close(2) sends then.
-            sock.shutdown(socket.SHUT_WR)
+            if sock.family == socket.AF_UNIX:
+                kernel.end_unread(sock)
+            else:
+                sock.shutdown(socket.SHUT_WR)
         close(sock)
         self._rejections.log(client, listener, reason)
 

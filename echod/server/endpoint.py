@@ -1,7 +1,7 @@
 """The two ends of a connection as values: the endpoint that listens, and the peer that connects.
 
 An `Endpoint` is what the settings ask for, and what a reload compares. A `Listener` is an endpoint with its socket. A
-`Peer` is counted by its `source`: an IPv4 address alone, or the /64 network of an IPv6 address, because an IPv6 site gives
+`UnixPeer` is counted by its user. A `Peer` is counted by its `source`: an IPv4 address alone, or the /64 network of an IPv6 address, because an IPv6 site gives
 each of its links a /64 and each host may use any number of addresses in it. docs/configuration.md has the table of the
 addresses for which that would be wrong: one /64 holds many IPv4 addresses there, or all hosts of a link.
 """
@@ -11,7 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from echod.text import printable
+
+if TYPE_CHECKING:
+    from echod.unix import UnixSocket
 
 from echod.errors import Refusal
 
@@ -36,14 +41,20 @@ _AFTER_LINK_LOCAL = bytes.fromhex("fec0")  # RFC 4291, 2.5.6: fe80::/10
 
 
 class Endpoint(NamedTuple):
-    """Where to listen: the kind of listener ("tcp"), a host ("*" or a numeric address), and a port (0: any free one)."""
+    """Where to listen: the kind of listener ("tcp"), a host ("*" or a numeric address), and a port (0: any free one).
+
+    Of a Unix socket: the kind and the path; "@name" is an abstract one.
+    """
 
     kind: str
-    host: str
-    port: int
+    host: str = ""
+    port: int = 0
+    path: str = ""
 
     def __str__(self) -> str:
-        """Return the URL that logs use: "tcp://127.0.0.1:7007", an IPv6 address in brackets (RFC 3986, 3.2.2)."""
+        """Return the URL that logs use: "tcp://127.0.0.1:7007", "unix:/path"; IPv6 in brackets (RFC 3986, 3.2.2)."""
+        if self.path:
+            return printable(f"{self.kind}:{self.path}")
         return (
             f"{self.kind}://[{self.host}]:{self.port}" if ":" in self.host else f"{self.kind}://{self.host}:{self.port}"
         )
@@ -70,6 +81,28 @@ class Listener(NamedTuple):
     """`None` if the kernel does not tell."""
     inherited: bool = False
     """Whether the service manager holds it too: clients in its backlog are then served by the next process."""
+    file: UnixSocket | None = None
+    """The file of a Unix socket that this process has made."""
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether clients that connect to the endpoint reach this socket: its file may have been removed."""
+        return self.file is None or self.file.place == "ours"
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether its file was removed, and there is no other in its place."""
+        return self.file is not None and self.file.place == "empty"
+
+    def hide(self) -> None:
+        """Remove the file, if there is one: clients that connect from now on do not reach this socket."""
+        if self.file:
+            self.file.close()
+
+    def close(self) -> None:
+        """Close the socket, and remove its file."""
+        self.hide()
+        self.sock.close()
 
 
 class Peer:
@@ -79,6 +112,8 @@ class Peer:
     """
 
     __slots__ = ("address", "port", "source")
+
+    address: str | None  # `None`: in no network
 
     def __init__(self, address: str, port: int, _flow: int = 0, scope: int = 0) -> None:
         if ":" not in address:
@@ -99,6 +134,25 @@ class Peer:
     def fields(self) -> dict[str, Any]:
         """Return it as log lines and answers have it."""
         return {"address": self.address, "port": self.port}
+
+
+class UnixPeer(Peer):
+    """The process at the other end of a Unix socket, by its number and its user; `None` where the kernel does not tell.
+
+    It has no address. Both are those of the moment at which it connected (SO_PEERCRED, unix(7)).
+    """
+
+    __slots__ = ("pid", "uid")
+
+    def __init__(self, pid: int | None, uid: int | None) -> None:
+        self.pid = pid
+        self.uid = uid
+        self.address = None
+        self.source = "uid:unknown" if uid is None else f"uid:{uid}"
+
+    def fields(self) -> dict[str, Any]:
+        """Return it as log lines and answers have it."""
+        return {"pid": self.pid, "uid": self.uid}
 
 
 def _subnet(packed: bytes) -> str:

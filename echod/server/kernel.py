@@ -28,6 +28,9 @@ _SO_BUF_LOCK = 72  # <asm-generic/socket.h>
 _JIFFY = 0.01
 """Seconds by which the kernel's times may be too long: it counts in ticks, of 10 ms at the most (CONFIG_HZ)."""
 _INT = struct.Struct("=i")
+_CREDENTIALS = struct.Struct("=iII")
+"""struct ucred: pid, uid, gid."""
+_CHUNK = 1 << 18
 _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
 
 
@@ -84,6 +87,8 @@ def backlog(listener: socket.socket) -> int | None:
 
 
 def _tcp_info(sock: _socket.socket, layout: struct.Struct) -> Any:  # noqa: ANN401 - what the layout says
+    if sock.family == socket.AF_UNIX:
+        return None
     try:
         return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size))
     except (OSError, struct.error):  # refused, or too short
@@ -116,6 +121,26 @@ def unacknowledged(sock: _socket.socket) -> int | None:
         return int(_INT.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_INT.size)))[0])
     except (OSError, ValueError):  # ValueError: the socket is closed
         return None
+
+
+def peer_credentials(sock: _socket.socket) -> tuple[int, int] | None:
+    """Return the process number and the user of the client of a Unix socket (SO_PEERCRED, unix(7))."""
+    try:
+        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except (OSError, struct.error):  # as in `_tcp_info`
+        return None
+    return pid, uid
+
+
+def end_unread(sock: _socket.socket) -> None:
+    """End an accepted Unix socket in both directions, so that its client reads EOF, also if it has sent already.
+
+    close(2) with unread input gives the client ECONNRESET instead. After the end it can't send any more, and what it has
+    sent is bounded by its send buffer. Raises `OSError` if the client has gone.
+    """
+    sock.shutdown(socket.SHUT_RDWR)
+    while sock.recv(_CHUNK):
+        pass
 
 
 def reset_on_close(sock: _socket.socket) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from echod.errors import Refusal
-from echod.server import tcp
+from echod.server import tcp, unix_stream
 from echod.server.endpoint import AddressMissing, Endpoint
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Kind(Protocol):
         """Return what accepts on this listener."""
 
 
-KINDS: dict[str, Kind] = {tcp.KIND: tcp}
+KINDS: dict[str, Kind] = {tcp.KIND: tcp, unix_stream.KIND: unix_stream}
 
 AGAIN = 0.95
 """Seconds until a missing address is tried again, which takes 20 µs. Timers are a little early at times."""
@@ -108,7 +108,7 @@ def _adopt(fd: int) -> Listener:
 
 
 def _not_served(what: str) -> str:
-    return f"{what} is not served: the socket unit needs ListenStream= with a port"
+    return f"{what} is not served: the socket unit needs ListenStream="
 
 
 def _named(sock: socket.socket) -> str:
@@ -180,7 +180,7 @@ class Listeners:
         if self.inherited:
             return [] if self._acceptors else list(self.inherited)
         wanted = self._wanted(settings)
-        there = [acceptor.listener for acceptor in self._acceptors]
+        there = [acceptor.listener for acceptor in self._acceptors if acceptor.listener.is_reachable]
         new = [endpoint for endpoint in wanted if endpoint not in [each.endpoint for each in there]]
         beside = [each for each in there if each.endpoint not in wanted]
         bound: list[Listener] = []
@@ -189,14 +189,19 @@ class Listeners:
                 bound += _bind(settings, name, [endpoint for endpoint in new if endpoint.kind == name], beside)
         except Refusal:
             for listener in bound:
-                listener.sock.close()
+                listener.close()
             raise
         return bound
 
     def retry(self, settings: Settings) -> None:
-        """Bind what is missing, if its address has come by now. To be called regularly."""
+        """Bind what is missing, if its address has come by now, or because its file was removed. To be called regularly."""
         now = self._parts.loop.time()
-        if not self._missing or now < self._next_try:
+        if now < self._next_try:
+            return
+        for acceptor in self._acceptors:
+            if acceptor.is_lost:
+                self._missing.setdefault(acceptor.listener.endpoint, "")
+        if not self._missing:
             return
         self._next_try = now + AGAIN
         while self._has_found_one(settings):
@@ -211,7 +216,7 @@ class Listeners:
                     self.serve(settings, bound)
                     return True
             except Refusal as refusal:  # the address has come, but its port is taken, for example: that may end, too
-                reason = refusal.lines[0].removeprefix(f"echod: {endpoint}: ")
+                reason = refusal.lines[0].rpartition(f"{endpoint}: ")[2]
             self._miss(endpoint, reason)
         return False
 
@@ -228,8 +233,14 @@ class Listeners:
             KINDS[listener.endpoint.kind].tune(listener, settings)  # those that were handed over are not bound by us
             self._acceptors.append(KINDS[listener.endpoint.kind].acceptor(self._parts, listener, waits=waits))
             self._parts.log.info("listener.started", listener=listener.url, backlog=listener.backlog)
+        made = {listener.endpoint for listener in bound}  # anew, if there is one already
         for acceptor in list(self._acceptors):
-            if acceptor.listener.endpoint in wanted or acceptor.listener.inherited:
+            listener = acceptor.listener
+            if (
+                listener.inherited
+                or listener in bound
+                or (listener.endpoint in wanted and listener.endpoint not in made)
+            ):
                 acceptor.revive()
                 acceptor.resume()
             else:

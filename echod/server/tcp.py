@@ -57,7 +57,7 @@ def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
     return Acceptor(parts, listener, peer=_peer, opening=chosen, waits=waits)
 
 
-def _peer(address: tuple[Any, ...]) -> Peer:
+def _peer(_: _socket.socket, address: tuple[Any, ...]) -> Peer:
     return Peer(*address)
 
 
@@ -203,7 +203,7 @@ def _bind(endpoint: Endpoint, options: _Options) -> Listener:
 
 
 def _open(endpoint: Endpoint, options: _Options) -> socket.socket:
-    _, host, port = endpoint
+    host, port = endpoint.host, endpoint.port
     if host != "*":
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_PASSIVE

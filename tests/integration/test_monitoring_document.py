@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,14 @@ def ask(echod: Daemon, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     def ask(name: str) -> Any:
         return json.loads(command(name, "--json", *where).stdout)
 
-    with echod("[pool]\nsize = 1", flags=where) as daemon, daemon.connect() as sock:
+    unix = ["--listen.unix", str(tmp_path / "echo.sock")]
+    with echod("[pool]\nsize = 1", flags=[*where, *unix]) as daemon, daemon.connect() as sock:
         sock.sendall(b"x")
         assert read_exactly(sock, 1) == b"x"
-        with daemon.connect() as rejected:
+        with daemon.connect() as rejected, socket.socket(socket.AF_UNIX) as other:
             assert read_all(rejected) == b""
+            other.connect(unix[1])
+            assert read_all(other) == b""
         daemon.reload("[pool]\nsize = 1\n[timeouts]\nidle = '1m'")
         yield ask
 
@@ -43,7 +47,7 @@ def documented(heading: str) -> field_tables.Fields:
 def test_status_is_as_documented(ask: Callable[[str], Any]) -> None:
     answer = ask("status")
     field_tables.check(answer, documented("`GET /status`"))
-    assert len(answer["listeners"]) == len(answer["sources"]) == len(answer["rejections"]) == 1
+    assert (len(answer["listeners"]), len(answer["sources"]), len(answer["rejections"])) == (2, 1, 2)
     assert answer["sources"][0]["source"] == LOCAL
 
 

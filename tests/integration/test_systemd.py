@@ -242,15 +242,18 @@ def test_what_it_can_not_serve_on_is_refused() -> None:
         where = f"udp://{LOCAL}:{wrong.getsockname()[1]}"
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
-        f"echod: unknown (descriptor 3): {where} is not served: the socket unit needs ListenStream= with a port\n"
+        f"echod: unknown (descriptor 3): {where} is not served: the socket unit needs ListenStream=\n"
     )
 
 
 def test_what_it_can_not_serve_on_is_named_and_the_rest_is_served(
     activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path
 ) -> None:
-    """UDP and Unix beside TCP: a warning for each."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_UNIX) as unix:
+    """UDP and packets beside TCP: a warning for each."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unix,
+    ):
         udp.bind((LOCAL, 0))
         unix.bind(str(tmp_path / "echo"))
         unix.listen()
@@ -263,6 +266,25 @@ def test_what_it_can_not_serve_on_is_named_and_the_rest_is_served(
             ]
             (line,) = daemon.events("listener.inherited")
             assert line["names"] == ["unknown"]
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_it_serves_on_a_unix_socket(
+    activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path, *, abstract: bool
+) -> None:
+    """ListenStream= with a path or a name, beside a port. The file stays the manager's."""
+    with socket.socket(socket.AF_UNIX) as unix, socket.socket(socket.AF_UNIX) as client:
+        unix.bind(f"\0{tmp_path}/echo" if abstract else f"{tmp_path}/echo")
+        unix.listen()
+        client.settimeout(DEADLINE)
+        with activated(listener, unix) as daemon:
+            assert daemon.echo(b"hi") == b"hi"
+            line = daemon.wait_for("listener.started", count=2)
+            assert (line["listener"], line["backlog"]) == (f"unix:{'@' * abstract}{tmp_path}/echo", None)
+            client.connect(unix.getsockname())
+            send_all(client, b"hi")
+            assert read_all(client) == b"hi"
+        assert abstract or (tmp_path / "echo").is_socket()
 
 
 @pytest.mark.skipif(not has_mptcp(), reason="no MPTCP here")

@@ -40,7 +40,7 @@ class Connection:
     def __init__(self, worker: Worker, transport: FakeTransport) -> None:
         self.worker = worker
         self.number = worker.connection
-        self.source = SOURCES[worker.client.address]
+        self.source = SOURCES[worker.client.fields()["address"]]
         self.transport = transport
         self.sent = bytearray()
         self.finished = False  # we have sent, or asked for, FIN

@@ -46,6 +46,13 @@ socket_paths = st.one_of(
     st.sampled_from(["auto", "off"]),
     st.text(st.characters(exclude_categories=["C", "Z"]), max_size=26).map(lambda text: f"/{text}"),
 )
+modes = st.integers(0, 0o777).map(lambda bits: f"{bits:04o}")
+listen_paths = st.one_of(
+    st.just("off"),
+    st.tuples(
+        st.sampled_from("/@"), st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=26)
+    ).map("".join),
+)
 
 CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
     ("Duration", types.Duration, durations),
@@ -55,6 +62,8 @@ CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
     ("Hosts", types.Hosts, hosts),
     ("HttpAddress", types.HttpAddress, http_addresses),
     ("SocketPath", types.SocketPath, socket_paths),
+    ("ListenPath", types.ListenPath, listen_paths),
+    ("Mode", types.Mode, modes),
     (
         "Count",
         types.Count,
@@ -118,6 +127,8 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         types.rate,
         types.http_address,
         types.socket_path,
+        types.listen_path,
+        types.mode,
     ):
         try:
             parse(text)

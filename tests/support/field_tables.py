@@ -25,6 +25,9 @@ _TYPES: dict[str, type] = {
 _TYPE = re.compile(r"(?P<name>\w+)(?P<null> or null)?(?P<optional>, optional)?")
 _TABLE = re.compile(r"^(\|.*\|)\n\|[-|: ]+\|\n((?:\|.*\|\n?)+)", re.MULTILINE)
 
+CLIENTS = ({"address", "port"}, {"pid", "uid"})
+"""What an object `client` has: the one or the other, though in a table each of these is optional."""
+
 
 class Field(NamedTuple):
     """One row. `type` is a key of `_TYPES`, or "any"."""
@@ -78,6 +81,8 @@ def _check_object(value: Mapping[str, Any], fields: Fields, prefix: str) -> None
     expected = dict.fromkeys(value, any_key) if any_key else here
     for name in value:
         assert name in expected, f"{prefix}{name} is not documented: {value}"
+    if prefix.endswith("client."):
+        assert value.keys() in CLIENTS, f"{prefix}: has neither an address nor a user: {value}"
     for name, field in expected.items():
         if name in value:
             _check_value(value[name], field, fields, f"{prefix}{name}")

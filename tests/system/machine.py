@@ -48,7 +48,7 @@ class Machine:
 
     def __enter__(self) -> Self:
         try:
-            self._init = until_some(self._child, what="PID 1")
+            self.init = until_some(self._child, what="PID 1")
             until(lambda: self.run("systemctl is-system-running", check=False) == "running\n", what="the boot")
             self._threads.submit(self.enter_network).result()
         except BaseException:
@@ -78,7 +78,7 @@ class Machine:
     def enter_network(self) -> None:
         """Take this thread, for ever, into its network; sockets stay where they were made."""
         libc = ctypes.CDLL(None, use_errno=True)
-        fd = os.open(f"/proc/{self._init}/ns/net", os.O_RDONLY)
+        fd = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY)
         try:
             assert libc.setns(fd, _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
         finally:
@@ -89,7 +89,7 @@ class Machine:
     def shell(self, command: str, deadline: float = 5 * DEADLINE) -> subprocess.CompletedProcess[str]:
         """Run a command line in there, as root, to its end."""
         return subprocess.run(
-            ["nsenter", "--target", str(self._init), "--all", "env", "-i", _PATH, "sh", "-c", f"cd /; {command}"],  # noqa: S607
+            ["nsenter", "--target", str(self.init), "--all", "env", "-i", _PATH, "sh", "-c", f"cd /; {command}"],  # noqa: S607
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -105,11 +105,11 @@ class Machine:
 
     def write(self, path: str, text: str) -> None:
         """Write a file in there."""
-        Path(f"/proc/{self._init}/root{path}").write_text(text)
+        Path(f"/proc/{self.init}/root{path}").write_text(text)
 
     def read(self, path: str) -> str:
         """Read a file in there."""
-        return Path(f"/proc/{self._init}/root{path}").read_text()
+        return Path(f"/proc/{self.init}/root{path}").read_text()
 
     def configure(self, text: str) -> None:
         """Write the configuration."""

@@ -541,3 +541,23 @@ def test_the_operator_asks_the_running_daemon(machine: Machine, command: str) ->
         client.sendall(b"x")
         assert read_exactly(client, 1) == b"x"
         assert machine.run(f"echod {command}")
+
+
+def test_users_reach_a_unix_socket_as_the_guide_has_it(machine: Machine) -> None:
+    """Those whom the mode admits, in a directory of its own; the log names them, and the file is gone after a stop."""
+    machine.edit("echod.service", "[Service]\nRuntimeDirectory=echo\nRuntimeDirectoryMode=0755\n")
+    machine.configure('[listen]\nunix = "/run/echo/echo.sock"\nunix_mode = "0666"\n')
+    machine.run("systemctl start echod")
+    ask = "echo hi | runuser -u nobody -- nc -N -U /run/echo/echo.sock"
+    assert machine.run(ask) == "hi\n"
+    (line,) = machine.wait_for("echod", "connection.opened")
+    assert (line["client"]["uid"], line["listener"]) == (65534, "unix:/run/echo/echo.sock")
+    machine.configure('[listen]\nunix = "/run/echo/echo.sock"\n')
+    machine.run("systemctl reload echod")
+    assert machine.shell(ask).returncode != 0
+    assert machine.run("echo hi | nc -N -U /run/echo/echo.sock") == "hi\n"
+    machine.configure('[listen]\nunix = "/srv/echo.sock"\n')
+    answer = machine.shell("systemctl reload echod; journalctl -u echod -o cat | tail -3")
+    assert "unix:/srv/echo.sock: no permission: set a path in a directory" in answer.stdout
+    machine.run("systemctl stop echod")
+    assert machine.shell("ls /run/echo/echo.sock").returncode != 0

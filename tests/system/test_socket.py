@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from typing import TYPE_CHECKING
 
@@ -119,10 +120,36 @@ def test_other_addresses_as_the_guide_has_them(machine: Machine, settings: str, 
     assert [line["listener"] for line in machine.wait_for("echod", "listener.started", len(listeners))] == listeners
 
 
-def test_a_unit_with_udp_and_unix_sockets_is_served_over_tcp(machine: Machine) -> None:
+def test_a_unit_with_unix_sockets_is_served_on_them(machine: Machine) -> None:
+    """At a path and by an abstract name, also by a service that has no network. The file is systemd's, and outlives a stop."""
+    narrow(machine)
+    machine.edit(
+        "echod.socket", "[Socket]\nListenStream=\nListenStream=/run/echo.sock\nListenStream=@echo\nSocketMode=0600\n"
+    )
+    machine.run("systemctl start echod.socket")
+    for address in (f"/proc/{machine.init}/root/run/echo.sock", "\0echo"):
+        assert machine.inside(functools.partial(echo_by, address)) == b"hi\n"
+    lines = machine.wait_for("echod", "listener.started", 2)
+    assert [line["listener"] for line in lines] == ["unix:/run/echo.sock", "unix:@echo"]
+    assert machine.run("stat --format %a /run/echo.sock") == "600\n"
+    machine.run("systemctl stop echod")
+    assert machine.run("stat --format %a /run/echo.sock") == "600\n"
+
+
+def echo_by(address: str) -> bytes:
+    """Send and half-close at a Unix socket; return all that came back."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(DEADLINE)
+        sock.connect(address)
+        send_all(sock, b"hi\n")
+        return read_all(sock)
+
+
+def test_a_unit_with_other_sockets_is_served_over_tcp(machine: Machine) -> None:
     """Each of the others is named; nothing is started again."""
     machine.edit(
-        "echod.socket", "[Socket]\nListenDatagram=7\nListenStream=/run/echod-test.sock\nListenFIFO=/run/fifo\n"
+        "echod.socket",
+        "[Socket]\nListenDatagram=7\nListenSequentialPacket=/run/echod-test.sock\nListenFIFO=/run/fifo\n",
     )
     machine.run("systemctl start echod.socket")
     assert machine.echo(7) == b"hi\n"

@@ -332,6 +332,7 @@ def test_the_last_of_several_flags_wins(capsys: pytest.CaptureFixture[str]) -> N
         (["kill", "1" * 20], "echod kill"),
         (["kill", "1", "--source", "::1"], "echod kill"),
         (["kill", "--source", "evil"], "echod kill"),
+        (["kill", "--source", "uid:root"], "echod kill"),
         (["reload", "--json"], "echod"),
     ],
     ids=" ".join,
@@ -486,6 +487,10 @@ def test_kill_takes_ids_or_a_network(capsys: pytest.CaptureFixture[str], canned:
     canned.answer(200, [row(connection=3, client=client)])
     canned.answer(200, {"connection": 3, "client": client})
     assert run(capsys, "kill", "--source", "192.0.2.0/24") == (os.EX_OK, "killed 3, 192.0.2.1:9\n", "")
+    user = {"uid": 1000, "pid": 9}
+    canned.answer(200, [row(connection=3, client=client), row(connection=4, client=user)])
+    canned.answer(200, {"connection": 4, "client": user})
+    assert run(capsys, "kill", "--source", "uid:1000") == (os.EX_OK, "killed 4, uid:1000,pid:9\n", "")
 
 
 def test_kill_and_reload_print_the_result(capsys: pytest.CaptureFixture[str], canned: Canned) -> None:

@@ -116,6 +116,15 @@ def test_a_long_list_is_shortened(file: Path, length: int, shown: int) -> None:
     assert new == (networks if length <= 20 else [*networks[:20], f"and {length - 20} more"])
 
 
+@pytest.mark.parametrize(
+    "line", ["host = '::1'", "port = 7", "unix = '/run/e.sock'", "unix_mode = '0600'", "receive_buffer = 65536"]
+)
+def test_with_sockets_of_systemd_it_is_said_that_where_to_listen_has_no_effect(file: Path, line: str) -> None:
+    """The receive buffer has one."""
+    change = reload.change(load(file, "").settings, load(file, f"[listen]\n{line}"), binds=False)
+    assert change.warnings == ([] if "buffer" in line else [reload.NOT_BOUND])
+
+
 def test_what_needs_a_restart_is_refused_where_it_stands(file: Path) -> None:
     """By flag, in the file, or no more in the file; all of it at once, whatever else has changed."""
     before = load(file, "[listen]\nbacklog = 7\n[admin]\nsocket = '/run/a'").settings

@@ -155,7 +155,7 @@ def test_a_lack_of_permission_is_reported_with_the_remedy(path: Path) -> None:
         path.parent.chmod(0o700)
     assert line == (
         f"echod: admin.socket: unix:{path}: no permission:"
-        " set a path in a directory that echod may write to (RuntimeDirectory=)"
+        " set a path in a directory that echod may write to (RuntimeDirectory=, ReadWritePaths=)"
     )
     assert code == os.EX_NOPERM
 

@@ -255,7 +255,7 @@ async def test_a_socket_that_can_not_be_made_anew_is_one_warning(
     shutil.rmtree(tmp_path / "user")
     for _ in range(3):
         made.check()
-    message = f"admin.socket: unix:{path}: can't listen: No such file or directory; it was removed"
+    message = f"admin.socket: unix:{path}: can't listen: its directory does not exist; it was removed"
     assert [line["message"] for line in daemon.lines.events("config.warning")] == [message]
     made.reopen()  # somebody has asked for it
     assert len(daemon.lines.events("config.warning")) == 2

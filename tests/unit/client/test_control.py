@@ -14,7 +14,7 @@ import pytest
 
 from echod import unix
 from echod.client import control, screen
-from echod.client.control import AdminClient
+from echod.client.control import AdminClient, User
 from echod.errors import Refusal
 from tests.support.canned_daemon import Canned, row, status
 from tests.support.in_process import descriptors, without_privileges
@@ -231,7 +231,7 @@ ROWS = [
 
 
 def listed(
-    daemon: Canned, client: AdminClient, order: str = "id", source: Network | None = None, rows: Any = ROWS
+    daemon: Canned, client: AdminClient, order: str = "id", source: Network | User | None = None, rows: Any = ROWS
 ) -> list[int]:
     daemon.answer(200, rows)
     text = control.connections(client, as_json=True, order=order, source=source)
@@ -299,6 +299,37 @@ def test_every_order_is_tested() -> None:
 def test_connections_of_one_network(daemon: Canned, client: AdminClient, source: str, numbers: list[int]) -> None:
     """Of IPv4 or IPv6."""
     assert listed(daemon, client, source=ipaddress.ip_network(source)) == numbers
+
+
+def user(connection: int, uid: int | None, pid: int | None) -> dict[str, Any]:
+    """Return a row of a client of a Unix socket."""
+    return row(connection=connection, client={"uid": uid, "pid": pid}, listener="unix:/run/echo.sock", tcp=None)
+
+
+MIXED = [*ROWS, user(5, 1000, 9), user(6, 0, 4711), user(7, 1000, 8), user(8, None, None)]
+
+
+def test_clients_of_unix_sockets_are_sorted_by_user_and_process(daemon: Canned, client: AdminClient) -> None:
+    """They come before those with an address."""
+    assert listed(daemon, client, "client", rows=MIXED) == [8, 6, 7, 5, 4, 1, 3, 2]
+    assert listed(daemon, client, "rtt", rows=MIXED)[:3] == [2, 1, 4]
+
+
+def test_connections_of_one_user(daemon: Canned, client: AdminClient) -> None:
+    """A client of a Unix socket is in no network."""
+    assert listed(daemon, client, source=User(1000), rows=MIXED) == [5, 7]
+    assert listed(daemon, client, source=User(1), rows=MIXED) == []
+    assert listed(daemon, client, source=ipaddress.ip_network("0.0.0.0/0"), rows=MIXED) == [1, 3, 4]
+
+
+def test_a_kill_by_user_ends_its_connections(daemon: Canned, client: AdminClient) -> None:
+    """If there are any."""
+    daemon.answer(200, MIXED)
+    daemon.answer(200, {"connection": 6, "client": {"uid": 0, "pid": 4711}})
+    assert list(control.kill_source(client, User(0))) == ["killed 6, uid:0,pid:4711\n"]
+    daemon.answer(200, MIXED)
+    with pytest.raises(Refusal, match=r"^echod: there is no connection from uid:1$"):
+        list(control.kill_source(client, User(1)))
 
 
 def killed(number: int) -> dict[str, Any]:

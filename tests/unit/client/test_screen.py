@@ -207,11 +207,15 @@ def test_connections_are_a_table() -> None:
             state="stalled",
             tcp=None,
         ),
+        row(connection=3, client={"uid": 1000, "pid": 4711}, tcp=None),
+        row(connection=4, client={"uid": None, "pid": None}, tcp=None),
     ]
     assert screen.connections(rows) == (
-        "   ID  CLIENT             AGE  IDLE   BYTES  PENDING  STATE       RTT  RETRANS\n"
-        "    1  192.0.2.1:40000  1m 1s    0s  1.5 kB      0 B  open     250 µs        0\n"
-        "12345  [2001:db8::1]:9     5s    3s  2.0 MB  65.5 kB  stalled       ?        ?\n"
+        "   ID  CLIENT               AGE  IDLE   BYTES  PENDING  STATE       RTT  RETRANS\n"
+        "    1  192.0.2.1:40000    1m 1s    0s  1.5 kB      0 B  open     250 µs        0\n"
+        "12345  [2001:db8::1]:9       5s    3s  2.0 MB  65.5 kB  stalled       ?        ?\n"
+        "    3  uid:1000,pid:4711  1m 1s    0s  1.5 kB      0 B  open          ?        ?\n"
+        "    4  uid:?,pid:?        1m 1s    0s  1.5 kB      0 B  open          ?        ?\n"
     )
 
 

@@ -76,6 +76,8 @@ NUMBER = 'must be a whole number, e.g. 1024 or "64Ki", got'
 HTTP_ADDRESS = 'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got'
 LEVEL = 'must be "debug" or "info" or "warning" or "error", got'
 SOCKET = 'must be a path that begins with "/", or "auto" or "off"; got'
+LISTEN_PATH = 'must be a path that begins with "/", "@" and a name, or "off"; got'
+MODE = 'must be a mode of octal digits in quotes, e.g. "0660"; got'
 
 TABLE: dict[str, Bad] = {
     # Not TOML
@@ -155,7 +157,7 @@ TABLE: dict[str, Bad] = {
         "[listen.tls]\ncert = 'x'",
         (
             "FILE:1: listen.tls: unknown key; known: listen.host, listen.port, listen.backlog, listen.reuse_port,"
-            " listen.receive_buffer, listen.free_bind"
+            " listen.receive_buffer, listen.free_bind, listen.unix, listen.unix_mode"
         ),
     ),
     "a buffer in words": wrong(
@@ -282,6 +284,20 @@ TABLE: dict[str, Bad] = {
     "a relative path": wrong("[admin]\nsocket = 'echod.sock'", f'FILE:2: admin.socket: {SOCKET} "echod.sock"'),
     "a path that is too long": wrong(
         f"[admin]\nsocket = '/{'x' * 107}'", "FILE:2: admin.socket: must be at most 107 bytes long (unix(7)), got 108"
+    ),
+    "a relative path to listen on": wrong(
+        "[listen]\nunix = 'echo.sock'", f'FILE:2: listen.unix: {LISTEN_PATH} "echo.sock"'
+    ),
+    "an abstract socket without a name": wrong("[listen]\nunix = '@'", f'FILE:2: listen.unix: {LISTEN_PATH} "@"'),
+    "a path to listen on that is too long": wrong(
+        f"[listen]\nunix = '/{'x' * 107}'", "FILE:2: listen.unix: must be at most 107 bytes long (unix(7)), got 108"
+    ),
+    "a decimal mode": wrong("[listen]\nunix_mode = 660", f"FILE:2: listen.unix_mode: {MODE} 660"),
+    "a mode with a sticky bit": wrong("[listen]\nunix_mode = '1660'", f'FILE:2: listen.unix_mode: {MODE} "1660"'),
+    "a mode in words": wrong("[listen]\nunix_mode = 'rw-rw----'", f'FILE:2: listen.unix_mode: {MODE} "rw-rw----"'),
+    "one path for two sockets": wrong(
+        "[listen]\nunix = '/run//a.sock'\n[admin]\nsocket = '/run/a.sock'",
+        'FILE:2: listen.unix: "/run//a.sock" is also admin.socket: change one of them',
     ),
     "a port alone": wrong("[admin]\nhttp = ':9107'", f'FILE:2: admin.http: {HTTP_ADDRESS} ":9107"'),
     # Values that are impossible together, or on this machine

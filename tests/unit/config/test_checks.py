@@ -277,6 +277,11 @@ def widened(before: dict[str, str], after: dict[str, str], *, binds: bool = True
         ("listen.host", "0.0.0.0", "192.0.2.1", ""),  # noqa: S104
         ("listen.host", "0.0.0.0", "2001:db8::1", 'also listens on "2001:db8::1"'),  # noqa: S104
         ("listen.host", "*", "0.0.0.0", ""),  # noqa: S104
+        ("listen.unix", "off", "/run/e.sock", 'also listens on "unix:/run/e.sock"'),
+        ("listen.unix", "/run/e.sock", "@name", 'also listens on "unix:@name"'),
+        ("listen.unix", "/run/e.sock", "/run/e.sock", ""),
+        ("listen.unix", "/run/e.sock", "off", ""),
+        ("listen.unix_mode", "0600", "0666", ""),
     ],
 )
 def test_a_reload_that_lets_in_more_clients_is_warned_about(name: str, before: str, after: str, warning: str) -> None:
@@ -285,8 +290,40 @@ def test_a_reload_that_lets_in_more_clients_is_warned_about(name: str, before: s
     assert widened({name: before}, {name: after}) == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "before", "after", "warning"),
+    [
+        ("/run/e.sock", "0600", "0660", "mode 0660, it was 0600"),
+        ("/run/e.sock", "0660", "0662", "mode 0662, it was 0660"),
+        ("/run/e.sock", "0660", "0600", ""),
+        ("/run/e.sock", "0660", "0775", ""),
+        ("@name", "0600", "0666", ""),
+    ],
+)
+def test_a_mode_that_lets_in_more_users_is_warned_about(path: str, before: str, after: str, warning: str) -> None:
+    """Who may write to the file may connect (unix(7)); an abstract socket has no file."""
+    old, new = ({"listen.unix": path, "listen.unix_mode": mode} for mode in (before, after))
+    assert widened(old, new) == ([f"--listen.unix_mode: listen.unix_mode: {warning}"] if warning else [])
+    assert widened(old, new, binds=False) == []
+
+
+def test_a_mode_of_an_abstract_socket_is_a_mistake(file: Path) -> None:
+    """Any process may connect to it."""
+    text = "[listen]\nunix = '@name'\n"
+    assert load(file, text).warnings == []
+    assert load(file, f"{text}unix_mode = '0600'").warnings == [
+        f"{file}:3: listen.unix_mode: has no effect, an abstract socket has no file: every user may connect"
+    ]
+
+
+def test_with_a_unix_socket_every_address_may_be_denied(file: Path) -> None:
+    """Its clients have none."""
+    assert load(file, "[access]\ndeny = ['::/0', '0.0.0.0/0']\n[listen]\nunix = '/run/e.sock'").warnings == []
+
+
 def test_hosts_do_not_count_if_none_is_bound() -> None:
     """Sockets from systemd replace them."""
+    assert widened({"listen.unix": "off"}, {"listen.unix": "/run/e.sock"}, binds=False) == []
     assert widened({"listen.host": "127.0.0.1"}, {"listen.host": "*"}, binds=False) == []
 
 

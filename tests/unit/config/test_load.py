@@ -93,6 +93,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "BOOL": (True, False),
     "DURATION": ("off", "7s"),
     "NETWORK": (["10.0.0.0/8", "2001:db8::/32"], ["192.0.2.7"]),
+    "MODE": ("0600", "777"),
     "NUMBER": (7, "8"),
     "SIZE": ("32Ki", "auto"),
     "PATH": ("/one", "/two"),

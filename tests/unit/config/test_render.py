@@ -27,6 +27,7 @@ SAMPLES: dict[str, list[object]] = {
     "BOOL": [True, False],
     "DURATION": ["off", "1ms", "0.0001s", "1.5s", "90m", "366d"],
     "NETWORK": ["10.0.0.0/8", ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1"], "::ffff:10.0.0.0/104", []],
+    "MODE": ["0666", "600", "0000"],
     "NUMBER": [1, 2, "1k"],
     "SIZE": ["auto", 32768, "32Ki"],
     "PATH": ["/run/é b.sock", '/run/"\\', "off"],
@@ -86,8 +87,8 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
     settings = config.load(Path(os.devnull), {"access.allow": "10.0.0.0/8,::1", "timeouts.drain": "off"}, {}).settings
     text = toml(settings)
     assert text.startswith(
-        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\nfree_bind = false\n\n'
-        "[pool]\nsize = 1024\n"
+        '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\nfree_bind = false\n'
+        'unix = "off"\nunix_mode = "0660"\n\n[pool]\nsize = 1024\n'
     )
     assert '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\n\n' in text
     assert '\ndrain = "off"\n' in text
@@ -137,7 +138,7 @@ def test_the_schema_accepts_what_the_program_accepts(tmp_path: Path) -> None:
         )
         path = tmp_path / f"{index}.toml"
         path.write_text(text)
-        config.load(path, {"access.deny": "[]", "access.allow": "[]"}, {})
+        config.load(path, {"access.deny": "[]", "access.allow": "[]", "listen.unix": "off"}, {})
         files.append(path)
     done = check_schema("--schemafile", SCHEMA, *files)
     assert done.returncode == 0, done.stdout + done.stderr

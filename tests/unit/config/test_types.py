@@ -411,7 +411,36 @@ def test_an_invalid_socket_path_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("text", "size"), [("/" + "x" * 107, 108), ("/" + "é" * 54, 109)])
 def test_a_socket_path_has_to_fit_into_its_address(text: str, size: int) -> None:
     """It is measured in bytes, as in unix(7)."""
-    assert message(types.socket_path, text) == f"must be at most 107 bytes long (unix(7)), got {size}"
+    problem = f"must be at most 107 bytes long (unix(7)), got {size}"
+    assert message(types.socket_path, text) == problem
+    assert message(types.listen_path, text) == problem
+    assert message(types.listen_path, f"@{text[1:]}") == problem
+
+
+@pytest.mark.parametrize("text", ["off", "/run/echo.sock", "/run/a b", "@name", "@/a b", "@" + "x" * 106])
+def test_a_path_to_listen_on_is_absolute_or_abstract(text: str) -> None:
+    """Where a file system can't be shared, an abstract name can."""
+    assert types.listen_path(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "auto", "echo.sock", "./x", "/", "@", "@a\nb", "/a\0", "/\udcff"])
+def test_an_invalid_path_to_listen_on_is_refused(text: str) -> None:
+    """Also one that log lines can't show."""
+    assert message(types.listen_path, text) == (
+        f'must be a path that begins with "/", "@" and a name, or "off"; got {shown(text)}'
+    )
+
+
+@pytest.mark.parametrize(("text", "bits"), [("0660", 0o660), ("660", 0o660), ("0000", 0), ("777", 0o777)])
+def test_a_mode_is_octal(text: str, bits: int) -> None:
+    """As chmod(1) has it."""
+    assert types.mode(text) == bits
+
+
+@pytest.mark.parametrize("value", [660, 0o660, True, "", "0o660", "66", "00660", "1660", "0680", "off", "rw-rw----"])
+def test_an_invalid_mode_is_refused_with_an_example(value: object) -> None:
+    """Above all a number: TOML's 660 is decimal, and its bits would be other ones."""
+    assert message(types.mode, value) == (f'must be a mode of octal digits in quotes, e.g. "0660"; got {shown(value)}')
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from echod.config.settings import Access as Settings
 from echod.networks import Ranges
 from echod.server.access import REJECT_REASONS, Bucket, Rules
-from echod.server.endpoint import Peer
+from echod.server.endpoint import Peer, UnixPeer
 
 if TYPE_CHECKING:
     from tests.support.rig import Rig
@@ -201,3 +201,17 @@ def test_a_fraction_of_a_token_is_kept() -> None:
     bucket = Bucket(1.5, 0.0)
     taken(bucket, 0.0)
     assert [taken(bucket, now / 2) for now in range(1, 9)] == [1, 1, 0, 1, 1, 1, 0, 1]
+
+
+def test_networks_do_not_apply_to_clients_of_a_unix_socket(rig: Rig) -> None:
+    """They have no address; the mode of the file decides. All else holds."""
+    client = UnixPeer(4711, 1000)
+    for allow, deny in ((TEN, None), (None, ranges("0.0.0.0/0", "::/0"))):
+        rule(rig, allow, deny)
+        assert rig.access.refusal(client, full=False) is None
+        assert rig.access.refusal(client, full=True) == "pool_full"
+    rule(rig, per_source=1, accept_rate=1.0)
+    rig.pool.sources["uid:1000"] = 1
+    assert rig.access.refusal(client, full=False) == "per_source"
+    assert rig.access.refusal(UnixPeer(4712, 1001), full=False) is None
+    assert rig.access.refusal(UnixPeer(4713, 1002), full=False) == "accept_rate"

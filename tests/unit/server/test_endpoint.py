@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from echod.server.endpoint import Endpoint, Peer
+from echod.server.endpoint import Endpoint, Peer, UnixPeer
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,9 @@ from echod.server.endpoint import Endpoint, Peer
         (Endpoint("tcp", "::", 0), "tcp://[::]:0"),
         (Endpoint("tcp", "fe80::1%eth0", 7), "tcp://[fe80::1%eth0]:7"),
         (Endpoint("tls", "*", 7007), "tls://*:7007"),
+        (Endpoint("unix", path="/run/echo.sock"), "unix:/run/echo.sock"),
+        (Endpoint("unix", path="@echo"), "unix:@echo"),
+        (Endpoint("unix", path="/a\nb\udcff"), "unix:/a\\u000ab\\udcff"),
     ],
 )
 def test_an_endpoint_prints_as_a_url(endpoint: Endpoint, url: str) -> None:
@@ -127,3 +130,11 @@ def test_the_zone_is_part_of_a_link_local_address_and_of_no_other() -> None:
     assert (unknown.address, unknown.source) == (f"fe80::1%{1 << 30}", f"fe80::1%{1 << 30}")
     plain = Peer("2001:db8::1", 7, 0, number)
     assert (plain.address, plain.source) == ("2001:db8::1", "2001:db8::/64")
+
+
+def test_a_client_of_a_unix_socket_is_a_process_and_counts_for_its_user() -> None:
+    """It has no address."""
+    peer = UnixPeer(4711, 1000)
+    assert (peer.fields(), peer.source, peer.address) == ({"pid": 4711, "uid": 1000}, "uid:1000", None)
+    unknown = UnixPeer(None, None)
+    assert (unknown.fields(), unknown.source) == ({"pid": None, "uid": None}, "uid:unknown")

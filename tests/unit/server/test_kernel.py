@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, NoReturn
@@ -268,3 +269,51 @@ def test_a_receive_buffer_that_is_refused_stays_as_it_is(size: int | None) -> No
     """A reload has been accepted by then."""
     with Refusing() as sock:
         kernel.set_receive_buffer(sock, size)
+
+
+# Unix sockets
+
+
+def test_a_unix_socket_is_not_asked_for_tcp_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none, and the kernel says the bytes that its peer has not read yet."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(kernel, "_INFO", None)  # what a question needs
+        assert kernel.info(ours) is None
+        assert kernel.unacknowledged(ours) == 0
+        ours.send(b"x")
+        assert kernel.unacknowledged(ours)
+        theirs.recv(9)
+        assert kernel.unacknowledged(ours) == 0
+
+
+def test_the_client_of_a_unix_socket_is_named_by_the_kernel() -> None:
+    """By its process and its user."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert kernel.peer_credentials(ours) == (os.getpid(), os.getuid())
+
+
+@pytest.mark.parametrize("kind", [Refusing, Old])
+def test_where_the_kernel_does_not_name_it_a_client_is_unknown(kind: type[socket.socket]) -> None:
+    """An emulator."""
+    ours, theirs = socket.socketpair()
+    with theirs, kind(fileno=ours.detach()) as sock:
+        if kind is Old:
+            sock.getsockopt = lambda *_: b""  # type: ignore[method-assign,assignment]
+        assert kernel.peer_credentials(sock) is None
+
+
+@pytest.mark.parametrize("sent", [b"", b"x", bytes(1 << 20)])
+def test_an_end_without_reading_is_eof_for_the_client_of_a_unix_socket(sent: bytes) -> None:
+    """close(2) alone is a reset if the client has sent already."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        if sent:
+            theirs.send(sent)
+        kernel.end_unread(ours)
+        ours.close()
+        assert theirs.recv(9) == b""
+        with pytest.raises(BrokenPipeError):
+            theirs.send(b"x")

@@ -704,7 +704,7 @@ def test_pauses_of_closed_listeners_still_count(rig: Rig) -> None:
 
 
 class Fake:
-    """A kind that listens on one port of its own, and adopts Unix sockets."""
+    """A kind that listens on one port of its own, and adopts packet sockets."""
 
     def __init__(self) -> None:
         self.wanted: list[Endpoint] = [Endpoint("fake", THIRD, 0)]
@@ -740,9 +740,9 @@ class Fake:
         tcp.tune(listener, settings)
 
     def adopt(self, sock: socket.socket) -> Listener | None:
-        if sock.family != socket.AF_UNIX:
+        if sock.type != socket.SOCK_SEQPACKET:
             return None
-        return Listener(Endpoint("fake", "unix", 0), sock, "fake://unix", None, inherited=True)
+        return Listener(Endpoint("fake", "packets", 0), sock, "fake://packets", None, inherited=True)
 
     def acceptor(self, parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
         return tcp.acceptor(parts, listener, waits=waits)
@@ -750,7 +750,7 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """A second kind, after TCP."""
+    """A further kind, after the others."""
     fake = Fake()
     monkeypatch.setitem(listeners.KINDS, "fake", fake)
     return fake
@@ -856,15 +856,13 @@ def closed(fd: int) -> bool:
 
 def unserved(tmp_path: Path) -> dict[str, socket.socket | int]:
     """Return what a socket unit can hand over besides, by what the line says of it."""
-    needs = "the socket unit needs ListenStream= with a port"
+    needs = "the socket unit needs ListenStream="
     udp = bound(socket.AF_INET, socket.SOCK_DGRAM, (ONE, 0))
     lite = bound(socket.AF_INET, socket.SOCK_DGRAM, (ONE, 0), socket.IPPROTO_UDPLITE)
     return {
         f"udp://{ONE}:{udp.getsockname()[1]} is not served: {needs}": udp,
         f"udplite://{ONE}:{lite.getsockname()[1]} is not served: {needs}": lite,
-        f"unix:{tmp_path}/stream is not served: {needs}": bound(
-            socket.AF_UNIX, socket.SOCK_STREAM, f"{tmp_path}/stream"
-        ),
+        f"unix:{tmp_path}/seq is not served: {needs}": bound(socket.AF_UNIX, socket.SOCK_SEQPACKET, f"{tmp_path}/seq"),
         f"unix:@{tmp_path.name} is not served: {needs}": bound(socket.AF_UNIX, socket.SOCK_DGRAM, f"\0{tmp_path.name}"),
         f"a socket of AF_NETLINK is not served: {needs}": socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
         f"it is no socket and is not served: {needs}": os.open(os.devnull, os.O_RDONLY),
@@ -909,10 +907,11 @@ def test_nothing_handed_over_is_nothing_adopted() -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_a_descriptor_is_adopted_by_the_first_kind_that_knows_it() -> None:
-    """A socket that TCP leaves alone is offered to the next kind."""
-    adopted = adopt(handed(socket.socket(socket.AF_UNIX), socket.create_server((ONE, 0))))
-    unix, tcp = adopted.listeners
-    assert (unix.url, unix.inherited) == ("fake://unix", True)
+    """A socket that TCP leaves alone is offered to the next kinds."""
+    packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    adopted = adopt(handed(packets, socket.create_server((ONE, 0))))
+    fake, tcp = adopted.listeners
+    assert (fake.url, fake.inherited) == ("fake://packets", True)
     assert tcp.url == url(*tcp.sock.getsockname())
     assert (adopted.names, adopted.problems) == (["0.socket", "1.socket"], [])
     for listener in adopted.listeners:

@@ -537,7 +537,7 @@ def test_a_listening_socket_is_adopted(family: int, address: str, url: str) -> N
         theirs.bind((address, 0))
         theirs.listen(7)
         port = theirs.getsockname()[1]
-        assert tcp.adopt(sock) == (Endpoint("tcp", address, port), sock, url.format(port), 7, True)
+        assert tcp.adopt(sock) == (Endpoint("tcp", address, port), sock, url.format(port), 7, True, None)
         assert not sock.getblocking()
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         with pytest.raises(BlockingIOError):
