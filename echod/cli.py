@@ -6,37 +6,34 @@ What only `run` needs is imported in `_run`, so that `check` and `--help` start 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
-import re
-import shutil
 import sys
 import threading
-import time
 import traceback
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from echod import __version__, stdio, systemd
-from echod.client import control
+from echod.arguments import add_settings, connection, flags_of, instance, source
+from echod.client import control, instances, watch
+from echod.client.admin_client import TIMEOUT
 from echod.config import admin_socket, checks, render
 from echod.config import load as config
-from echod.config.settings import ENV_FILE, ENV_INSTANCE, declared
-from echod.config.types import network
+from echod.config.settings import ENV_INSTANCE, declared
 from echod.errors import Refusal
-from echod.text import printable, shown
+from echod.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from echod.client.control import Reply
+    from echod.client.instances import Instances
     from echod.config.settings import Setting
-    from echod.networks import Network
 
-_CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP and ED: go to the first line, and erase the screen
-_CONNECTION = re.compile(r"[0-9]{1,19}")
-_USER = re.compile(r"uid:([0-9]{1,10})")
-_SHORT_FLAGS = {"listen.port": ("-p", "--port"), "pool.size": ("-n", "--pool-size")}
+_PATIENCE = 2.0
+"""Seconds to wait for an answer that is asked for again and again. An instance that hangs must not stop the others' figures."""
 
 
 def main() -> NoReturn:
@@ -83,12 +80,17 @@ def parser() -> argparse.ArgumentParser:
     show = _command(configs, "show", _show, "print the settings as TOML, as the file, variables and flags give them")
     show.add_argument("--sources", action="store_true", help="add a comment that says where each value comes from")
     show.add_argument("--running", action="store_true", help="print the settings that the running daemon has instead")
+    _add_instance(show)
     _command(configs, "schema", _schema, "print the JSON Schema of the configuration file, for editors", settings=())
     status = _admin_command(commands, "status", _status, "show the state of the running daemon on one screen")
     connections = _admin_command(commands, "connections", _connections, "show the open connections of the daemon")
     for command in (status, connections):
         command.add_argument("--json", action="store_true", help="print one line of JSON")
-        command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
+        command.add_argument(
+            "--watch",
+            action="store_true",
+            help="repeat every second, until Ctrl-C; a restart of the daemon does not end it",
+        )
     connections.add_argument(
         "--sort",
         choices=control.ORDERS,
@@ -97,13 +99,17 @@ def parser() -> argparse.ArgumentParser:
     )
     kill = _admin_command(commands, "kill", _kill, "end connections of the running daemon")
     kill.add_argument(
-        "id", metavar="ID", nargs="*", type=_connection, help="number of a connection, as `connections` shows it"
+        "id",
+        metavar="ID",
+        nargs="*",
+        type=connection,
+        help="number of a connection, as `connections` shows it; with several instances, INSTANCE/NUMBER",
     )
     for command in (connections, kill):
         command.add_argument(
             "--source",
             metavar="NETWORK",
-            type=_source,
+            type=source,
             help="only clients of this network or address, e.g. 10.0.0.0/8, or of this user of a Unix socket: uid:1000",
         )
     _admin_command(commands, "reload", _reload, "reload the configuration of the running daemon")
@@ -137,7 +143,7 @@ def _command(
     """Add a command that takes these settings as flags; by default, all."""
     parser = _add(commands, name, text)
     parser.set_defaults(command=function)
-    _add_settings(parser, list(declared() if settings is None else settings))
+    add_settings(parser, list(declared() if settings is None else settings))
     return parser
 
 
@@ -146,47 +152,26 @@ def _admin_command(
 ) -> argparse.ArgumentParser:
     """Add a command about the running daemon, which needs only the path of the admin socket."""
     settings = [setting for setting in declared() if setting.name == "admin.socket"]
-    return _command(commands, name, function, text, settings=settings)
+    parser = _command(commands, name, function, text, settings=settings)
+    _add_instance(parser)
+    return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, declared: Sequence[Setting]) -> None:
-    if not declared:
-        return
+def _add_instance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        type=Path,
-        help=f"TOML file (default: ${ENV_FILE}, else {config.DEFAULT_FILE})",
+        "--instance",
+        metavar="N",
+        type=instance,
+        help="ask only this one of several instances, which listens at /run/echod/N/admin.sock",
     )
-    settings = parser.add_argument_group(
-        "settings",
-        "Each setting is also an environment variable and a key of the file, shown in brackets with the default. A flag"
-        " takes precedence over a variable, a variable over the file. Separate the items of a list by commas:"
-        " --listen.host 127.0.0.1,::1.",
-    )
-    for setting in declared:
-        described = f"{render.described(setting)} [{setting.variable}] [{setting.key} = {setting.default}]"
-        settings.add_argument(
-            *_SHORT_FLAGS.get(setting.name, ()),
-            f"--{setting.name}",
-            dest=setting.name,
-            metavar=setting.form.word,
-            help=described.replace("%", "%%"),
-        )
 
 
 def _load(arguments: argparse.Namespace) -> config.Loaded:
     try:
-        return config.load(arguments.config, _flags(arguments), os.environ)
+        return config.load(arguments.config, flags_of(arguments), os.environ)
     except Refusal:
         _warn(checks.unknown_variables(os.environ))  # a misspelled one may be the cause
         raise
-
-
-def _flags(arguments: argparse.Namespace) -> dict[str, str]:
-    values = vars(arguments)
-    return {setting.name: values[setting.name] for setting in declared() if values.get(setting.name) is not None}
 
 
 def _warn(warnings: Iterable[str], level: str = "warning") -> None:
@@ -201,7 +186,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.config = arguments.config.absolute()  # a command that shows it may run in another folder
     loaded = _load(arguments)
     service = systemd.Service(os.environ)
-    flags, environ = _flags(arguments), dict(os.environ)
+    flags, environ = flags_of(arguments), dict(os.environ)
     try:
         instance = os.environ.get(ENV_INSTANCE, "")
         log = Log(sys.stdout, loaded.settings.log, journal=systemd.is_journal(1, os.environ), instance=instance)
@@ -234,8 +219,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     if arguments.running:
-        stdio.answer(control.config(_daemon(arguments), sources=arguments.sources))
+        stdio.answer(control.config(_instances(arguments).only, sources=arguments.sources))
         return
+    if arguments.instance:
+        raise Refusal("echod config show: --instance needs --running", exit_code=os.EX_USAGE)
     loaded = _load(arguments)
     _warn(loaded.warnings)
     document = loaded.document()
@@ -246,74 +233,68 @@ def _schema(_: argparse.Namespace) -> None:
     stdio.answer(render.schema())
 
 
-def _daemon(arguments: argparse.Namespace) -> control.AdminClient:
-    """Return a client for the daemon that these settings lead to."""
-    found = admin_socket.candidates(arguments.config, _flags(arguments), os.environ)
-    return control.AdminClient(found.paths, found.trouble)
+def _instances(arguments: argparse.Namespace, patience: float = TIMEOUT) -> Instances:
+    """Return the running daemons that these settings lead to."""
+    flags = flags_of(arguments)
+    if arguments.instance is None:
+        return instances.find(admin_socket.candidates(arguments.config, flags, os.environ), patience)
+    if flags.get("admin.socket"):
+        raise Refusal("echod: give either --instance or --admin.socket", exit_code=os.EX_USAGE)
+    return instances.choose(arguments.instance, admin_socket.directories(os.environ), patience)
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    daemon = _daemon(arguments)
-    _show_answer(arguments, lambda: control.status(daemon, as_json=arguments.json))
+    _show_reply(arguments, functools.partial(control.status, as_json=arguments.json))
 
 
 def _connections(arguments: argparse.Namespace) -> None:
-    daemon = _daemon(arguments)
-    _show_answer(
-        arguments,
-        lambda: control.connections(daemon, as_json=arguments.json, order=arguments.sort, source=arguments.source),
+    command = functools.partial(
+        control.connections, as_json=arguments.json, order=arguments.sort, source=arguments.source
     )
+    _show_reply(arguments, command)
 
 
-def _show_answer(arguments: argparse.Namespace, answer: Callable[[], str]) -> None:
-    # A dumb terminal, as in Emacs or a CI job, shows escape sequences as text.
-    redraws = arguments.watch and not arguments.json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    while True:
-        text = answer()
-        if redraws:
-            fitting = text.splitlines(keepends=True)[: shutil.get_terminal_size().lines - 1]
-            text = f"{_CLEAR}{''.join(fitting)}"
-        stdio.answer(text)
-        if not arguments.watch:
-            return
-        time.sleep(1)
+def _show_reply(arguments: argparse.Namespace, command: Callable[[Instances], Reply]) -> None:
+    if not arguments.watch:
+        _finish(command(_instances(arguments)))
+        return
+
+    def ask() -> Reply:
+        return command(_instances(arguments, _PATIENCE))
+
+    if arguments.json:
+        watch.watch_json(ask, stdio.answer, stdio.report)
+    else:
+        watch.watch(ask, stdio.answer)
+
+
+def _finish(reply: Reply, level: str = "warning") -> None:
+    """Write the reply; fail if some of the instances have."""
+    stdio.answer(reply.text)
+    _warn(reply.warnings, level)
+    if reply.failure:
+        raise reply.failure
 
 
 def _kill(arguments: argparse.Namespace) -> None:
     if bool(arguments.id) == (arguments.source is not None):
         raise Refusal("echod kill: give either IDs or --source (see echod kill --help)", exit_code=os.EX_USAGE)
-    daemon = _daemon(arguments)
-    killed = control.kill_source(daemon, arguments.source) if arguments.source else control.kill(daemon, arguments.id)
+    found = _instances(arguments)
+    killed = control.kill_source(found, arguments.source) if arguments.source else control.kill(found, arguments.id)
     for line in killed:
         stdio.answer(line)
 
 
 def _reload(arguments: argparse.Namespace) -> None:
-    text, warnings = control.reload(_daemon(arguments))
-    stdio.answer(text)
-    _warn(warnings, level="answer")  # under ExecReload=, the journal has them from the daemon
+    _finish(control.reload(_instances(arguments)), level="answer")  # under ExecReload=, the journal has the warnings
 
 
 def _ready(arguments: argparse.Namespace) -> None:
-    stdio.answer(control.ready(_daemon(arguments)))
+    _finish(control.ready(_instances(arguments)))
 
 
 def _lame_duck(arguments: argparse.Namespace) -> None:
-    stdio.answer(control.lame_duck(_daemon(arguments), on=not arguments.off))
-
-
-def _source(text: str) -> Network | control.User:
-    try:
-        found = _USER.fullmatch(text)
-        return control.User(int(found[1])) if found else network(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _connection(text: str) -> int:
-    if not _CONNECTION.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be the number of a connection, got {shown(text)}")
-    return int(text)
+    _finish(control.lame_duck(_instances(arguments), on=not arguments.off))
 
 
 def _version() -> str:

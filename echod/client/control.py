@@ -1,32 +1,35 @@
-"""The commands about the running daemon: each sends a request to its admin socket, and returns text for standard output.
+"""The commands about the running daemons: each asks for something, and returns text for standard output.
 
-An unreachable daemon, an error that it reports, and an answer that echod would not give end in a `Refusal`.
+With several instances, each line says which one it is about. What some of them refuse, or fail to answer, doesn't keep the
+others from being asked, and is reported at the end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import functools
 import ipaddress
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import h11
 import orjson
 
-from echod import unix
 from echod.client import screen
+from echod.client.admin_client import as_expected, content, unavailable
+from echod.client.instances import combined
+from echod.client.totals import total
 from echod.config import render
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
+    from echod.client.admin_client import AdminClient
+    from echod.client.instances import Instances
     from echod.networks import Network
 
     Row = Mapping[str, Any]
+    Answer = Mapping[str, Any]
+    Failures = dict[str, Refusal]
 
 
 class User(NamedTuple):
@@ -39,164 +42,226 @@ class User(NamedTuple):
         return f"uid:{self.uid}"
 
 
-TIMEOUT = 10.0
-"""Seconds to wait for an answer."""
 _NOT_FOUND = 404
 _UNAVAILABLE = 503
 RELOAD_TIMEOUT = 75.0
 """Seconds to wait for the answer to a reload; the daemon gives up on a file after 60."""
+_READY = "ready"
+_HARMLESS = frozenset({_READY, "lame duck", "starting", "draining", "not listening"})
+"""What an instance may be without any client being turned away: it serves those that come, or does not listen."""
 
 
-class AdminClient:
-    """Sends requests to the first of these paths at which a daemon accepts.
+class Reply(NamedTuple):
+    """What a command has to say."""
 
-    `trouble` explains why the right path may be missing from the list; it is raised if no path has a daemon.
-    """
-
-    def __init__(self, paths: Sequence[Path], trouble: Refusal | None = None) -> None:
-        self._paths = paths
-        self._trouble = trouble
-        self.url = ""
-        """The socket of the last request."""
-
-    def request(self, method: str, target: str, *, timeout: float = TIMEOUT) -> tuple[int, Any]:
-        """Return the status code and the decoded JSON. Raises `Refusal` with exit code 69 or 77."""
-        self.url, sock = self._connect(timeout)
-        with sock:
-            try:
-                return _exchange(sock, method, target)
-            except TimeoutError:
-                raise _unavailable(f"{self.url}: no answer within {timeout:.0f} s") from None
-            except (OSError, h11.RemoteProtocolError, ValueError):
-                raise _unavailable(f"{self.url}: no valid answer; is it the admin socket of echod?") from None
-
-    def _connect(self, timeout: float) -> tuple[str, socket.socket]:
-        forbidden = ""
-        for path in self._paths:
-            try:
-                return unix.url(path), unix.connect(path, timeout)
-            except PermissionError:
-                forbidden = forbidden or unix.url(path)
-            except TimeoutError:
-                raise _unavailable(f"{unix.url(path)}: no answer within {timeout:.0f} s") from None
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
-                    raise _unavailable(f"{unix.url(path)}: {error.strerror or error}") from None
-        if self._trouble:
-            raise self._trouble
-        if forbidden:
-            line = f"echod: {forbidden}: no permission: be root, the daemon's user, or a member of its group"
-            raise Refusal(line, exit_code=os.EX_NOPERM)
-        if not self._paths:
-            raise _unavailable('admin.socket is "off": no daemon can be reached')
-        raise _unavailable(f"no daemon answers at {' or '.join(map(unix.url, self._paths))}")
+    text: str
+    failure: Refusal | None = None
+    """Of some of several instances, while the others have answered."""
+    warnings: Sequence[str] = ()
 
 
-def _exchange(sock: socket.socket, method: str, target: str) -> tuple[int, Any]:
-    connection = h11.Connection(h11.CLIENT)
-    request = h11.Request(method=method, target=target, headers=[("host", "echod"), ("connection", "close")])
-    sock.sendall((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
-    code, body = 0, bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(sock.recv(65536))
-        elif isinstance(event, h11.Response):
-            code = event.status_code
-        elif isinstance(event, h11.Data):
-            body += event.data
-        elif isinstance(event, h11.EndOfMessage):
-            return code, orjson.loads(body)
+class ConnectionId(NamedTuple):
+    """The number of a connection, and the instance that has it; "" if there is only one."""
+
+    instance: str
+    number: int
+
+    def __str__(self) -> str:
+        """Return it as `connections` shows it, and as `kill` takes it."""
+        return f"{self.instance}/{self.number}" if self.instance else str(self.number)
 
 
-def _unavailable(line: str) -> Refusal:
-    return Refusal(f"echod: {line}", exit_code=os.EX_UNAVAILABLE)
+def _failure(failures: Failures) -> Refusal | None:
+    return combined(failures.values()) if failures else None
 
 
-def status(daemon: AdminClient, *, as_json: bool) -> str:
-    """Return one screen about the daemon, or what it answers, in JSON."""
-    with _as_expected(daemon):
-        answer = _content(daemon.request("GET", "/status"))
+def status(instances: Instances, *, as_json: bool) -> Reply:
+    """Return one screen about the daemon or all instances, or what they answer, in JSON."""
+    if not instances.several:
+        return Reply(_one_status(instances.only, as_json=as_json))
+    answers, failures = statuses(instances)
+    if not as_json:
+        return Reply(screen.instances(answers, total(list(answers.values())), len(failures)), _failure(failures))
+    errors = {name: list(refusal.lines) for name, refusal in failures.items()}
+    whole = {"total": total(list(answers.values())), "instances": answers, "errors": errors}
+    return Reply(_json_line(whole), _failure(failures))
+
+
+def _one_status(daemon: AdminClient, *, as_json: bool) -> str:
+    with as_expected(daemon):
+        answer = content(daemon.request("GET", "/status"))
         return _json_line(answer) if as_json else screen.status(answer)
+
+
+def statuses(instances: Instances) -> tuple[dict[str, Answer], Failures]:
+    """Return the status of each instance, and the refusals of those that gave none that can be shown."""
+    return instances.ask(_checked_status)
+
+
+def _checked_status(daemon: AdminClient) -> Answer:
+    with as_expected(daemon):
+        answer: Answer = content(daemon.request("GET", "/status"))
+        screen.status(answer)
+        total([answer])
+        return answer
 
 
 def config(daemon: AdminClient, *, sources: bool) -> str:
     """Return the settings that the daemon has, as TOML, with the origin of each if wanted."""
-    with _as_expected(daemon):
-        answer = _content(daemon.request("GET", "/config"))
+    with as_expected(daemon):
+        answer = content(daemon.request("GET", "/config"))
         return render.toml(answer["settings"], answer["origins"] if sources else None)
 
 
-def connections(daemon: AdminClient, *, as_json: bool, order: str, source: Network | User | None) -> str:
+def connections(instances: Instances, *, as_json: bool, order: str, source: Network | User | None) -> Reply:
     """Return a row for each open connection in this order, only for clients of this network or user if one is given."""
-    with _as_expected(daemon):
-        rows = _rows(daemon, source)
-        rows.sort(key=ORDERS[order])
-        return _json_line(rows) if as_json else screen.connections(rows)
+    rows, failures = rows_of(instances, source=source)
+    with as_expected(instances):
+        rows = in_order(rows, order)
+        text = _json_line(rows) if as_json else screen.connections(rows, several=instances.several)
+        return Reply(text, _failure(failures))
 
 
-def kill(daemon: AdminClient, connections: Sequence[int]) -> Iterator[str]:
-    """End these connections; yield a line for each. Raises `Refusal` at the end with a line for each that was not there."""
-    missing = yield from _end(daemon, connections)
+def rows_of(instances: Instances, *, source: Network | User | None) -> tuple[list[Row], Failures]:
+    """Return a row for each open connection, by instance and number, and the refusals of instances that gave none.
+
+    With several instances, each row has its `instance`.
+    """
+    found, failures = instances.ask(functools.partial(_rows, source=source))
+    rows: list[Row] = []
+    with as_expected(instances):
+        for name, some in found.items():
+            some.sort(key=lambda row: row["connection"])
+            rows += [{"instance": name, **row} for row in some] if instances.several else some
+    return rows, failures
+
+
+def in_order(rows: Sequence[Row], order: str) -> list[Row]:
+    """Return the rows of `rows_of` in one of `ORDERS`. Rows that are equal in it stay as they are."""
+    return sorted(rows, key=ORDERS[order])
+
+
+def kill(instances: Instances, connections: Sequence[ConnectionId]) -> Iterator[str]:
+    """End these connections; yield a line for each. Raises `Refusal` at the end with a line for each that was not there.
+
+    Raises it at once if it isn't said which of several instances has a connection.
+    """
+    if len(instances.daemons) > 1:
+        for each in connections:
+            if not each.instance:
+                line = f"echod: kill: {each}: name the instance too, as `echod connections` does: INSTANCE/ID"
+                raise Refusal(line, exit_code=os.EX_USAGE)
+    wanted: dict[str, list[int]] = {}
+    (first, *_) = instances.daemons
+    for each in connections:
+        wanted.setdefault(each.instance or first, []).append(each.number)
+    missing = yield from _end(instances, wanted)
     if missing:
-        raise Refusal(*missing, exit_code=os.EX_DATAERR)
+        raise combined(missing)
 
 
-def kill_source(daemon: AdminClient, source: Network | User) -> Iterator[str]:
+def kill_source(instances: Instances, source: Network | User) -> Iterator[str]:
     """End the connections of this network or user; yield a line for each. Raises `Refusal` if there is none."""
-    with _as_expected(daemon):
-        numbers = [row["connection"] for row in _rows(daemon, source)]
-    if not numbers:
+    with as_expected(instances):
+        found, failures = instances.ask(functools.partial(_rows, source=source))
+        wanted = {name: [row["connection"] for row in rows] for name, rows in found.items()}
+    if not any(wanted.values()) and not failures:
         raise Refusal(f"echod: there is no connection from {source}", exit_code=os.EX_DATAERR)
-    yield from _end(daemon, numbers)  # one that has ended meanwhile is what the user wants
+    refusals = yield from _end(instances, wanted)
+    # One that has ended meanwhile is what the user wants.
+    refusals = [*failures.values(), *(each for each in refusals if each.exit_code != os.EX_DATAERR)]
+    if refusals:
+        raise combined(refusals)
 
 
-def _end(daemon: AdminClient, connections: Sequence[int]) -> Generator[str, None, list[str]]:
-    """End connections; yield a line for each that was there, and return one for each that was not."""
-    missing = []
-    for connection in connections:
-        with _as_expected(daemon):
-            code, content = daemon.request("DELETE", f"/connections/{connection}")
-            if code == _NOT_FOUND:
-                missing.append(f"echod: {content['error']}")
-            else:
-                killed = _content((code, content))
-                yield f"killed {killed['connection']}, {screen.client(killed['client'])}\n"
-    return missing
+def _end(instances: Instances, wanted: Mapping[str, Sequence[int]]) -> Generator[str, None, list[Refusal]]:
+    """End connections; yield a line for each that was there, and return a refusal for each other, or each instance that failed."""
+    refusals = []
+    for name, numbers in wanted.items():
+        daemon = instances.daemons.get(name)
+        if daemon is None:
+            refusals.append(Refusal(f"echod: there is no instance {name}", exit_code=os.EX_DATAERR))
+            continue
+        try:
+            for number in numbers:
+                with as_expected(daemon):
+                    code, body = daemon.request("DELETE", f"/connections/{number}")
+                    if code == _NOT_FOUND:
+                        missing = Refusal(f"echod: {body['error']}", exit_code=os.EX_DATAERR)
+                        refusals.append(instances.about(name, missing))
+                        continue
+                    killed = content((code, body))
+                    shown = ConnectionId(name if instances.several else "", killed["connection"])
+                    yield f"killed {shown}, {screen.client(killed['client'])}\n"
+        except Refusal as refusal:
+            refusals.append(instances.about(name, refusal))
+    return refusals
 
 
-def reload(daemon: AdminClient) -> tuple[str, list[str]]:
+def reload(instances: Instances) -> Reply:
     """Reload the configuration; return a line for each setting that changed, and warnings. Raises `Refusal` if refused."""
-    with _as_expected(daemon):
-        answer = _content(daemon.request("POST", "/reload", timeout=RELOAD_TIMEOUT))
+    answers, failures = instances.ask(_reload)
+    if not instances.several:
+        ((lines, warnings),) = answers.values()
+        return Reply("".join(f"{line}\n" for line in lines), None, warnings)
+    text = _by_instance({name: lines for name, (lines, _) in answers.items()})
+    warnings = [f"instance {name}: {line}" for name, (_, some) in answers.items() for line in some]
+    return Reply(text, _failure(failures), warnings)
+
+
+def _reload(daemon: AdminClient) -> tuple[list[str], list[str]]:
+    with as_expected(daemon):
+        answer = content(daemon.request("POST", "/reload", timeout=RELOAD_TIMEOUT))
         old, new = answer["old"], answer["new"]
         lines = [f"{name}: {_json(old[name])} -> {_json(new[name])}" for name in answer["changed"]]
-        text = "".join(f"{line}\n" for line in lines or ["reloaded, nothing has changed"])
-        return text, list(map(str, answer["warnings"]))
+        return lines or ["reloaded, nothing has changed"], list(map(str, answer["warnings"]))
 
 
-def ready(daemon: AdminClient) -> str:
-    """Return a line if a client that connects now is served; raise `Refusal` with the reason otherwise."""
-    with _as_expected(daemon):
-        code, content = daemon.request("GET", "/readyz")
-        if code == _UNAVAILABLE:
-            raise _unavailable(f"not ready: {content['status']}")
-        _content((code, content))
-        return "ready\n"
+def _by_instance(lines: Mapping[str, Iterable[str]]) -> str:
+    return "".join(f"instance {name}: {line}\n" for name, some in lines.items() for line in some)
 
 
-def lame_duck(daemon: AdminClient, *, on: bool) -> str:
+def ready(instances: Instances) -> Reply:
+    """Return a line if a client that connects now is served; raise `Refusal` with the reason otherwise.
+
+    With several instances, the kernel gives clients to each that listens. So one has to be ready, and none may turn clients
+    away, because its pool is full, it is paused, or it hangs.
+    """
+    states, failures = instances.ask(_readiness)
+    shown = {name: state if state == _READY else f"not ready: {state}" for name, state in states.items()}
+    if _READY in states.values() and not failures and _HARMLESS.issuperset(states.values()):
+        return Reply(_by_instance({name: [line] for name, line in shown.items()}) if instances.several else "ready\n")
+    refusals = [instances.about(name, unavailable(line)) for name, line in shown.items() if line != _READY]
+    raise combined([*refusals, *failures.values()])
+
+
+def _readiness(daemon: AdminClient) -> str:
+    with as_expected(daemon):
+        code, body = daemon.request("GET", "/readyz")
+        if code != _UNAVAILABLE:
+            body = content((code, body))
+        return str(body["status"])
+
+
+def lame_duck(instances: Instances, *, on: bool) -> Reply:
     """Let the daemon be not ready but go on accepting, or take that back; return a line. Raises `Refusal` if it stops."""
-    with _as_expected(daemon):
-        answer = _content(daemon.request("PUT" if on else "DELETE", "/lame-duck"))
+    answers, failures = instances.ask(functools.partial(_lame_duck, on=on))
+    line = "lame duck: accepting, but not ready" if on else "no lame duck"
+    text = _by_instance({name: [line] for name in answers}) if instances.several else f"{line}\n"
+    return Reply(text, _failure(failures))
+
+
+def _lame_duck(daemon: AdminClient, *, on: bool) -> None:
+    with as_expected(daemon):
+        answer = content(daemon.request("PUT" if on else "DELETE", "/lame-duck"))
         if answer["lame_duck"] is not on:
             raise ValueError
-        return "lame duck: accepting, but not ready\n" if on else "no lame duck\n"
 
 
 def _rows(daemon: AdminClient, source: Network | User | None) -> list[Row]:
-    rows: list[Row] = _content(daemon.request("GET", "/connections"))
-    return rows if source is None else [row for row in rows if _is_from(row["client"], source)]
+    with as_expected(daemon):
+        rows: list[Row] = content(daemon.request("GET", "/connections"))
+        return rows if source is None else [row for row in rows if _is_from(row["client"], source)]
 
 
 def _is_from(client: Mapping[str, Any], source: Network | User) -> bool:
@@ -222,7 +287,7 @@ def _most_first(name: str) -> Callable[[Row], float]:
 
 
 ORDERS: dict[str, Callable[[Row], Any]] = {
-    "id": lambda row: row["connection"],
+    "id": lambda _: 0,  # as they are
     "client": _by_client,
     "age": _most_first("age"),
     "idle": _most_first("idle"),
@@ -231,28 +296,6 @@ ORDERS: dict[str, Callable[[Row], Any]] = {
     "rtt": lambda row: -row["tcp"]["rtt"] if row["tcp"] else 0,
 }
 """The keys by which connections can be sorted: columns of the table. Quantities come largest first."""
-
-
-@contextlib.contextmanager
-def _as_expected(daemon: AdminClient) -> Iterator[None]:
-    """Refuse an answer of another form: any program that speaks HTTP may listen there, or another version of echod."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-        raise _unavailable(f"{daemon.url}: unexpected answer; is it another version of echod?") from None
-
-
-def _content(answer: tuple[int, Any]) -> Any:  # noqa: ANN401 - as the daemon answers
-    """Return the content of a successful answer; raise `Refusal` with what the daemon says otherwise."""
-    code, content = answer
-    match code:
-        case 200:
-            return content
-        case 422:
-            raise Refusal(*map(str, content["errors"]), exit_code=int(content["exit_code"]))
-        case 409 | 503:
-            raise _unavailable(content["error"])
-    raise Refusal(f"echod: the daemon answers {code}: {_json(content)}", exit_code=os.EX_SOFTWARE)
 
 
 def _json(value: Any) -> str:  # noqa: ANN401 - as the daemon answers

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from echod.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    Line = tuple[bool, str, str]
 
 BAR = 30
 """Characters in the bar that shows how full the pool is."""
@@ -22,17 +24,69 @@ LATE = 1.0
 """Seconds for which lines of the log may be held until that needs attention."""
 _WHEN_FULL = {"reject": "the next client is closed at once", "wait": "the next client waits in the backlog"}
 _COLUMNS = ("ID", "CLIENT", "AGE", "IDLE", "BYTES", "PENDING", "STATE", "RTT", "RETRANS")
-_LEFT_ALIGNED = ("CLIENT", "STATE")
+_LEFT_ALIGNED = ("INSTANCE", "CLIENT", "STATE")
+_INSTANCE_COLUMNS = (
+    *("INSTANCE", "STATE", "PID", "UP", "IN USE", "SIZE"),
+    *("ACCEPTED/S", "REJECTED/S", "RECEIVED/S", "SENT/S", "LOOP LAG"),
+)
 _UNKNOWN = "?"
 """What the kernel doesn't tell."""
 
 
 def status(answer: Mapping[str, Any]) -> str:
     """Return the screen for an answer to `GET /status`."""
-    return "".join(f"{'!' if attention else ' '} {name:<10} {text}\n" for attention, name, text in _lines(answer))
+    return _text(_lines(answer))
 
 
-def _lines(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
+def instances(answers: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any], missing: int) -> str:
+    """Return the screen for several instances: totals, a row for each, and the lines of each that need attention.
+
+    `missing` is how many have not answered.
+    """
+    return _text([*_total_lines(len(answers), missing, total), *_recent(total)]) + _instances(answers)
+
+
+def _text(lines: Iterable[Line]) -> str:
+    return "".join(f"{'!' if attention else ' '} {name:<10} {text}\n" for attention, name, text in lines)
+
+
+def _total_lines(number: int, missing: int, total: Mapping[str, Any]) -> Iterator[Line]:
+    yield missing > 0, "instances", f"{number} of {number + missing} answer" if missing else str(number)
+    yield next(_pool(total["pool"]))
+    yield from _listeners(total["listeners"], total["missing"])
+    yield from _counts(total)
+
+
+def _instances(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [_instance_cells(name, answer) for name, answer in answers.items()]
+    lines = [
+        (True, name, f"{topic:<10} {text}")
+        for name, answer in answers.items()
+        for attention, topic, text in _lines(answer)
+        if attention
+    ]
+    table = "".join(f"  {line}\n" for line in _table(_INSTANCE_COLUMNS, rows).splitlines())
+    return f"\n{table}{_text(lines)}"
+
+
+def _instance_cells(name: str, answer: Mapping[str, Any]) -> tuple[str, ...]:
+    pool, rates = answer["pool"], answer["rates"]
+    return (
+        name,
+        answer["state"],
+        str(answer["pid"]),
+        span(answer["uptime"]),
+        f"{pool['in_use']:,}",
+        f"{pool['size']:,}",
+        f"{rates['accepted']:,.0f}",
+        f"{rates['rejected']:,.0f}",
+        size(rates["bytes_received"]),
+        size(rates["bytes_sent"]),
+        fine(answer["loop_lag"]["last"]),
+    )
+
+
+def _lines(answer: Mapping[str, Any]) -> Iterator[Line]:
     """Yield for each line whether it needs attention, its name, and its text."""
     uptime = span(answer["uptime"])
     text = f"{answer['version']}, {answer['state']}, pid {answer['pid']}, up {uptime}"
@@ -42,7 +96,8 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     yield from _configuration(answer["config"] or "defaults", answer["reload"])
     yield from _pool(answer["pool"])
     yield from _listeners(answer["listeners"], answer["missing"])
-    yield from _traffic(answer)
+    yield from _counts(answer)
+    yield from _recent(answer)
     yield from _health(answer)
 
 
@@ -52,7 +107,7 @@ def _lame_duck(duck: Mapping[str, Any]) -> str:
     return f"accepting, but not ready for {span(duck['age'])}; {end}"
 
 
-def _configuration(file: str, last: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
+def _configuration(file: str, last: Mapping[str, Any]) -> Iterator[Line]:
     ago = f"{span(last['age'])} ago"
     if last["success"]:
         yield False, "config", f"{file}, loaded {ago}"
@@ -62,7 +117,7 @@ def _configuration(file: str, last: Mapping[str, Any]) -> Iterator[tuple[bool, s
         yield True, "", printable(line)
 
 
-def _pool(pool: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
+def _pool(pool: Mapping[str, Any]) -> Iterator[Line]:
     part = pool["in_use"] / pool["size"]
     filled = round(BAR * min(1.0, part))
     bar = f"[{'#' * filled}{'.' * (BAR - filled)}]"
@@ -70,9 +125,7 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     yield False, "when full", _WHEN_FULL[pool["when_full"]]
 
 
-def _listeners(
-    listeners: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[bool, str, str]]:
+def _listeners(listeners: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     if not listeners and not missing:
         yield True, "listeners", "none"
     name = "listeners"
@@ -90,7 +143,7 @@ def _count(number: int | None) -> str:
     return _UNKNOWN if number is None else f"{number:,}"
 
 
-def _traffic(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
+def _counts(answer: Mapping[str, Any]) -> Iterator[Line]:
     rates, counts = answer["rates"], answer["connections"]
     clients = f"{rates['accepted']:,.0f}/s accepted, {rates['rejected']:,.0f}/s rejected"
     moving = f"{size(rates['bytes_received'])}/s received, {size(rates['bytes_sent'])}/s sent"
@@ -99,13 +152,16 @@ def _traffic(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     yield False, "accepted", f"{counts['accepted']:,}"
     yield False, "closed", _by_reason(counts["closed"])
     yield False, "rejected", _by_reason(counts["rejected"])
+
+
+def _recent(answer: Mapping[str, Any]) -> Iterator[Line]:
     for each in answer["rejections"][:RECENT]:
         yield False, "", f"{client(each['client'])} {each['reason']}, {span(each['age'])} ago"
     sources = ", ".join(f"{each['source']} {each['connections']:,}" for each in answer["sources"])
     yield False, "sources", sources or "none"
 
 
-def _health(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
+def _health(answer: Mapping[str, Any]) -> Iterator[Line]:
     paused, lag = answer["accept_paused_seconds"], answer["loop_lag"]
     if paused:
         yield True, "paused", f"{fine(paused)} without accepting, for lack of descriptors or memory"
@@ -113,7 +169,7 @@ def _health(answer: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
     yield _log(answer["log"])
 
 
-def _log(log: Mapping[str, Any]) -> tuple[bool, str, str]:
+def _log(log: Mapping[str, Any]) -> Line:
     held_since, error = log["held_since"] or 0.0, log["error"]
     text = f"{log['dropped']:,} lines dropped" if log["dropped"] else "no lines dropped"
     if held_since >= LATE or (log["held"] and error):
@@ -129,24 +185,34 @@ def _by_reason(counts: Mapping[str, int]) -> str:
     return f"{total:,}: {reasons}" if total else "0"
 
 
-def connections(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table for the rows of `GET /connections`."""
-    table = [_COLUMNS, *map(_cells, rows)]
-    widths = [max(len(cells[number]) for cells in table) for number in range(len(_COLUMNS))]
+def connections(rows: Sequence[Mapping[str, Any]], *, several: bool = False) -> str:
+    """Return the table for the rows of `GET /connections`; those of several instances have their `instance`."""
+    if not several:
+        return _table(_COLUMNS, [_cells(str(row["connection"]), row) for row in rows])
+    cells = []
+    for row in rows:
+        name = row["instance"]
+        cells.append((name, *_cells(f"{name}/{row['connection']}", row)))
+    return _table(("INSTANCE", *_COLUMNS), cells)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for cells in table:
         aligned = [
             cell.ljust(width) if name in _LEFT_ALIGNED else cell.rjust(width)
-            for name, cell, width in zip(_COLUMNS, cells, widths, strict=True)
+            for name, cell, width in zip(columns, cells, widths, strict=True)
         ]
         lines.append("  ".join(aligned).rstrip() + "\n")
     return "".join(lines)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(number: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     pending, tcp = row["pending"], row["tcp"]
     return (
-        str(row["connection"]),
+        number,
         client(row["client"]),
         span(row["age"]),
         span(row["idle"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ from echod.config.settings import Settings
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 NAME = "admin.sock"
 SYSTEM = Path("/run/echod", NAME)
@@ -27,6 +28,8 @@ class Candidates(NamedTuple):
     """Likeliest first."""
     trouble: Refusal | None = None
     """The error in reading the file. The unread file may name another path."""
+    directories: Sequence[Path] = ()
+    """Where instances have their sockets, each in a directory of its own below. None if one daemon is meant."""
 
 
 def of_daemon(setting: str, environ: Mapping[str, str]) -> Path | None:
@@ -58,14 +61,39 @@ def candidates(file: Path | None, flags: Mapping[str, str], environ: Mapping[str
             # The default file may have changed since the daemon read it: look where "auto" has the socket, too. With
             # -c, only the daemon of that file is meant.
             edited = layer is layers[-1] and file is None
-            return Candidates(_paths(section["socket"], environ, edited=edited))
-    return Candidates(_paths(Settings.model_fields["admin"].default.socket, environ), trouble)
+            return _candidates(section["socket"], environ, None, edited=edited)
+    return _candidates(Settings.model_fields["admin"].default.socket, environ, trouble)
 
 
-def _paths(setting: str, environ: Mapping[str, str], *, edited: bool = False) -> list[Path]:
+def _candidates(
+    setting: str, environ: Mapping[str, str], trouble: Refusal | None, *, edited: bool = False
+) -> Candidates:
     named = [] if setting in ("off", "auto") else [Path(setting)]
-    automatic = [*_automatic(environ), SYSTEM] if edited or setting == "auto" else []
-    return list(dict.fromkeys(named + automatic))
+    if setting != "auto" and not edited:
+        return Candidates(named, trouble)
+    paths = dict.fromkeys([*named, *_automatic(environ), SYSTEM])
+    # Inside a service, as in ExecReload=, only that service's own daemon is meant.
+    inside = environ.get("RUNTIME_DIRECTORY")
+    return Candidates(list(paths), trouble, () if inside else directories(environ))
+
+
+def directories(environ: Mapping[str, str]) -> list[Path]:
+    """Return where instances have their sockets, in directories of their own: the user's and the system's."""
+    user = [Path(environ["XDG_RUNTIME_DIR"], "echod")] if environ.get("XDG_RUNTIME_DIR") else []
+    return [*user, SYSTEM.parent]
+
+
+def instances(directory: Path) -> dict[str, Path]:
+    """Return where instances below this directory may listen, by their names: numbers in order, then others.
+
+    A name that would break a line, or that a terminal would act on, is none.
+    """
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except OSError:  # it does not exist, or is closed to this user
+        return {}
+    names.sort(key=lambda name: (int(name) if name.isdecimal() else math.inf, name))
+    return {name: directory / name / NAME for name in names if name != NAME and name.isprintable()}
 
 
 def _automatic(environ: Mapping[str, str]) -> Iterator[Path]:

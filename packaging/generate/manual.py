@@ -28,8 +28,8 @@ echod is a daemon for the echo service of RFC 862 over TCP: it returns every byt
 echod makes a fixed number of workers when it starts. Each worker serves one connection at a time. echod does not read from
 a client that does not read its echo, so the size of the pool bounds the memory.
 
-One process uses one core. To use more, run several processes on one port (listen.reuse_port), each with its own
-admin.socket: with "auto", only the first process gets one."""
+One process uses one core. To use more, run several processes on one port (listen.reuse_port), such as the instances of
+echod@.service. The commands about the running daemon then speak of all of them; --instance picks one."""
 
 _SETTINGS = """\
 Each setting of echod.toml(5) is also a flag under its dotted name, and an environment variable. A flag overrides a variable, a

@@ -685,7 +685,7 @@ def test_watch_draws_again_each_second_until_ctrl_c(admin: Daemon, tmp_path: Pat
 
 @pytest.mark.slow
 def test_watch_for_programs_is_a_line_each_second(admin: Daemon, tmp_path: Path) -> None:
-    """And ends with one line and 69 when the daemon does."""
+    """It survives a restart: meanwhile there is no line, and one on standard error says why."""
     with admin() as daemon:
         watching = subprocess.Popen(
             [*ECHOD, "status", "--watch", "--json", "--admin.socket", str(path_of(tmp_path))],
@@ -694,12 +694,16 @@ def test_watch_for_programs_is_a_line_each_second(admin: Daemon, tmp_path: Path)
             text=True,
             env=environment(),
         )
-        with watching, daemon.deadline():
+        with daemon.deadline():
             assert watching.stdout
             assert watching.stderr
             uptimes = [json.loads(watching.stdout.readline())["uptime"] for _ in range(3)]
             assert all(after - before > 0.9 for before, after in itertools.pairwise(uptimes))
             assert daemon.stop() == 0
-            watching.stdout.read()
-            assert re.fullmatch(r"echod: .*\n", watching.stderr.read())
-            assert watching.wait(DEADLINE) == os.EX_UNAVAILABLE
+            assert watching.stderr.readline() == f"echod: no daemon answers at unix:{path_of(tmp_path)}\n"
+    with watching, admin() as daemon, daemon.deadline():
+        pids = {json.loads(watching.stdout.readline())["pid"] for _ in range(2)}
+        assert daemon.process.pid in pids
+        watching.send_signal(signal.SIGINT)
+        assert watching.stderr.read() == ""
+        assert watching.wait(DEADLINE) == -signal.SIGINT

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "systemd-run": "test_a_check_as_the_service_finds_what_one_by_root_does_not",
     "systemctl stop echod.socket echod.service": "test_another_port_as_the_guide_has_it",
     "systemctl start echod.socket": "test_another_port_as_the_guide_has_it",
+    "echod status --instance 1": "test_the_commands_speak_of_all_instances",
+    "echod status --json | jq '.instances[]": "test_the_commands_speak_of_all_instances",
     "echod-restart": "test_the_instances_restart_one_by_one_and_refuse_nobody",
     "promtool check rules": "test_promtool_accepts_the_rules_and_the_scrape_configuration",
     "promtool test rules": "test_rules_do_what_their_tests_say",

@@ -24,6 +24,7 @@ OPTIONS = [
     "--json",
     "--sort",
     "--source",
+    "--instance",
     "--",
     "-",
     "--p",

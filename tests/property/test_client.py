@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from echod import unix
-from echod.client.control import AdminClient
+from echod.client.admin_client import AdminClient
 from echod.errors import Refusal
 
 JSON = st.recursive(st.none() | st.integers(0, 9) | st.text(max_size=3), st.lists, max_leaves=4)

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from echod.client.control import AdminClient
+from echod.client.admin_client import AdminClient
 from echod.errors import Refusal
 from tests.soak.books import Check, compare, read_log
 from tests.soak.children import CONTEXT, Child, ChildError

@@ -57,6 +57,8 @@ class Canned:
                     request = b""
                     while b"\r\n\r\n" not in request and (data := client.recv(4096)):
                         request += data
+                    if not request:  # it only wanted to know whether anybody listens
+                        continue
                     self.requests.append(request.partition(b" HTTP/")[0].decode())
                     if self._answers:
                         client.sendall(self._answers.popleft())

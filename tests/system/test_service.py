@@ -348,6 +348,42 @@ def test_two_instances_share_the_port_and_both_serve(machine: Machine) -> None:
     assert owners == ["echod 660"] * 2
 
 
+def test_the_commands_speak_of_all_instances(machine: Machine) -> None:
+    """`status`, `connections`, `kill`, `ready`, `lame-duck` and `reload`; a reload by systemd is that of one instance."""
+    machine.run("systemctl start echod@1 echod@2")
+    with contextlib.ExitStack() as clients:
+        for _ in range(40):
+            client = clients.enter_context(machine.connect(7))
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        assert json.loads(machine.run("echod status --json"))["total"]["pool"]["in_use"] == 40
+        assert len(machine.run("echod status --json | jq '.instances[].loop_lag.p99'").splitlines()) == 2
+        assert machine.run("echod status --instance 1").startswith("  echod ")
+        rows = json.loads(machine.run("echod connections --json"))
+        assert {row["instance"] for row in rows} == {"1", "2"}
+        lines = machine.run("echod connections").splitlines()
+        assert [line.split()[:2] for line in lines[1:]] == [
+            [row["instance"], f"{row['instance']}/{row['connection']}"] for row in rows
+        ]
+        ids = [lines[1].split()[1], lines[-1].split()[1]]
+        killed = machine.run(f"echod kill {' '.join(ids)}").splitlines()
+        assert [line.partition(",")[0] for line in killed] == [f"killed {each}" for each in ids]
+        assert machine.run("echod ready") == "instance 1: ready\ninstance 2: ready\n"
+        machine.run("echod lame-duck --instance 2")
+        assert machine.run("echod ready") == "instance 1: ready\ninstance 2: not ready: lame duck\n"
+        machine.configure("[pool]\nsize = 99\n")
+        changes = [f"instance {name}: pool.size: 1024 -> 99" for name in "12"]
+        assert set(changes) <= set(machine.run("echod reload").splitlines())
+        machine.configure("[pool]\nsize = 98\n")
+        machine.run("systemctl reload echod@2")
+        statuses = json.loads(machine.run("echod status --json"))["instances"]
+        assert {name: each["pool"]["size"] for name, each in statuses.items()} == {"1": 99, "2": 98}
+        machine.run("systemctl reload 'echod@*'")
+        machine.configure("[pool]\nsize = 0\n")
+        failed = machine.shell("echod reload")
+        assert (failed.returncode, len(failed.stderr.splitlines())) == (78, 2)
+
+
 def test_each_instance_can_have_an_http_of_its_own(machine: Machine) -> None:
     """By a variable in its file: both are scraped."""
     ports = {1: 9107, 2: 9108}

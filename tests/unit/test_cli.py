@@ -13,14 +13,13 @@ import threading
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from generate import reference
 
 from echod import __version__, cli, daemon, log
-from echod.client import screen
+from echod.client import screen, watch
 from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
 
 CONFIGURED = ["run", "check", "config show"]
 """The commands that read the configuration."""
-ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload", "config show --running"]
+ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload", "ready", "lame-duck", "config show --running"]
 """The commands about the running daemon."""
-COMMANDS = [*CONFIGURED, "config schema", *ADMIN_COMMANDS[:2], "kill", "reload"]
+COMMANDS = [*CONFIGURED, "config schema", *(command.split()[0] for command in ADMIN_COMMANDS[:-1])]
 SETTINGS = list(declared())
 
 
@@ -413,7 +412,7 @@ def test_help_of_a_command_without_configuration_names_no_setting(helped: Callab
     assert "--pool.size" not in helped("config schema")
 
 
-@pytest.mark.parametrize("command", [command.split()[0] for command in ADMIN_COMMANDS[:4]])
+@pytest.mark.parametrize("command", [command.split()[0] for command in ADMIN_COMMANDS[:-1]])
 def test_help_of_an_admin_command_describes_only_the_socket(helped: Callable[[str], str], command: str) -> None:
     """It needs no other setting."""
     text = helped(command)
@@ -601,17 +600,121 @@ def test_a_daemon_is_found_although_its_file_is_invalid_now(
 
 
 @pytest.fixture
-def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The durations of sleeps, which return at once."""
-    slept: list[float] = []
-    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))
-    return slept
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Canned, Canned]]:
+    """The instances 1 and 2 of the user."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for name in "12":
+        (tmp_path / "echod" / name).mkdir(parents=True)
+    with Canned(tmp_path / "echod/1/admin.sock") as one, Canned(tmp_path / "echod/2/admin.sock") as two:
+        yield one, two
+
+
+def test_a_command_speaks_of_all_instances(capsys: pytest.CaptureFixture[str], two: tuple[Canned, Canned]) -> None:
+    """What one refuses is an error, after the lines of the others."""
+    client = {"address": "192.0.2.1", "port": 9}
+    two[0].answer(200, {"connection": 7, "client": client})
+    two[1].answer(404, {"error": "there is no connection 7"})
+    errors = "echod: instance 2: there is no connection 7\n"
+    assert run(capsys, "kill", "1/7", "2/7") == (os.EX_DATAERR, "killed 1/7, 192.0.2.1:9\n", errors)
+    two[0].answer(200, {"changed": [], "old": {}, "new": {}, "warnings": ["a"]})
+    two[1].answer(422, {"errors": ["f:1: a"], "exit_code": 78})
+    assert run(capsys, "reload") == (
+        os.EX_CONFIG,
+        "instance 1: reloaded, nothing has changed\n",
+        "warning: instance 1: a\ninstance 2: f:1: a\n",
+    )
+    for each in two:
+        each.answer(503, {"status": "lame duck"})
+    code, out, _ = run(capsys, "ready")
+    assert (code, out) == (os.EX_UNAVAILABLE, "")
+    for each in two:
+        each.answer(200, {"lame_duck": True})
+    lines = "".join(f"instance {name}: lame duck: accepting, but not ready\n" for name in "12")
+    assert run(capsys, "lame-duck") == (os.EX_OK, lines, "")
+
+
+def test_one_instance_is_picked_by_its_name(
+    capsys: pytest.CaptureFixture[str], two: tuple[Canned, Canned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers are those of a single daemon. A variable for the socket does not matter then."""
+    monkeypatch.setenv("ECHOD_ADMIN__SOCKET", "/none.sock")
+    two[1].answer(200, status(pid=2))
+    assert run(capsys, "status", "--instance", "2") == (os.EX_OK, screen.status(status(pid=2)), "")
+    two[1].answer(200, {"connection": 7, "client": {"address": "192.0.2.1", "port": 9}})
+    assert run(capsys, "kill", "--instance=2", "7") == (os.EX_OK, "killed 7, 192.0.2.1:9\n", "")
+    two[1].answer(200, {"settings": {"pool": {"size": 5}}, "origins": {}})
+    words = ("config", "show", "--running")
+    assert run(capsys, *words, "--instance", "2") == (os.EX_OK, "[pool]\nsize = 5\n", "")
+    line = "echod: no instance 3 runs; there are: 1, 2\n"
+    assert run(capsys, "status", "--instance", "3") == (os.EX_UNAVAILABLE, "", line)
+    assert two[0].requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("status --instance 1 --admin.socket /a.sock", "echod: give either --instance or --admin.socket"),
+        ("config show --instance 1", "echod config show: --instance needs --running"),
+        ("config show --running", "echod: choose one of the instances by --instance: 1, 2"),
+        ("kill 7", "echod: kill: 7: name the instance too, as `echod connections` does: INSTANCE/ID"),
+    ],
+)
+@pytest.mark.usefixtures("two")
+def test_what_leaves_the_instance_open_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], words: str, line: str
+) -> None:
+    """With what to write instead."""
+    assert run(capsys, *words.split()) == (os.EX_USAGE, "", f"{line}\n")
+
+
+def test_watch_goes_on_while_an_instance_restarts(
+    capsys: pytest.CaptureFixture[str], two: tuple[Canned, Canned], clock: Clock
+) -> None:
+    """Its first line says that one does not answer."""
+    for each in two:
+        each.answer(200, status())
+    two[0].answer(200, status())
+    clock.last = 2
+    first, second = interrupted(capsys, "status", "--watch")[0].split("  instances  2\n")[1].split("! echod: ")
+    assert "instance 2: unix:" not in first
+    assert second.startswith("instance 2: unix:")
+    assert "\n! instances  1 of 2 answer\n" in second
+
+
+class Clock:
+    """Sleeps that return at once; the last one is ended by Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.last = 1
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if len(self.slept) == self.last:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(watch, "time", clock)
+    return clock
+
+
+def interrupted(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    """Return standard output and standard error of a command that is ended by Ctrl-C."""
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(words)
+    return capsys.readouterr()
 
 
 def on_terminal(
     monkeypatch: pytest.MonkeyPatch, words: list[str], lines: int, *, term: str = "xterm"
-) -> tuple[int, str]:
-    """Return the exit code of a command on a terminal with this number of lines, and its output."""
+) -> tuple[int | None, str]:
+    """Return the exit code of a command on a terminal with this number of lines, and its output.
+
+    The code is None if it was ended by Ctrl-C.
+    """
     ours, theirs = os.openpty()
     monkeypatch.setenv("LINES", str(lines))
     monkeypatch.setenv("COLUMNS", "80")
@@ -625,7 +728,12 @@ def on_terminal(
 
     reader = threading.Thread(target=read)
     reader.start()
-    with open(theirs, "w") as terminal, monkeypatch.context() as patch:  # noqa: PTH123 - a descriptor has no path
+    code = None
+    with (
+        open(theirs, "w") as terminal,  # noqa: PTH123 - a descriptor has no path
+        monkeypatch.context() as patch,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         patch.setattr(sys, "stdout", terminal)
         code = cli.run(words)
     reader.join()
@@ -633,38 +741,48 @@ def on_terminal(
     return code, written.decode().replace("\r\n", "\n")
 
 
-def test_watch_redraws_a_terminal_every_second(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]
-) -> None:
-    """Until Ctrl-C, or until no daemon answers."""
+def test_watch_redraws_a_terminal_every_second(monkeypatch: pytest.MonkeyPatch, canned: Canned, clock: Clock) -> None:
+    """Until Ctrl-C. While no daemon answers, as during a restart, the screen says so."""
     answers = [status(pid=pid) for pid in (1, 2, 3)]
-    for answer in answers:
+    for answer in answers[:2]:
         canned.answer(200, answer)
+    canned.answer_raw(b"")
+    canned.answer(200, answers[2])
+    clock.last = 4
     code, text = on_terminal(monkeypatch, ["status", "--watch"], 100)
-    assert code == os.EX_UNAVAILABLE
-    assert text.split("\x1b[H\x1b[2J") == ["", *map(screen.status, answers)]
-    assert seconds == [1, 1, 1]
-    assert capsys.readouterr().err.startswith(f"echod: unix:{canned.path}: ")
+    assert code is None
+    missing = f"! echod: unix:{canned.path}: no valid answer; is it the admin socket of echod?\n"
+    screens = list(map(screen.status, answers))
+    assert text.split("\x1b[H\x1b[2J") == ["", *screens[:2], missing, screens[2]]
+    assert clock.slept == [1, 1, 1, 1]
 
 
-def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]) -> None:
+@pytest.mark.parametrize("words", [["status", "--watch"], ["status", "--watch", "--json"]])
+def test_what_is_watched_has_to_answer_at_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    """A wrong path is no restart."""
+    line = f"echod: no daemon answers at unix:{tmp_path}/none\n"
+    assert run(capsys, *words, "--admin.socket", f"{tmp_path}/none") == (os.EX_UNAVAILABLE, "", line)
+
+
+def test_watch_does_not_scroll(monkeypatch: pytest.MonkeyPatch, canned: Canned, clock: Clock) -> None:
     """Lines that do not fit are left out; the last line is for the cursor."""
     canned.answer(200, [row(connection=number) for number in range(50)])
     _, text = on_terminal(monkeypatch, ["connections", "--watch"], 10)
     assert text.count("\n") == 9
     assert text.endswith("\n")
-    assert seconds == [1]
+    assert clock.slept == [1]
 
 
-def test_watch_on_a_dumb_terminal_has_no_escapes(
-    monkeypatch: pytest.MonkeyPatch, canned: Canned, seconds: list[float]
-) -> None:
+def test_watch_on_a_dumb_terminal_has_no_escapes(monkeypatch: pytest.MonkeyPatch, canned: Canned, clock: Clock) -> None:
     """One screen follows the other, as in a pipe."""
     for _ in range(2):
         canned.answer(200, status())
+    clock.last = 2
     _, text = on_terminal(monkeypatch, ["status", "--watch"], 10, term="dumb")
     assert text == screen.status(status()) * 2
-    assert seconds == [1, 1]
+    assert clock.slept == [1, 1]
 
 
 def test_a_screen_that_is_not_watched_is_complete(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:
@@ -680,28 +798,35 @@ def test_watched_json_is_a_line_every_second(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     canned: Canned,
-    seconds: list[float],
+    clock: Clock,
     *,
     on_a_terminal: bool,
 ) -> None:
-    """On a terminal or in a pipe."""
-    for pid in (1, 2):
-        canned.answer(200, status(pid=pid))
+    """On a terminal or in a pipe. That no daemon answers is said once on standard error."""
+    canned.answer(200, status(pid=1))
+    for _ in range(2):
+        canned.answer_raw(b"")
+    canned.answer(200, status(pid=2))
+    clock.last = 4
     words = ["status", "--json", "--watch"]
-    code, text = on_terminal(monkeypatch, words, 10) if on_a_terminal else run(capsys, *words)[:2]
-    assert code == os.EX_UNAVAILABLE
+    if on_a_terminal:
+        text, errors = on_terminal(monkeypatch, words, 10)[1], capsys.readouterr().err
+    else:
+        text, errors = interrupted(capsys, *words)
     assert [json.loads(line)["pid"] for line in text.splitlines()] == [1, 2]
-    assert seconds == [1, 1]
+    assert errors == f"echod: unix:{canned.path}: no valid answer; is it the admin socket of echod?\n"
+    assert clock.slept == [1, 1, 1, 1]
 
 
 def test_a_watched_screen_in_a_pipe_has_no_escapes(
-    capsys: pytest.CaptureFixture[str], canned: Canned, seconds: list[float]
+    capsys: pytest.CaptureFixture[str], canned: Canned, clock: Clock
 ) -> None:
     """One screen follows the other."""
     for _ in range(2):
         canned.answer(200, status())
-    assert run(capsys, "status", "--watch")[:2] == (os.EX_UNAVAILABLE, screen.status(status()) * 2)
-    assert seconds == [1, 1]
+    clock.last = 2
+    assert interrupted(capsys, "status", "--watch") == (screen.status(status()) * 2, "")
+    assert clock.slept == [1, 1]
 
 
 # The process

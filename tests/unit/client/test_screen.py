@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from echod.client import screen
+from echod.client.totals import total
 from tests.support.canned_daemon import row, status
 
 
@@ -270,3 +271,44 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
 def test_a_short_duration_has_a_small_unit(seconds: float, text: str) -> None:
     """Such as a round-trip time."""
     assert screen.fine(seconds) == text
+
+
+# Several instances
+
+
+def test_the_screen_of_instances_has_totals_and_a_row_each() -> None:
+    """The lines of each that need attention follow."""
+    one, two = status(pid=1), status(pid=22, pool={"size": 20, "in_use": 19, "when_full": "wait"}, state="draining")
+    answers = {"1": one, "blue": two}
+    assert screen.instances(answers, total([one, two]), 0) == (
+        "  instances  2\n"
+        "  pool       [########......................] 269 of 1,020 in use, 26 %\n"
+        "  listeners  tcp://[::]:7007 accepting, 4 of 2,048 in the backlog\n"
+        "  rates      24/s accepted, 0/s rejected, 4.0 MB/s received, 4.0 kB/s sent\n"
+        "  bytes      3.0 MB received, 2.0 kB sent\n"
+        "  accepted   24,690\n"
+        "  closed     24,190: 24,000 eof, 190 error\n"
+        "  rejected   0\n"
+        "  sources    192.0.2.1 400, 2001:db8::/64 100\n"
+        "\n"
+        "  INSTANCE  STATE     PID     UP  IN USE   SIZE  ACCEPTED/S  REJECTED/S  RECEIVED/S  SENT/S  LOOP LAG\n"
+        "  1         running     1  1d 1h     250  1,000          12           0      2.0 MB  2.0 kB    400 µs\n"
+        "  blue      draining   22  1d 1h      19     20          12           0      2.0 MB  2.0 kB    400 µs\n"
+        "! blue       echod      0.1.0, draining, pid 22, up 1d 1h\n"
+        "! blue       pool       [############################..] 19 of 20 in use, 95 %\n"
+    )
+
+
+def test_the_screen_of_instances_says_how_many_do_not_answer() -> None:
+    """Its first line needs attention then."""
+    assert screen.instances({"1": status()}, total([status()]), 2).startswith("! instances  1 of 3 answer\n")
+
+
+def test_the_table_of_several_instances_names_them() -> None:
+    """And the ids are those that `kill` takes."""
+    rows = [row(instance="1", connection=7), row(instance="blue", connection=12)]
+    head, first, second = screen.connections(rows, several=True).splitlines()
+    assert head.split()[:3] == ["INSTANCE", "ID", "CLIENT"]
+    assert first.split()[:2] == ["1", "1/7"]
+    assert second.split()[:2] == ["blue", "blue/12"]
+    assert screen.connections([], several=True).split()[0] == "INSTANCE"

@@ -47,7 +47,7 @@ def test_a_path_is_used_as_it_is() -> None:
 
 def paths(setting: str, environ: dict[str, str]) -> list[Path]:
     """Return the paths that a command tries if a flag has this value."""
-    found, trouble = admin_socket.candidates(None, {"admin.socket": setting}, environ)
+    found, trouble, _ = admin_socket.candidates(None, {"admin.socket": setting}, environ)
     assert trouble is None
     return found
 
@@ -83,7 +83,7 @@ def test_a_command_also_tries_auto_if_the_default_file_has_changed(file: Path, m
 def path_by(file: Path, text: str, flags: dict[str, str] | None = None, environ: dict[str, str] | None = None) -> Path:
     """Return the only path, given this file, these flags and variables."""
     file.write_text(text)
-    found, trouble = admin_socket.candidates(file, flags or {}, environ or {})
+    found, trouble, _ = admin_socket.candidates(file, flags or {}, environ or {})
     assert trouble is None
     (path,) = found
     return path
@@ -120,9 +120,41 @@ def test_without_a_readable_file_the_default_path_is_tried(file: Path) -> None:
     """The refusal is kept for the case that no daemon answers. With a flag, the file does not matter."""
     file.write_text("nonsense")
     for _ in ("no TOML", "not there"):
-        found, trouble = admin_socket.candidates(file, {}, {})
+        found, trouble, _ = admin_socket.candidates(file, {}, {})
         assert found == [SYSTEM]
         assert trouble
         assert str(file) in trouble.lines[0]
         file.unlink(missing_ok=True)
-    assert admin_socket.candidates(file, {"admin.socket": "/a.sock"}, {}) == ([Path("/a.sock")], None)
+    assert admin_socket.candidates(file, {"admin.socket": "/a.sock"}, {}) == ([Path("/a.sock")], None, ())
+
+
+# Instances
+
+
+def test_with_auto_instances_are_looked_for_beside_the_sockets(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the user and of the system; also if the default file names a path now."""
+    user = {"XDG_RUNTIME_DIR": str(XDG)}
+    directories = [XDG / "echod", SYSTEM.parent]
+    assert admin_socket.candidates(None, {}, {}).directories == [SYSTEM.parent]
+    assert admin_socket.candidates(None, {}, user).directories == directories == admin_socket.directories(user)
+    monkeypatch.setattr(config, "DEFAULT_FILE", file)
+    file.write_text("[admin]\nsocket = '/file.sock'")
+    assert admin_socket.candidates(None, {}, user).directories == directories
+
+
+def test_a_command_that_means_one_daemon_looks_for_no_instance(file: Path) -> None:
+    """One whose path is set, or the service inside which it runs, as `ExecReload=` does."""
+    file.write_text("[admin]\nsocket = '/file.sock'")
+    assert admin_socket.candidates(file, {}, {}).directories == ()
+    assert admin_socket.candidates(None, {"admin.socket": "off"}, {}).directories == ()
+    assert admin_socket.candidates(None, {}, {"RUNTIME_DIRECTORY": "/run/echod/1"}).directories == ()
+
+
+def test_instances_are_the_directories_below(tmp_path: Path) -> None:
+    """Whether anybody listens there or not; those with numbers come first, in their order. A name can be shown on a terminal."""
+    for name in ("blue", "10", "9", "1", "\x1b[2J"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "admin.sock").touch()
+    found = admin_socket.instances(tmp_path)
+    assert list(found.items()) == [(name, tmp_path / name / "admin.sock") for name in ("1", "9", "10", "blue")]
+    assert admin_socket.instances(tmp_path / "none") == {}

@@ -20,7 +20,12 @@ def test_the_grammar_has_commands_options_and_arguments() -> None:
     assert run.text.startswith("serve ")
     assert [option.flags[-1] for option in run.options if option.setting] == [f"--{it.name}" for it in declared()]
     assert run.takes_settings
-    assert [option.flags for option in show.own] == [("-c", "--config"), ("--sources",), ("--running",)]
+    assert [option.flags for option in show.own] == [
+        ("-c", "--config"),
+        ("--sources",),
+        ("--running",),
+        ("--instance",),
+    ]
     assert not found["kill",].takes_settings
     (argument,) = found["kill",].arguments
     assert (argument.value, argument.any_number) == ("ID", True)
