@@ -9,6 +9,7 @@ import argparse
 import functools
 import os
 import platform
+import shutil
 import sys
 import threading
 import traceback
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from echod import __version__, stdio, systemd
 from echod.arguments import add_settings, connection, flags_of, instance, source
-from echod.client import control, instances, watch
+from echod.client import control, instances, terminal, top, watch
 from echod.client.admin_client import TIMEOUT
 from echod.config import admin_socket, checks, render
 from echod.config import load as config
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from echod.client.control import Reply
     from echod.client.instances import Instances
     from echod.config.settings import Setting
-
-_PATIENCE = 2.0
-"""Seconds to wait for an answer that is asked for again and again. An instance that hangs must not stop the others' figures."""
 
 
 def main() -> NoReturn:
@@ -91,12 +89,16 @@ def parser() -> argparse.ArgumentParser:
             action="store_true",
             help="repeat every second, until Ctrl-C; a restart of the daemon does not end it",
         )
-    connections.add_argument(
-        "--sort",
-        choices=control.ORDERS,
-        default="id",
-        help="sort by this column (default: id); quantities come largest first",
+    both = _admin_command(
+        commands, "top", _top, "show the state and the connections on one screen, every second, until q"
     )
+    for command, order in ((connections, "id"), (both, "bytes")):
+        command.add_argument(
+            "--sort",
+            choices=control.ORDERS,
+            default=order,
+            help=f"sort by this column (default: {order}); quantities come largest first",
+        )
     kill = _admin_command(commands, "kill", _kill, "end connections of the running daemon")
     kill.add_argument(
         "id",
@@ -105,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         type=connection,
         help="number of a connection, as `connections` shows it; with several instances, INSTANCE/NUMBER",
     )
-    for command in (connections, kill):
+    for command in (connections, both, kill):
         command.add_argument(
             "--source",
             metavar="NETWORK",
@@ -259,8 +261,8 @@ def _show_reply(arguments: argparse.Namespace, command: Callable[[Instances], Re
         _finish(command(_instances(arguments)))
         return
 
-    def ask() -> Reply:
-        return command(_instances(arguments, _PATIENCE))
+    def ask(patience: float) -> Reply:
+        return command(_instances(arguments, patience))
 
     if arguments.json:
         watch.watch_json(ask, stdio.answer, stdio.report)
@@ -274,6 +276,15 @@ def _finish(reply: Reply, level: str = "warning") -> None:
     _warn(reply.warnings, level)
     if reply.failure:
         raise reply.failure
+
+
+def _top(arguments: argparse.Namespace) -> None:
+    screen = top.Top(functools.partial(_instances, arguments), arguments.sort, arguments.source)
+    if terminal.is_capable():
+        top.on_terminal(screen, stdio.answer)
+    else:
+        height = shutil.get_terminal_size().lines - 1 if sys.stdout.isatty() else None
+        top.as_text(screen, stdio.answer, height)
 
 
 def _kill(arguments: argparse.Namespace) -> None:

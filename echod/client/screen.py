@@ -29,6 +29,8 @@ _INSTANCE_COLUMNS = (
     *("INSTANCE", "STATE", "PID", "UP", "IN USE", "SIZE"),
     *("ACCEPTED/S", "REJECTED/S", "RECEIVED/S", "SENT/S", "LOOP LAG"),
 )
+_BRIEF = ("echod", "instances", "pool", "rates", "rejected")
+"""The lines that a screen begins with if there is not much room."""
 _UNKNOWN = "?"
 """What the kernel doesn't tell."""
 
@@ -44,6 +46,17 @@ def instances(answers: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any]
     `missing` is how many have not answered.
     """
     return _text([*_total_lines(len(answers), missing, total), *_recent(total)]) + _instances(answers)
+
+
+def brief(answer: Mapping[str, Any]) -> str:
+    """Return the first lines of a screen about one daemon, and those that need attention."""
+    return _text(line for line in _lines(answer) if line[0] or line[1] in _BRIEF)
+
+
+def brief_instances(answers: Mapping[str, Mapping[str, Any]], total: Mapping[str, Any], missing: int) -> str:
+    """Return the first lines of a screen about several instances, a row for each, and the lines that need attention."""
+    lines = _total_lines(len(answers), missing, total)
+    return _text(line for line in lines if line[0] or line[1] in _BRIEF) + _instances(answers)
 
 
 def _text(lines: Iterable[Line]) -> str:

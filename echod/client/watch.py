@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from echod.client import terminal
+from echod.client.admin_client import TIMEOUT
 from echod.client.control import Reply
 from echod.errors import Refusal
 from echod.text import printable
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 
 PERIOD = 1.0
 """Seconds between two answers."""
+PATIENCE = 2.0
+"""Seconds to wait for an answer after the first. An instance that hangs must not stop the others' figures for long."""
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP and ED: go to the first line, and erase the screen
 
 
-def watch(ask: Callable[[], Reply], write: Callable[[str], None]) -> None:
-    """Write a screen for people each second; errors are lines of it. Raises `Refusal` if no daemon answers at first."""
-    reply = ask()
+def watch(ask: Callable[[float], Reply], write: Callable[[str], None]) -> None:
+    """Write a screen for people each second; errors are lines of it. Raises `Refusal` if no daemon answers at first.
+
+    `ask` is given how many seconds an answer may take.
+    """
+    reply = ask(TIMEOUT)
     while True:
         text = "".join(f"! {line}\n" for line in _lines(reply)) + reply.text
         if terminal.is_capable():
@@ -34,9 +40,9 @@ def watch(ask: Callable[[], Reply], write: Callable[[str], None]) -> None:
         reply = _next(ask)
 
 
-def watch_json(ask: Callable[[], Reply], write: Callable[[str], None], report: Callable[..., None]) -> None:
+def watch_json(ask: Callable[[float], Reply], write: Callable[[str], None], report: Callable[..., None]) -> None:
     """Write a line for programs each second, and report errors when they change. Raises `Refusal` as `watch` does."""
-    reply, reported = ask(), list[str]()
+    reply, reported = ask(TIMEOUT), list[str]()
     while True:
         write(reply.text)
         lines = _lines(reply)
@@ -46,10 +52,10 @@ def watch_json(ask: Callable[[], Reply], write: Callable[[str], None], report: C
         reply = _next(ask)
 
 
-def _next(ask: Callable[[], Reply]) -> Reply:
+def _next(ask: Callable[[float], Reply]) -> Reply:
     time.sleep(PERIOD)
     try:
-        return ask()
+        return ask(PATIENCE)
     except Refusal as refusal:
         return Reply("", refusal)
 

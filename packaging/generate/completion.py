@@ -182,5 +182,5 @@ def _brief(text: str) -> str:
 
 
 def _distinct(options: Iterable[Option]) -> list[Option]:
-    """Return each option once, also if several commands have it."""
-    return list(dict.fromkeys(options))
+    """Return each option once, also if several commands have it, with a text of their own each."""
+    return list({(option.flags, option.value): option for option in options}.values())

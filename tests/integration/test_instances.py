@@ -65,6 +65,7 @@ def two(tmp_path: Path) -> Iterator[Instances]:
         yield two
 
 
+@pytest.mark.slow
 def test_the_commands_speak_of_both(two: Instances) -> None:
     """`status` adds up, `connections` has ids that `kill` takes, and `reload` fails if one refuses."""
     with contextlib.ExitStack() as stack:
@@ -96,7 +97,10 @@ def test_an_instance_that_hangs_hides_no_other(two: Instances) -> None:
         assert watching.stdout
         assert watching.stdout.readline() == "  instances  2\n"
         with two.daemons[1].suspended():
-            until_line(watching, f"! echod: instance 2: unix:{two.variables['XDG_RUNTIME_DIR']}/echod/2/admin.sock: ")
+            until_line(
+                watching,
+                f"! echod: instance 2: unix:{two.variables['XDG_RUNTIME_DIR']}/echod/2/admin.sock: no answer within 2 s",
+            )
             assert watching.stdout.readline() == "! instances  1 of 2 answer\n"
         until_line(watching, "  instances  2\n")
         watching.send_signal(signal.SIGINT)

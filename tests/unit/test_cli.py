@@ -19,7 +19,7 @@ import pytest
 from generate import reference
 
 from echod import __version__, cli, daemon, log
-from echod.client import screen, watch
+from echod.client import screen, top, watch
 from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONFIGURED = ["run", "check", "config show"]
 """The commands that read the configuration."""
-ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload", "ready", "lame-duck", "config show --running"]
+ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload", "top", "ready", "lame-duck", "config show --running"]
 """The commands about the running daemon."""
 COMMANDS = [*CONFIGURED, "config schema", *(command.split()[0] for command in ADMIN_COMMANDS[:-1])]
 SETTINGS = list(declared())
@@ -376,7 +376,7 @@ def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "commands"),
     [
-        ("", ["run", "check", "config", "status", "connections", "kill", "reload", "ready", "lame-duck"]),
+        ("", ["run", "check", "config", "status", "connections", "top", "kill", "reload", "ready", "lame-duck"]),
         ("config", ["show", "schema"]),
     ],
 )
@@ -693,6 +693,10 @@ class Clock:
         if len(self.slept) == self.last:
             raise KeyboardInterrupt
 
+    @staticmethod
+    def monotonic() -> float:
+        return 0.0
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -757,7 +761,7 @@ def test_watch_redraws_a_terminal_every_second(monkeypatch: pytest.MonkeyPatch, 
     assert clock.slept == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("words", [["status", "--watch"], ["status", "--watch", "--json"]])
+@pytest.mark.parametrize("words", [["status", "--watch"], ["status", "--watch", "--json"], ["top"]])
 def test_what_is_watched_has_to_answer_at_first(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
 ) -> None:
@@ -783,6 +787,25 @@ def test_watch_on_a_dumb_terminal_has_no_escapes(monkeypatch: pytest.MonkeyPatch
     _, text = on_terminal(monkeypatch, ["status", "--watch"], 10, term="dumb")
     assert text == screen.status(status()) * 2
     assert clock.slept == [1, 1]
+
+
+def test_top_without_escapes_follows_the_size_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], canned: Canned
+) -> None:
+    """A dumb one gets what fits; a pipe gets all."""
+    rows = [row(connection=number, bytes_received=number) for number in range(50)]
+    clock = Clock()
+    monkeypatch.setattr(top, "time", clock)
+    for _ in range(2):
+        canned.answer(200, status())
+        canned.answer(200, rows)
+    text = on_terminal(monkeypatch, ["top"], 20, term="dumb")[1]
+    assert text.startswith(screen.brief(status()))
+    assert len(text.rstrip("\n").splitlines()) == 19
+    clock.slept.clear()
+    text = interrupted(capsys, "top", "--sort", "id", "--source", "192.0.2.1")[0]
+    title = f"50 connections from 192.0.2.1/32, sorted by id\n{screen.connections(rows)}\n"
+    assert text == f"{screen.brief(status())}\n{title}"
 
 
 def test_a_screen_that_is_not_watched_is_complete(monkeypatch: pytest.MonkeyPatch, canned: Canned) -> None:

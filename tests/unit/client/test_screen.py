@@ -304,6 +304,26 @@ def test_the_screen_of_instances_says_how_many_do_not_answer() -> None:
     assert screen.instances({"1": status()}, total([status()]), 2).startswith("! instances  1 of 3 answer\n")
 
 
+def test_a_brief_screen_has_the_first_lines_and_those_that_need_attention() -> None:
+    """Where rows of connections need the room."""
+    text = screen.brief(status(log={"dropped": 5, "held": 0, "held_since": None, "error": None}))
+    assert [line[:13].rstrip() for line in text.splitlines()] == ["  echod", "  pool", "  rates", "  rejected", "! log"]
+    text = screen.brief_instances({"1": status(listeners=[])}, total([status(listeners=[])]), 0)
+    names = [line[:13].rstrip() for line in text.splitlines()]
+    expected = [
+        "  instances",
+        "  pool",
+        "! listeners",
+        "  rates",
+        "  rejected",
+        "",
+        "  INSTANCE  S",
+        "  1         r",
+        "! 1",
+    ]
+    assert names == expected
+
+
 def test_the_table_of_several_instances_names_them() -> None:
     """And the ids are those that `kill` takes."""
     rows = [row(instance="1", connection=7), row(instance="blue", connection=12)]

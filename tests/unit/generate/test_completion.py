@@ -101,6 +101,11 @@ def test_each_shell_knows_each_command_and_flag(command: Command) -> None:
         assert f"-l {flag[2:]}" in fish
 
 
+def test_bash_tells_the_values_of_a_flag_once() -> None:
+    """Also of one that commands describe differently, as `connections` and `top` do their order."""
+    assert completion.bash().count("            --sort) ") == 1
+
+
 def test_texts_are_quoted_for_each_shell() -> None:
     """Quotes, brackets, colons and variables mean nothing in a help text."""
     option = Option(("-x", "--xy"), "A:B", "It's [a]: $b. More.", setting=False)
