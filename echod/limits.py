@@ -10,9 +10,9 @@ RESERVE = 160
 """Descriptors that are no connections: listeners, event loop, log, admin clients, and connections on hold."""
 
 
-def needed(connections: int) -> int:
-    """Return the number of descriptors for that many connections."""
-    return connections + RESERVE
+def needed(workers: int, *, proxied: bool = False) -> int:
+    """Return the number of descriptors for that many workers; if `proxied`, as many connections may wait for their header."""
+    return workers * (1 + proxied) + RESERVE
 
 
 def hard_limit() -> int | None:

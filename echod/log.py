@@ -174,7 +174,8 @@ class Sink:
 class Logger(Protocol):
     """Logs an event, given by its name and its fields."""
 
-    def info(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102 - as structlog has it
+    def debug(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102 - as structlog has it
+    def info(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
     def warning(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
     def error(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
     def exception(self, event: str, /, **fields: Any) -> Any: ...  # noqa: ANN401, D102
@@ -186,6 +187,7 @@ class Log:
     If the output is the journal of systemd, each line begins with its priority. If there is an `instance`, each line has it.
     """
 
+    debug: Callable[..., Any]
     info: Callable[..., Any]
     warning: Callable[..., Any]
     error: Callable[..., Any]
@@ -218,6 +220,7 @@ class Log:
             wrapper_class=structlog.make_filtering_bound_logger(settings.level),
             context_class=dict,
         ).bind(**self._common)
+        self.debug = bound.debug
         self.info = bound.info
         self.warning = bound.warning
         self.error = bound.error

@@ -29,6 +29,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from echod import __version__, clock
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
+from echod.server.proxy_header import HEADERS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -132,6 +133,13 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield _by_reason(
         "echod_connections_rejected", "Connections closed at once, by reason.", REJECT_REASONS, server.rejections.count
     )
+    yield _counter("echod_probes", "Checks: connections without a byte, and those of load balancers.", server.probes)
+    yield _Reading(
+        _proxy_headers,
+        "echod_proxy_headers",
+        "PROXY headers that were read, by version and command; UNKNOWN names no client.",
+        tuple((version, command, server.proxies.headers[version, command]) for version, command in HEADERS),
+    )
     yield _gauge("echod_connections_in_use", "Open connections.", len(pool.in_use))
     yield _gauge("echod_lame_duck", "Whether it accepts, but is not ready: a lame duck.", server.lame_duck is not None)
     yield _gauge("echod_pool_size", "Workers: the most connections at one time.", pool.size)
@@ -177,6 +185,13 @@ def _of_reasons(name: str, text: str, *counts: tuple[str, int]) -> Metric:
     family = CounterMetricFamily(name, text, labels=["reason"])
     for reason, count in counts:
         family.add_metric([reason], count)
+    return family
+
+
+def _proxy_headers(name: str, text: str, *counts: tuple[str, str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["version", "command"])
+    for *labels, count in counts:
+        family.add_metric(labels, count)
     return family
 
 

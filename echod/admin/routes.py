@@ -112,7 +112,7 @@ class Routes:
         if worker is None:
             return refusal(404, f"there is no connection {number}")
         worker.abort("killed", reset=worker.paused)
-        return reply(200, {"connection": worker.connection, "client": worker.client.fields()})
+        return reply(200, {"connection": worker.connection, **worker.client.as_client()})
 
     async def _reload(self, _: Request) -> Response:
         ended = await self._reloads.requested()

@@ -106,6 +106,7 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             "accepted": pool.accepted,
             "closed": {reason: pool.closed[reason] for reason in CLOSE_REASONS},
             "rejected": {reason: rejections.count[reason] for reason in REJECT_REASONS},
+            "probes": server.probes,
         },
         "bytes_received": pool.bytes_received,
         "bytes_sent": pool.bytes_sent,
@@ -122,10 +123,7 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
         "missing": [{"listener": url, "reason": why} for url, why in server.listeners.missing.items()],
         "accept_paused_seconds": round(server.listeners.paused_seconds, 3),
         "sources": [{"source": source, "connections": count} for source, count in sources],
-        "rejections": [
-            {**_when(at), "client": client.fields(), "listener": listener, "reason": reason}
-            for at, (client, listener, reason) in reversed(rejections.recent)
-        ],
+        "rejections": [{**_when(at), **rejection.fields()} for at, rejection in reversed(rejections.recent)],
         "loop_lag": {
             "last": round(lag.last, 6),
             "p50": round(lag.quantile(0.5), 6),
@@ -157,7 +155,7 @@ def _lame_duck(duck: LameDuck) -> dict[str, Any]:
 async def _largest(sources: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the sources with the most connections, with turns of the loop for others in between."""
     largest: list[tuple[str, int]] = []
-    names = list(sources)
+    names = [source for source in sources if source]  # without the checks of proxies
     for begin in range(0, len(names), BATCH):
         some = [(name, sources[name]) for name in names[begin : begin + BATCH] if name in sources]
         largest = heapq.nlargest(SOURCES, largest + some, key=lambda source: source[1])
@@ -176,7 +174,7 @@ def connection(worker: Worker) -> dict[str, Any]:
         idle = max(0.0, now - worker.seen) if worker.received == worker.mark else 0.0
     return {
         "connection": worker.connection,
-        "client": worker.client.fields(),
+        **worker.client.as_client(),
         "listener": worker.listener,
         "age": round(now - worker.opened, 3),
         "idle": round(idle, 3),

@@ -16,9 +16,11 @@ from echod.networks import EVERYONE, Ranges
 from echod.text import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from echod.config.layers import Layer
+    from echod.config.settings import Access
+    from echod.networks import Network
 
     _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -44,11 +46,12 @@ def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
-    needed, hard = limits.needed(settings.pool.size), limits.hard_limit()
+    proxied = bool(settings.access.proxies)
+    needed, hard = limits.needed(settings.pool.size, proxied=proxied), limits.hard_limit()
     if hard is not None and needed > hard:
         yield (
-            f"{explain.origin(('pool', 'size'), layers)}: pool.size: {settings.pool.size} workers need {needed} file"
-            f" descriptors, the hard limit is {hard}: raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
+            f"{explain.origin(('pool', 'size'), layers)}: pool.size: {settings.pool.size} workers"
+            f"{', and as many connections without a PROXY header,' * proxied} need {needed} file descriptors, the hard limit is {hard}: raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
         )
 
 
@@ -69,7 +72,8 @@ def _nobody_can_connect(settings: Settings, layers: Sequence[Layer]) -> Iterator
     access, hosts = settings.access, settings.listen.host
     if settings.listen.unix != "off":  # its clients have no address
         return
-    versions = {4, 6} if hosts == ("*",) else {ipaddress.ip_address(host).version for host in hosts}
+    # Behind an IPv4 address, a proxy may have IPv6 clients, and the other way round.
+    versions = {4, 6} if hosts == ("*",) or access.proxies else {ipaddress.ip_address(host).version for host in hosts}
     allowed = [network for network in access.allow or EVERYONE if network.version in versions]
     if not allowed:
         where, version = explain.origin(("access", "allow"), layers), versions.pop()
@@ -143,32 +147,45 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
 def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds: bool) -> Iterator[str]:
     """Yield a warning for each setting by which a reload lets in clients that could not connect before.
 
-    `binds` says whether `listen.host` has an effect.
+    `binds` says whether `[listen]` has an effect.
     """
 
     def line(text: str, section: str, key: str) -> str:
         return f"{explain.origin((section, key), layers)}: {section}.{key}: lets in more clients than before: {text}"
 
-    old, new = before.access, after.access
-    allowed, denied = Ranges(old.allow or EVERYONE), Ranges(new.deny)
+    yield from _access_widened(before.access, after.access, line)
+    if not binds:
+        return
+    if hosts := [host for host in after.listen.host if not _listened(host, before.listen.host)]:
+        yield line(f"also listens on {_some(hosts)}", "listen", "host")
+    path, mode = after.listen.unix, after.listen.unix_mode
+    if path not in ("off", before.listen.unix):
+        yield line(f"also listens on {_some([f'unix:{path}'])}", "listen", "unix")
+    elif path.startswith("/") and mode & ~before.listen.unix_mode & _WRITERS:
+        yield line(f"mode {mode_text(mode)}, it was {mode_text(before.listen.unix_mode)}", "listen", "unix_mode")
+
+
+def _access_widened(old: Access, new: Access, line: Callable[[str, str, str], str]) -> Iterator[str]:
     if old.allow and not new.allow:
         yield line(f"everyone, not only {_some(old.allow)}", "access", "allow")
-    elif more := [network for network in new.allow if not allowed.covers(network)]:
+    elif more := _uncovered(new.allow, old.allow or EVERYONE):
         yield line(f"also {_some(more)}", "access", "allow")
-    if freed := [network for network in old.deny if not denied.covers(network)]:
+    if freed := _uncovered(old.deny, new.deny):
         yield line(f"no longer denies {_some(freed)}", "access", "deny")
     if old.per_source and not new.per_source:
         yield line(f"no limit for one source, it was {old.per_source}", "access", "per_source")
     if old.accept_rate and not new.accept_rate:
         yield line(f'no limit, it was "{rate_text(old.accept_rate)}"', "access", "accept_rate")
-    hosts = [host for host in after.listen.host if not _listened(host, before.listen.host)]
-    if binds and hosts:
-        yield line(f"also listens on {_some(hosts)}", "listen", "host")
-    path, mode = after.listen.unix, after.listen.unix_mode
-    if binds and path not in ("off", before.listen.unix):
-        yield line(f"also listens on {_some([f'unix:{path}'])}", "listen", "unix")
-    elif binds and path.startswith("/") and mode & ~before.listen.unix_mode & _WRITERS:
-        yield line(f"mode {mode_text(mode)}, it was {mode_text(before.listen.unix_mode)}", "listen", "unix_mode")
+    if trusted := _uncovered(new.proxies, old.proxies):
+        yield line(f"{_some(trusted)} may name any client", "access", "proxies")
+    if freed := _uncovered(old.proxies, new.proxies):
+        yield line(f"{_some(freed)} may connect without a PROXY header", "access", "proxies")
+
+
+def _uncovered(networks: Iterable[Network], others: Iterable[Network]) -> list[Network]:
+    """Return the networks that have an address which is in none of the others."""
+    ranges = Ranges(others)
+    return [network for network in networks if not ranges.covers(network)]
 
 
 def _some(values: Sequence[object]) -> str:

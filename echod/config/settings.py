@@ -43,7 +43,7 @@ ENV_INSTANCE = "ECHOD_INSTANCE"
 WhenFull = Literal["reject", "wait"]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
-Lifecycle = Literal["all", "closed", "none"]
+Lifecycle = Literal["all", "closed", "used", "none"]
 
 LEVELS = get_args(Level)
 """The most verbose first."""
@@ -116,6 +116,9 @@ class Timeouts(_Section):
     idle: Timeout = _setting(300.0, "Closes a connection on which no byte has moved in either direction for this long.")
     write: Timeout = _setting(30.0, "Closes a connection whose client has taken none of the echo for this long.")
     lifetime: Timeout = _setting(None, "Closes a connection that has lasted for this long, however busy it is.")
+    handshake: Timeout = _setting(
+        5.0, "Closes a connection whose PROXY header (access.proxies) has not arrived after this long."
+    )
     lame_duck: Timeout = _setting(
         None,
         "How long a daemon that is to stop still accepts, but is not ready, so that load balancers turn to others.",
@@ -142,6 +145,10 @@ class Access(_Section):
         None,
         'The most new connections per second over all sources, e.g. "500/s", with bursts of one second; "off" sets no limit.',
     )
+    proxies: Networks = _setting(
+        (),
+        "Networks of load balancers: their connections must begin with a PROXY header, v1 or v2, which names the client.",
+    )
 
 
 class Log(_Section):
@@ -154,7 +161,8 @@ class Log(_Section):
     )
     connections: Lifecycle = _setting(
         "all",
-        'Whether connection.opened and connection.closed are logged: "all", "closed" for the latter only, or "none".',
+        'Which of connection.opened and connection.closed are logged: "all"; "closed", the latter only; "used", the latter'
+        ' only of clients that have sent a byte; or "none".',
     )
     queue: Count = _setting(
         65536,

@@ -180,7 +180,7 @@ class Acceptor:
         try:
             # Half of the room for connections on hold is left to other listeners.
             for _ in range(min(BATCH, (self._admission.room + 1) // 2)):
-                if self.waits and self._pool.free <= self._admission.held:
+                if self.waits and self._pool.free <= self._admission.held + self._admission.expected:
                     self._wait_for_worker()
                     break
                 self._full_turns = 0
@@ -190,12 +190,12 @@ class Acceptor:
             self._end_if_retired()
 
     def _wait_for_worker(self) -> None:
-        """Leave the backlog alone in this turn; after some turns without a free worker, until `resume`.
+        """Leave the backlog alone in this turn; after some turns without a worker to spare, until `resume`.
 
         To suspend at once would take two system calls for each worker that comes back a moment later.
         """
         self._full_turns += 1
-        if self._full_turns > admission.TURNS and not self._pool.free:
+        if self._full_turns > admission.TURNS and self._pool.free <= self._admission.expected:
             self._full_turns = 0
             self._suspend()
 
@@ -218,7 +218,7 @@ class Acceptor:
         sock = None
         try:
             sock = Accepted(self._family, self._type, self._proto, fd)
-            self._admission.admit(sock, self._peer(sock, address), self.listener.url, self._open)
+            self._admission.entrance(sock, self._peer(sock, address), self.listener.url, self._open)
         except BaseException:  # such as no memory, anywhere: the client must not wait for nothing
             if sock:
                 admission.close(sock)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from echod.config import settings
     from echod.server.endpoint import Peer
 
-REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate")
-"""Why a client is rejected, in the order in which it is checked."""
+REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate", "proxy_header")
+"""Why a client is rejected, in the order in which it is checked; the last one before that, by `Proxies`."""
 
 
 class Rules(NamedTuple):
@@ -60,6 +60,8 @@ class Access:
         A client that is rejected for another reason takes no token: the rate counts admitted clients only.
         """
         allow, deny, per_source, _ = self._rules
+        if not client.source:  # the check of a proxy
+            return "pool_full" if full else None
         if (deny or allow) and client.address is not None and _is_denied(client.address, allow, deny):
             return "denied"
         if per_source and self._sources.get(client.source, 0) >= per_source:

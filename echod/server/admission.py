@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from echod.server.worker import Worker
 
     Opening = Callable[[Worker, _socket.socket], None]
+    Entrance = Callable[[_socket.socket, Peer, str, Opening], None]
 
 TURNS = 6
 """Turns of the loop for which a connection is held, counted from the last one ahead of it that got a worker.
@@ -73,6 +74,10 @@ class Admission:
         self._rejections = rejections
         self._held: deque[_Held] = deque()
         self._next: asyncio.Handle | None = None  # judgement of those
+        self.entrance: Entrance = self.admit
+        """Gets each accepted connection, and calls `admit` for it now or later. If it raises, the socket is the caller's."""
+        self.expected = 0
+        """Connections for which it has not called `admit` yet."""
 
     @property
     def held(self) -> int:
@@ -92,7 +97,7 @@ class Admission:
                 self._open(sock, client, listener, opening)
                 return
             if reason not in _PASSING:
-                self._reject(sock, client, listener, reason)
+                self.reject(sock, client, listener, reason)
                 return
         self._judge_soon()
         self._held.append(_Held(sock, client, listener, opening))
@@ -128,7 +133,7 @@ class Admission:
                 if reason in _PASSING and each.turns and not last:
                     self._held.append(each)
                 else:
-                    self._reject(each.sock, each.client, each.listener, reason)
+                    self.reject(each.sock, each.client, each.listener, reason)
             except BaseException:
                 close(each.sock)
                 raise
@@ -145,7 +150,8 @@ class Admission:
             raise
         opening(worker, sock)
 
-    def _reject(self, sock: _socket.socket, client: Peer, listener: str, reason: str) -> None:
+    def reject(self, sock: _socket.socket, client: Peer, listener: str, reason: str, error: str | None = None) -> None:
+        """Close a connection, with FIN, and count and log that."""
         with contextlib.suppress(OSError):  # the client may have gone already
             # With FIN first, a client that has sent already reads EOF and not the reset that close(2) sends then.
             if sock.family == socket.AF_UNIX:
@@ -153,7 +159,7 @@ class Admission:
             else:
                 sock.shutdown(socket.SHUT_WR)
         close(sock)
-        self._rejections.log(client, listener, reason)
+        self._rejections.log(client, listener, reason, error)
 
 
 class Accepted(_socket.socket):

@@ -1,8 +1,9 @@
 """The two ends of a connection as values: the endpoint that listens, and the peer that connects.
 
 An `Endpoint` is what the settings ask for, and what a reload compares. A `Listener` is an endpoint with its socket. A
-`UnixPeer` is counted by its user. A `Peer` is counted by its `source`: an IPv4 address alone, or the /64 network of an IPv6 address, because an IPv6 site gives
-each of its links a /64 and each host may use any number of addresses in it. docs/configuration.md has the table of the
+`UnixPeer` is counted by its user. A `Peer` is counted by its `source`: an IPv4 address alone, or the /64 network of an IPv6
+address, because an IPv6 site gives each of its links a /64 and each host may use any number of addresses in it. The source of
+a load balancer's check is empty: it counts for nobody. docs/configuration.md has the table of the
 addresses for which that would be wrong: one /64 holds many IPv4 addresses there, or all hosts of a link.
 """
 
@@ -115,6 +116,9 @@ class Peer:
 
     address: str | None  # `None`: in no network
 
+    proxy: Peer | None = None
+    """The load balancer that has named this client."""
+
     def __init__(self, address: str, port: int, _flow: int = 0, scope: int = 0) -> None:
         if ":" not in address:
             self.source = address
@@ -134,6 +138,26 @@ class Peer:
     def fields(self) -> dict[str, Any]:
         """Return it as log lines and answers have it."""
         return {"address": self.address, "port": self.port}
+
+    def as_client(self) -> dict[str, Any]:
+        """Return it as the field `client`, and with `proxy` if one has named it."""
+        return {"client": self.fields()}
+
+
+class NamedPeer(Peer):
+    """A client that is named by the PROXY header of a load balancer."""
+
+    __slots__ = ("proxy",)
+
+    proxy: Peer
+
+    def __init__(self, address: str, port: int, proxy: Peer) -> None:
+        super().__init__(address, port)
+        self.proxy = proxy
+
+    def as_client(self) -> dict[str, Any]:
+        """Return it as the fields `client` and `proxy`."""
+        return {"client": self.fields(), "proxy": self.proxy.fields()}
 
 
 class UnixPeer(Peer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod import clock
 
@@ -23,6 +23,13 @@ class Rejection(NamedTuple):
     client: Peer
     listener: str
     reason: str
+    error: str | None
+    """What was wrong, where the reason does not say all."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return it as log lines and answers have it."""
+        error = {"error": self.error} if self.error else {}
+        return {**self.client.as_client(), "listener": self.listener, "reason": self.reason, **error}
 
 
 class Rejections:
@@ -44,10 +51,12 @@ class Rejections:
         self._last: Rejection  # of those suppressed
         self._timer: asyncio.TimerHandle | None = None
 
-    def log(self, client: Peer, listener: str, reason: str) -> None:
-        """Count one rejection, and log it if there is room for a line."""
-        rejection = Rejection(client, listener, reason)
+    def log(self, client: Peer, listener: str, reason: str, error: str | None = None) -> None:
+        """Count one rejection, and log it if there is room for a line. The check of a proxy is only counted."""
+        rejection = Rejection(client, listener, reason, error)
         self.count[reason] += 1
+        if not client.source:
+            return
         self.recent.append((clock.now(), rejection))
         wait = self._times[0] + self.SECOND - self._loop.time()
         if wait <= 0:
@@ -72,5 +81,4 @@ class Rejections:
         fields = {"suppressed": dict(suppressed)} if suppressed else {}
         self._times.append(self._loop.time())
         self._suppressed.clear()
-        client, listener, reason = rejection
-        self._log.warning("connection.rejected", client=client.fields(), listener=listener, reason=reason, **fields)
+        self._log.warning("connection.rejected", **rejection.fields(), **fields)

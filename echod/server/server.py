@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from echod import limits
 from echod.errors import Refusal
 from echod.histogram import Histogram
+from echod.networks import Ranges
 from echod.server.acceptor import Parts
 from echod.server.access import Access, Rules
 from echod.server.admission import MOST, TURNS, Admission
 from echod.server.drain import Drain
 from echod.server.listeners import Listeners
 from echod.server.pool import Pool
+from echod.server.proxies import Proxies
 from echod.server.rejections import Rejections
 from echod.server.timeouts import Timeouts
 
@@ -35,6 +37,9 @@ Readiness = Literal["ready", "starting", "draining", "lame duck", "not listening
 LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds by which the loop may be late; its clock tells milliseconds."""
 
+HEADER_GRACE = 0.25
+"""Seconds that a drain waits for the PROXY headers of accepted connections: what was under way has come by then."""
+
 FREED = 1000
 """Workers whose memory is freed before the loop goes on: 0.1 ms."""
 
@@ -43,6 +48,7 @@ class Prepared(NamedTuple):
     """What `apply` takes ready-made, because making it takes time."""
 
     rules: Rules
+    proxies: Ranges
     workers: list[Worker]
 
 
@@ -84,17 +90,20 @@ class Server:
         self._access = Access(loop, self.pool.sources)
         self._timeouts = Timeouts(loop, log, self.pool, self._on_check)
         self._admission = Admission(loop, self.pool, self._access, self.rejections, self._timeouts.watch)
+        self.proxies = Proxies(loop, log, self.pool, self._admission, self.rejections)
         parts = Parts(loop, log, self.pool, self._admission)
         self.listeners = Listeners(parts, inherited=inherited)
 
     def prepare(self, settings: Settings) -> Prepared:
         """Build the rules and workers, which is slow. Safe in any thread."""
-        return Prepared(Rules.of(settings.access), self.pool.make(settings.pool.size - self.pool.size))
+        workers = self.pool.make(settings.pool.size - self.pool.size)
+        return Prepared(Rules.of(settings.access), Ranges(settings.access.proxies), workers)
 
     def apply(self, settings: Settings, prepared: Prepared | None = None) -> None:
         """Serve by these settings from now on, or raise `Refusal`; then nothing but the limit of descriptors has changed."""
-        rules, workers = prepared or self.prepare(settings)
-        limits.raise_soft_limit(limits.needed(settings.pool.size))
+        rules, proxies, workers = prepared or self.prepare(settings)
+        proxied = bool(settings.access.proxies)
+        limits.raise_soft_limit(limits.needed(settings.pool.size, proxied=proxied))
         bound = self.listeners.bind(settings)
         # The commit: nothing from here on can be refused.
         self.settings = settings
@@ -102,6 +111,8 @@ class Server:
         self._free_some(self.pool.resize(settings.pool.size, workers))
         self._access.replace(rules)
         timeouts = settings.timeouts
+        self.proxies.set(proxies, timeouts.handshake)
+        self._admission.entrance = self.proxies.admit if proxied else self._admission.admit
         self._timeouts.set(idle=timeouts.idle, write=timeouts.write, lifetime=timeouts.lifetime)
         self.listeners.serve(settings, bound)
         self._log.configure(settings.log)
@@ -153,6 +164,11 @@ class Server:
         self._log.info("daemon.lame_duck", in_use=len(self.pool.in_use), timeout=timeout, message=message)
 
     @property
+    def probes(self) -> int:
+        """Connections that were checks: without a byte, or of a load balancer itself."""
+        return self.pool.unused + self.proxies.probes
+
+    @property
     def readiness(self) -> Readiness:
         """Whether a client that connects now is served, and should come: "ready", or why not."""
         if self.state != "running":
@@ -174,6 +190,8 @@ class Server:
     async def drain(self, patience: float | None, at_once: asyncio.Future[None]) -> int:
         """Stop listening, and end all connections as `Drain.run` does; return the number of those that were cut."""
         self.listeners.close()
+        began = self._loop.time()
+        await self.proxies.finish(HEADER_GRACE if patience is None else min(HEADER_GRACE, patience), at_once)
         # Connections on hold are judged as at any time. None joins them now, and each that gets a worker renews their turns.
         for _ in range(TURNS * MOST):
             if not self._admission.held:
@@ -181,8 +199,10 @@ class Server:
             await asyncio.sleep(0)
         self._admission.settle()
         self.rejections.flush()
-        return await Drain(self.pool).run(patience, at_once)
+        left = None if patience is None else max(0.0, patience - (self._loop.time() - began))
+        return await Drain(self.pool).run(left, at_once)
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, and close what a drain that was interrupted has left."""
         self._timeouts.close()
+        self.proxies.close()

@@ -78,10 +78,10 @@ class FakeLoop:
         heapq.heappush(self._timers, (self.now + max(0.0, delay), next(self._order), handle, call))
         return handle
 
-    def add_reader(self, sock: Any, callback: Callable[[], None]) -> None:
+    def add_reader(self, sock: Any, callback: Callable[..., None], *arguments: Any) -> None:
         assert sock.fileno() >= 0, "add_reader on a closed socket"
         assert sock not in self.readers, "add_reader twice: a system call for each worker that comes back"
-        self.readers[sock] = callback
+        self.readers[sock] = functools.partial(callback, *arguments) if arguments else callback
 
     def remove_reader(self, sock: Any) -> None:
         assert sock.fileno() >= 0, "remove_reader after the socket was closed"

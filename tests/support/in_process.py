@@ -229,7 +229,7 @@ class KeptLog(Log):
     """A log whose lines a test looks at; no thread, no file."""
 
     def __init__(self, lines: Lines) -> None:
-        self.info, self.warning = lines.log.info, lines.log.warning
+        self.debug, self.info, self.warning = lines.log.debug, lines.log.info, lines.log.warning
         self.error, self.exception = lines.log.error, lines.log.exception
         self.lost = 0
         self.late = Held(0, None, None)

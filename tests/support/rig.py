@@ -18,6 +18,7 @@ from echod.server.admission import Admission
 from echod.server.endpoint import Endpoint, Peer
 from echod.server.listeners import Listeners
 from echod.server.pool import Pool
+from echod.server.proxies import Proxies
 from echod.server.rejections import Rejections
 from tests.support.fakes import FakeLoop, FakeTransport, Lines, sockets
 from tests.support.harness import DEADLINE, LOCAL, free_port
@@ -52,6 +53,7 @@ class Rig:
             self.rejections,
             lambda each: self.watch(each),  # noqa: PLW0108 - a test may set it later
         )
+        self.proxies = Proxies(self.loop.asyncio, self.log, self.pool, self.admission, self.rejections)
         self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.admission)
         self.listeners = Listeners(self.parts)
         self.sockets: list[socket.socket] = []

@@ -27,8 +27,9 @@ def soft_and_hard() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("connections", [1, 1024, 1_000_000])
 def test_a_pool_needs_a_descriptor_for_each_connection_and_some_more(connections: int) -> None:
-    """The reserve is the same for every size."""
+    """The reserve is the same for every size. Behind proxies, as many connections may wait for their header."""
     assert limits.needed(connections) == connections + limits.RESERVE
+    assert limits.needed(connections, proxied=True) == 2 * connections + limits.RESERVE
 
 
 def test_the_hard_limit_is_that_of_the_process(soft_and_hard: tuple[int, int]) -> None:

@@ -25,6 +25,7 @@ from echod.reload import Reloaded
 from echod.server.access import REJECT_REASONS
 from echod.server.endpoint import Peer
 from echod.server.pool import CLOSE_REASONS, DURATIONS
+from echod.server.proxy_header import HEADERS
 from tests.support.fakes import stop_clock
 from tests.support.in_process import Inside
 from tests.support.rig import LISTENER
@@ -76,6 +77,15 @@ def by(found: Samples, name: str, label: str) -> dict[str, float]:
     return {labels[0][1]: value for (each, labels), value in found.items() if each == name and labels[0][0] == label}
 
 
+def proxy_headers(found: Samples) -> dict[tuple[str, str], float]:
+    """Return the counts of headers by version and command."""
+    return {
+        (dict(labels)["version"], dict(labels)["command"]): value
+        for (name, labels), value in found.items()
+        if name == "echod_proxy_headers_total"
+    }
+
+
 PROMISED = {
     "echod_build_info",
     "echod_connections_accepted_total",
@@ -84,6 +94,8 @@ PROMISED = {
     "echod_connections_in_use",
     "echod_lame_duck",
     "echod_listeners_missing",
+    "echod_probes_total",
+    "echod_proxy_headers_total",
     "echod_pool_size",
     "echod_received_bytes_total",
     "echod_sent_bytes_total",
@@ -178,6 +190,7 @@ def test_all_label_values_are_there_from_the_start(daemon: Inside, accept: str) 
     found = samples(daemon, accept)
     assert by(found, "echod_connections_closed_total", "reason") == dict.fromkeys(CLOSE_REASONS, 0.0)
     assert by(found, "echod_connections_rejected_total", "reason") == dict.fromkeys(REJECT_REASONS, 0.0)
+    assert proxy_headers(found) == dict.fromkeys(HEADERS, 0.0)
 
 
 @pytest.mark.parametrize("accept", ["", OPEN])
@@ -198,12 +211,16 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
     daemon.log.late = Held(37, 12.3456, "EPIPE")
     daemon.server.set_lame_duck(on=True)
     daemon.listen("127.0.0.1", "192.0.2.1")
+    daemon.server.proxies.headers["v2", "PROXY"] = 5
+    daemon.server.proxies.probes = 2
+    daemon.server.pool.unused = 4
     found = samples(daemon, accept)
     expected = {
         "echod_connections_accepted_total": 3.0,
         "echod_connections_in_use": 1.0,
         "echod_lame_duck": 1.0,
         "echod_listeners_missing": 1.0,
+        "echod_probes_total": 6.0,
         "echod_pool_size": 3.0,
         "echod_received_bytes_total": 14.0,
         "echod_sent_bytes_total": 8.0,
@@ -217,6 +234,7 @@ def test_values_are_those_of_the_books(daemon: Inside, accept: str) -> None:
     assert {name: plain(found)[name] for name in expected} == expected
     assert by(found, "echod_connections_closed_total", "reason")["eof"] == 2.0
     assert by(found, "echod_connections_rejected_total", "reason")["denied"] == 2.0
+    assert proxy_headers(found)["v2", "PROXY"] == 5.0
 
 
 def test_all_values_are_of_one_moment(daemon: Inside) -> None:

@@ -125,6 +125,20 @@ def test_a_pool_above_the_hard_limit_is_refused(
     ]
 
 
+def test_behind_proxies_a_pool_needs_more_descriptors(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """As many connections as there are workers may wait for their header."""
+    monkeypatch.setattr(limits, "hard_limit", lambda: 1000)
+    text = "[access]\nproxies = '10.0.0.0/8'\n[pool]\nsize = "
+    size = (1000 - limits.RESERVE) // 2
+    assert load(file, f"{text}{size}").settings.pool.size == size
+    assert problems(file, f"{text}{size + 1}") == [
+        (
+            f"FILE:4: pool.size: {size + 1} workers, and as many connections without a PROXY header, need 1002 file"
+            " descriptors, the hard limit is 1000: raise it (LimitNOFILE=, ulimit -Hn) or make the pool smaller"
+        )
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "what", "line"),
     [
@@ -150,6 +164,7 @@ def test_a_configuration_that_denies_everyone_is_refused(file: Path, text: str, 
         "deny = '::/0'",
         "deny = ['0.0.0.0/1', '128.0.0.0/2', '::/0']",
         "allow = '10.0.0.0/8'\ndeny = '10.0.0.0/9'",
+        "allow = '2001:db8::/32'\nproxies = '127.0.0.1'\n[listen]\nhost = '127.0.0.1'",  # of clients behind the proxy
     ],
 )
 def test_a_configuration_that_denies_one_version_of_ip_is_valid(file: Path, text: str) -> None:
@@ -270,6 +285,9 @@ def widened(before: dict[str, str], after: dict[str, str], *, binds: bool = True
         ("access.per_source", "4", "5", ""),
         ("access.accept_rate", "30/m", "off", 'no limit, it was "30/m"'),
         ("access.accept_rate", "off", "30/m", ""),
+        ("access.proxies", "[]", "10.0.0.1", '"10.0.0.1/32" may name any client'),
+        ("access.proxies", "10.0.0.1", "[]", '"10.0.0.1/32" may connect without a PROXY header'),
+        ("access.proxies", "10.0.0.0/9,10.128.0.0/9", "10.0.0.0/8", ""),
         ("listen.host", "127.0.0.1", "*", 'also listens on "*"'),
         ("listen.host", "192.0.2.1", "0.0.0.0", 'also listens on "0.0.0.0"'),  # noqa: S104 - as below: nothing is bound
         ("listen.host", "127.0.0.1", "127.0.0.1,::1", ""),

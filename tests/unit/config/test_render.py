@@ -90,7 +90,10 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
         '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\nfree_bind = false\n'
         'unix = "off"\nunix_mode = "0660"\n\n[pool]\nsize = 1024\n'
     )
-    assert '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\n\n' in text
+    assert (
+        '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\nproxies = []\n\n'
+        in text
+    )
     assert '\ndrain = "off"\n' in text
     assert text.endswith('http = "off"\n')
     assert [f"{section}.{key}" for section, keys in tomllib.loads(text).items() for key in keys] == [

@@ -128,6 +128,19 @@ def test_lifecycle_lines_can_be_left_out(rig: Rig, lifecycle: Lifecycle, names: 
     assert rig.reasons() == {"eof": 1}
 
 
+@pytest.mark.parametrize(("lifecycle", "lines"), [("used", 1), ("closed", 2)])
+def test_connections_without_a_byte_are_counted_and_can_be_left_out(rig: Rig, lifecycle: Lifecycle, lines: int) -> None:
+    """Most of them are probes; `log.connections = "used"` logs the others, when they end."""
+    rig.pool.lifecycle = lifecycle
+    for data in (b"", b"x"):
+        _, transport = rig.take()
+        transport.receive(data)
+        rig.end(transport)
+    assert rig.lines.names() == ["connection.closed"] * lines
+    assert rig.lines.lines[-1]["bytes_received"] == 1
+    assert (rig.pool.unused, rig.reasons()) == (1, {"eof": 2})
+
+
 def test_a_new_pool_logs_no_connections_until_it_is_told_to(rig: Rig) -> None:
     """It has no workers either: both come with the settings."""
     pool = Pool(rig.log)

@@ -148,4 +148,4 @@ def test_the_last_refusals_are_kept_with_their_time(rig: Rig) -> None:
     assert [rejection.reason for _, rejection in recent] == ["pool_full"] * (rejections.RECENT - 2) + ["denied"] * 2
     at, last = recent[-1]
     assert before <= recent[0][0] <= at <= clock.now()
-    assert last == (CLIENT, LISTENER, "denied")
+    assert last == (CLIENT, LISTENER, "denied", None)

@@ -284,7 +284,7 @@ def test_preparing_changes_nothing(rig: Rig, server: Server) -> None:
     thread = threading.Thread(target=lambda: prepared.append(server.prepare(grown)))
     thread.start()
     thread.join(DEADLINE)
-    ((rules, workers),) = prepared
+    ((rules, _, workers),) = prepared
     assert rules.allow is not None
     assert "10.0.0.1" in rules.allow
     assert len(workers) == 3
@@ -551,6 +551,59 @@ def test_a_drain_stops_listening_and_waits_for_the_connections(rig: Rig, server:
 
     rig.run(test())
     assert rig.reasons() == {"eof": 2}
+
+
+@pytest.mark.parametrize("patience", [None, 60.0])
+def test_a_drain_waits_a_moment_for_headers_under_way(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch, patience: float | None
+) -> None:
+    """Then it closes the connections that still wait, and goes on with the others."""
+    monkeypatch.setattr(server_module, "HEADER_GRACE", 0.05)
+    server.apply(wanted(access__proxies=["127.0.0.0/8"]))
+    clients = [rig.connect(rig.port()) for _ in range(2)]
+    rig.readable()
+    assert server.proxies.waiting == 2
+
+    async def test() -> None:
+        draining = asyncio.create_task(server.drain(patience, asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        clients[0].sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        rig.readable()
+        await asyncio.to_thread(clients[1].recv, 1)
+        assert (draining.done(), len(server.pool.in_use)) == (False, 1)
+        rig.finish()
+        assert await draining == 0
+
+    rig.run(test())
+    assert rig.reasons() == {"eof": 1}
+
+
+def test_proxies_stand_before_admission_only_if_there_are_any(rig: Rig, server: Server) -> None:
+    """So other connections pay nothing for them. A reload changes that, but not for those that wait."""
+    server.apply(wanted())
+    assert server._admission.entrance == server._admission.admit
+    server.apply(wanted(access__proxies=["127.0.0.0/8"]))
+    assert server._admission.entrance == server.proxies.admit
+    port = rig.port()
+    client = rig.connect(port)
+    rig.readable()
+    server.apply(wanted(listen__port=port))
+    rig.connect(port)
+    rig.readable()
+    assert (server.proxies.waiting, len(server.pool.in_use)) == (1, 1)
+    client.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+    rig.readable()
+    assert server.pool.sources == {"127.0.0.1": 1, "192.0.2.1": 1}
+
+
+def test_closing_a_server_closes_what_waits(rig: Rig, server: Server) -> None:
+    """After a drain that was interrupted, some may be left."""
+    server.apply(wanted(access__proxies=["127.0.0.0/8"]))
+    client = rig.connect(rig.port())
+    rig.readable()
+    server.close()
+    assert client.recv(1) == b""
+    assert server.proxies.waiting == 0
 
 
 def test_a_drain_returns_how_many_connections_were_cut(rig: Rig, server: Server) -> None:

@@ -1,0 +1,114 @@
+"""The PROXY header, by which a load balancer names the client: where it ends, and what it says.
+
+Knows bytes only. Version 1 is a line of text, version 2 is binary:
+https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt. Section 2.1 describes version 1, and 2.2 version 2.
+
+A header that names no client is one of the balancer's own checks (LOCAL), or the balancer can't say who the client is
+(UNKNOWN). For the latter, version 2 says UNSPEC, and a Unix socket or a datagram is as good as that: neither is a client of a TCP
+service. The extensions of version 2 (TLVs) are skipped without a look at them, also the checksum: TCP has one.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+LONGEST = 16 + 4096
+"""Bytes of a header, at the most: the fixed part of version 2, and 4 kB of addresses and TLVs."""
+HEADERS = (("v1", "PROXY"), ("v1", "UNKNOWN"), ("v2", "PROXY"), ("v2", "LOCAL"), ("v2", "UNKNOWN"))
+"""Versions with their commands."""
+
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_FIXED = 16  # bytes: signature, version and command, family and transport, length of the rest
+_TEXT = b"PROXY "
+_LONGEST_LINE = 107  # bytes, with CRLF
+_WORDS = 6  # of a line that names a client: PROXY TCP4 SOURCE DESTINATION PORT PORT
+_MAX_PORT = 65535
+_FAMILIES = {b"TCP4": socket.AF_INET, b"TCP6": socket.AF_INET6}
+
+# Of version 2: the version and the command in one byte; the family and the transport in another.
+_LOCAL, _PROXY = 0x20, 0x21
+_TCP4, _TCP6 = 0x11, 0x21
+_LAST_FAMILY, _LAST_TRANSPORT = 3, 2  # AF_UNIX, DGRAM
+_ADDRESSES = {_TCP4: (socket.AF_INET, 4), _TCP6: (socket.AF_INET6, 16)}
+
+
+class Header(NamedTuple):
+    """What a header says."""
+
+    version: str
+    command: str
+    client: tuple[str, int] | None = None
+    """Its address and port."""
+
+
+def size(begun: bytes) -> int | None:
+    """Return the number of bytes of the header that begins so, or `None` if that takes more bytes, all of them the header's.
+
+    Raises `ValueError` if no header begins so.
+    """
+    if begun.startswith(_TEXT):
+        end = begun.find(b"\n", 0, _LONGEST_LINE) + 1
+        if not end and len(begun) >= _LONGEST_LINE:
+            raise ValueError(f"its line is longer than {_LONGEST_LINE} bytes")
+        return end or None
+    if begun.startswith(_SIGNATURE):
+        if len(begun) < _FIXED:
+            return None
+        length = _FIXED + int.from_bytes(begun[14:16])
+        if length > LONGEST:
+            raise ValueError(f"it is longer than {LONGEST} bytes")
+        return length
+    if _TEXT.startswith(begun) or _SIGNATURE.startswith(begun):
+        return None
+    raise ValueError("no header")
+
+
+def parse(header: bytes) -> Header:
+    """Return what a whole header says. Raises `ValueError` if it breaks the rules."""
+    return _parse_text(header) if header.startswith(_TEXT) else _parse_binary(header)
+
+
+def _parse_text(line: bytes) -> Header:
+    if not line.endswith(b"\r\n"):
+        raise ValueError("its line does not end with CRLF")
+    words = line[:-2].split(b" ")
+    if words[1] == b"UNKNOWN":  # whatever follows
+        return Header("v1", "UNKNOWN")
+    family = _FAMILIES.get(words[1])
+    if family is None or len(words) != _WORDS:
+        raise ValueError("its line has not the words of TCP4, TCP6 or UNKNOWN")
+    address, _ = (_packed(family, word) for word in words[2:4])
+    port, _ = (_port(word) for word in words[4:])
+    return Header("v1", "PROXY", (socket.inet_ntop(family, address), port))
+
+
+def _packed(family: int, text: bytes) -> bytes:
+    try:
+        return socket.inet_pton(family, text.decode("ascii"))
+    except (OSError, ValueError):
+        raise ValueError("an address is wrong") from None
+
+
+def _port(text: bytes) -> int:
+    if not text.isdigit() or (text.startswith(b"0") and text != b"0") or int(text) > _MAX_PORT:
+        raise ValueError("a port is wrong")
+    return int(text)
+
+
+def _parse_binary(header: bytes) -> Header:
+    command, protocol = header[12], header[13]
+    if command == _LOCAL:  # whatever the protocol
+        return Header("v2", "LOCAL")
+    if command != _PROXY:
+        raise ValueError("its version or command is unknown")
+    if protocol >> 4 > _LAST_FAMILY or protocol & 0xF > _LAST_TRANSPORT:
+        raise ValueError("its family or transport is unknown")
+    if protocol not in _ADDRESSES:
+        return Header("v2", "UNKNOWN")
+    family, width = _ADDRESSES[protocol]
+    ports = _FIXED + 2 * width
+    if len(header) < ports + 4:
+        raise ValueError("it is too short for its addresses")
+    address = socket.inet_ntop(family, header[_FIXED : _FIXED + width])
+    return Header("v2", "PROXY", (address, int.from_bytes(header[ports : ports + 2])))

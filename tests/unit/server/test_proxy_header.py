@@ -1,0 +1,104 @@
+"""PROXY headers: where they end, and what they say."""
+
+from __future__ import annotations
+
+import pytest
+
+from echod.server.proxy_header import HEADERS, LONGEST, Header, parse, size
+from tests.support.proxy_headers import LOCAL_CHECK, SIGNATURE, binary, v1, v2
+
+LONG_LINE = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (v1("203.0.113.7", 4711), Header("v1", "PROXY", ("203.0.113.7", 4711))),
+        (v1("2001:DB8:0::7", 0), Header("v1", "PROXY", ("2001:db8::7", 0))),
+        (b"PROXY UNKNOWN\r\n", Header("v1", "UNKNOWN")),
+        (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", Header("v1", "UNKNOWN")),
+        (LONG_LINE, Header("v1", "UNKNOWN")),
+        (v2("203.0.113.7", 65535), Header("v2", "PROXY", ("203.0.113.7", 65535))),
+        (v2("2001:db8::7", 4711, b"\x04\0\1x"), Header("v2", "PROXY", ("2001:db8::7", 4711))),
+        (v2("203.0.113.7", 1, bytes(LONGEST - 28)), Header("v2", "PROXY", ("203.0.113.7", 1))),
+        (LOCAL_CHECK, Header("v2", "LOCAL")),
+        (binary(0x20, 0xFF, b"\xea\0\1x"), Header("v2", "LOCAL")),  # whatever the family
+        (binary(0x21, 0x00), Header("v2", "UNKNOWN")),
+        (binary(0x21, 0x31, bytes(216)), Header("v2", "UNKNOWN")),
+        (binary(0x21, 0x12, bytes(12)), Header("v2", "UNKNOWN")),
+        (binary(0x21, 0x10, bytes(12)), Header("v2", "UNKNOWN")),
+    ],
+)
+def test_a_header_says_who_the_client_is(header: bytes, expected: Header) -> None:
+    """Or that it names none. Its end is found with any bytes behind it, and with any part of it more bytes are wanted."""
+    assert size(header + b"PROXY") == size(header) == len(header)
+    assert parse(header) == expected
+    assert (expected.version, expected.command) in HEADERS
+    for length in range(len(header)):
+        assert size(header[:length]) in (None, len(header))
+
+
+def test_a_part_of_a_header_does_not_say_more_than_its_bytes() -> None:
+    """As long as the end is not known, each byte that has come is the header's."""
+    assert [size(v1("203.0.113.7", 1)[:length]) for length in (0, 1, 12, 30)] == [None] * 4
+    assert [size(LOCAL_CHECK[:length]) for length in (1, 12, 15, 16)] == [None, None, None, 16]
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"hello",
+        b"\r\n\r\n\r\n",
+        b"PROXY\t",
+        b"proxy ",
+        SIGNATURE[:-1] + b"!",
+        b"PROXY " + b"x" * 101,
+        LONG_LINE[:-2] + b"x\r\n",
+        binary(0x21, 0x11, bytes(4097)),
+    ],
+)
+def test_what_can_not_become_a_header_is_found_early(begun: bytes) -> None:
+    """Nobody waits for more of it."""
+    with pytest.raises(ValueError, match=r"no header|longer than \d+ bytes"):
+        size(begun)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"PROXY \r\n",
+        b"PROXY UNKNOWN\n",
+        b"PROXY UNKNOWNS\r\n",
+        b"PROXY TCP5 192.0.2.1 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2 3\r\n",
+        b"PROXY TCP4  192.0.2.1 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2 \r\n",
+        b"PROXY TCP4 192.0.2.01 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 192.0.2 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.256 1 2\r\n",
+        b"PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n",
+        b"PROXY TCP6 192.0.2.1 192.0.2.2 1 2\r\n",
+        b"PROXY TCP6 fe80::1%lo fe80::2 1 2\r\n",
+        b"PROXY TCP4 192.0.2.1\0 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 192.0.2.\xb9 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 65536 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 65536\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 01 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 +1 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 -1 2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2  2\r\n",
+        binary(0x11, 0x11, bytes(12)),
+        binary(0x22, 0x11, bytes(12)),
+        binary(0x21, 0x41, bytes(12)),
+        binary(0x21, 0x13, bytes(12)),
+        binary(0x21, 0x11),
+        binary(0x21, 0x11, bytes(11)),
+        binary(0x21, 0x21, bytes(35)),
+    ],
+)
+def test_a_header_that_breaks_the_rules_is_wrong(header: bytes) -> None:
+    """Its end is known all the same."""
+    assert size(header) == len(header)
+    with pytest.raises(ValueError, match=r"wrong|words|CRLF|unknown|short"):
+        parse(header)
