@@ -2,10 +2,11 @@
 //
 //     load PORT CONNECTIONS SIZE spin|wait loop SECONDS
 //     load PORT CONNECTIONS SIZE spin|wait rate PER_SECOND SECONDS
-//     load PORT CONNECTIONS SIZE spin|wait churn CYCLES
+//     load PORT CONNECTIONS SIZE spin|wait churn CYCLES [proxy]
 //
 // loop: each connection sends its next message when it has its echo. rate: messages are due at fixed times, taking turns
 // on the connections, and latency counts from the time when one was due. churn: connect, one echo, FIN, the server's FIN.
+// With proxy, each connection comes from 127.0.0.77 and begins with a PROXY header of version 2, in a segment of its own.
 //
 // It connects and warms up, writes "ready", and begins when a line comes on standard input. Its result is one line of
 // JSON, times in microseconds. Until standard input ends, its connections stay.
@@ -41,9 +42,9 @@ struct connection {
     size_t sent, got;
 };
 
-static struct sockaddr_in server = {.sin_family = AF_INET};
+static struct sockaddr_in server = {.sin_family = AF_INET}, proxy = {.sin_family = AF_INET};
 static struct connection *connections;
-static int count, spin, poll;
+static int count, spin, poll, proxied;
 static size_t size;
 static char *pattern, buffer[BUFFER];
 static double rate;               // messages a second; 0: not in this mode
@@ -51,6 +52,8 @@ static uint64_t began, until;     // of loop; 0: it is over
 static uint64_t due, left;        // messages or cycles: not yet begun
 static uint64_t open_messages;    // under way
 static uint64_t *taken, taken_count, taken_room; // latencies
+
+static const char header[] = "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x07\xc0\0\2\1\x12\x67\0\7"; // 203.0.113.7:4711
 
 static void fail(const char *format, ...) {
     va_list arguments;
@@ -111,6 +114,10 @@ static void begin(struct connection *c, uint64_t when) {
 static void connect_slot(struct connection *c) {
     c->state = CONNECTING;
     c->fd = new_socket(SOCK_NONBLOCK);
+    if (proxied) {
+        setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
+        if (bind(c->fd, (struct sockaddr *)&proxy, sizeof proxy)) fail("bind: %s", strerror(errno));
+    }
     c->began = now();
     left--;
     open_messages++;
@@ -179,6 +186,7 @@ static void turn(int churns) {
             getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error});
             if (error) fail("connect: %s", strerror(error));
             open_messages--;
+            if (proxied && send(c->fd, header, sizeof header - 1, MSG_NOSIGNAL) < 0) fail("send: %s", strerror(errno));
             begin(c, c->began);
         } else if (c->sent < size && (events[i].events & EPOLLOUT)) {
             push(c);
@@ -255,13 +263,15 @@ static void await_line(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 7) fail("PORT CONNECTIONS SIZE spin|wait loop SECONDS | rate PER_SECOND SECONDS | churn CYCLES");
+    if (argc < 7) fail("PORT CONNECTIONS SIZE spin|wait loop SECONDS | rate PER_SECOND SECONDS | churn CYCLES [proxy]");
     server.sin_port = htons(atoi(argv[1]));
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     count = atoi(argv[2]);
     size = atoll(argv[3]);
     spin = !strcmp(argv[4], "spin"); // with a core of its own: being woken would count as the server's time
     int churns = !strcmp(argv[5], "churn");
+    proxy.sin_addr.s_addr = htonl(0x7f00004d);
+    proxied = churns && argc > 7 && !strcmp(argv[7], "proxy");
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
