@@ -498,9 +498,9 @@ class Simulation:
             self.network.admitted(client)
             return take(sock, client, listener)
 
-        def noted_log(client: Peer, listener: str, reason: str) -> None:
+        def noted_log(client: Peer, listener: str, reason: str, error: str | None = None) -> None:
             self.network.rejected(client, reason)
-            log(client, listener, reason)
+            log(client, listener, reason, error)
 
         self._undo.enter_context(mock.patch.object(pool, "take", noted_take))
         self._undo.enter_context(mock.patch.object(rejections, "log", noted_log))
