@@ -1,4 +1,4 @@
-"""What a PROXY header costs a connection: `.venv/bin/python -m benchmarks.proxies [ROUNDS] [CYCLES]`.
+"""What a PROXY header costs a connection: `.venv/bin/python -m benchmarks.proxies`.
 
 Connect, 64 B, close, with 50 connections at a time, as in the workload `churn`: once as it is, and once with a header of
 version 2 in front, in rounds that take turns.
@@ -6,6 +6,7 @@ version 2 in front, in rounds that take turns.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from benchmarks import build, cores, measure
@@ -41,8 +42,13 @@ def cost(kind: Kind, places: cores.Cores, cycles: int) -> float:
         return (measure.settled(server.sessions).processor - before.processor) / messages / 1e3
 
 
-def main(rounds: int = ROUNDS, cycles: int = CYCLES) -> None:
+def main() -> None:
     """Print the cost of both, and their ratio by round."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.proxies", description="What a PROXY header costs.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--cycles", type=int, default=CYCLES, help="connections in a round")
+    asked = parser.parse_args()
+    rounds, cycles = asked.rounds, asked.cycles
     if not build.built("load.c"):
         sys.exit("needs a C compiler")
     places = cores.available()
@@ -59,4 +65,4 @@ def main(rounds: int = ROUNDS, cycles: int = CYCLES) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

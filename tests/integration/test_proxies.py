@@ -44,7 +44,7 @@ ABOVE_DEBUG = ("info", "warning", "error")
 
 def echo(daemon: Echod, data: bytes, source: str = PROXY) -> bytes:
     """Send and half-close; return what came back, which a rejection may have cut."""
-    with daemon.connect(source=source) as sock, contextlib.suppress(ConnectionError):
+    with daemon.connect(source=source) as sock, contextlib.suppress(OSError):  # it may be rejected already
         send_all(sock, data)
         return read_all(sock)
     return b""
