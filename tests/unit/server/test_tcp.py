@@ -314,7 +314,7 @@ def test_an_address_that_is_not_of_this_machine_is_refused(host: str, reason: st
 
 def test_an_address_that_may_come_later_is_missing() -> None:
     """It is told apart from what no time can mend, and named."""
-    refused = refusal(["127.0.0.1", UNASSIGNED], 7007)
+    refused = refusal(["127.0.0.1", UNASSIGNED], 0)
     assert isinstance(refused, AddressMissing)
     assert refused.host == UNASSIGNED
     assert not isinstance(refusal(["fe80::1%nowhere"], 7007), AddressMissing)
