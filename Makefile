@@ -16,7 +16,7 @@ MUTATION := $(VENV)-mutation
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-system soak mutate lint bench format reference lock install uninstall deb clean
+.PHONY: help run test test-faults test-system soak mutate lint bench format reference lock install uninstall deb image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ uninstall: ## remove what install has installed, except the configuration
 
 deb: $(WHEEL) $(GENERATED) ## build the Debian package in dist/, for the version of Debian that this machine has
 	@packaging/deb/build $(BIN)/python $(WHEEL)/echod-*.whl $(DEB_VERSION)
+
+image: $(WHEEL) ## build the image of a container, IMAGE=echod:VERSION, from BASE=debian:trixie-slim, with podman, buildah or docker
+	@IMAGE="$(IMAGE)" BASE="$(BASE)" ENGINE="$(ENGINE)" WHEELS="$(WHEELS)" packaging/container/build $(WHEEL)/echod-*.whl
 
 clean: ## remove everything that make has made (also after moving the source tree)
 	rm -rf $(VENV) $(MUTATION) build dist mutants .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ def main() -> None:
     else:  # Ctrl-C ends it without a traceback, and HUP does nothing
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)  # the entry point of the image has blocked them for `run`
     # Other daemons reopen their logs or stop at these. Ignored, so that a mistaken signal drops no connection.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

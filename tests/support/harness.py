@@ -66,6 +66,7 @@ class Echod:
         stdout: int = subprocess.PIPE,
         port: int = 0,
         prefix: Sequence[str] = (),
+        program: Sequence[str] = ECHOD,
         pass_fds: Sequence[int] = (),
     ) -> None:
         """By default the port is any free one, on 127.0.0.1; `config` and `flags` come on top of that.
@@ -87,7 +88,7 @@ class Echod:
         if not any("admin" in each.lower() or "RUNTIME" in each for each in (written, *flags, *(env or {}))):
             variables["ECHOD_ADMIN__SOCKET"] = "off"  # with "auto", each daemon would warn that there is none
         self.process = subprocess.Popen(
-            [*prefix, *ECHOD, "run", "-c", str(self.file), *flags],
+            [*prefix, *program, "run", "-c", str(self.file), *flags],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,

@@ -1,0 +1,208 @@
+"""The image: built by `make image`, and run by podman and crun with as few rights as there are."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.harness import DEADLINE, Echod, environment, read_all, send_all, until
+from tests.system.conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOURCE = Path(__file__).parents[2]
+USER = 65532
+LARGEST = 120_000_000
+"""Bytes that the image may have."""
+NARROW = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
+HERE = ("--network=host", "--ulimit=nofile=4096:4096", "--ulimit=nproc=1024:1024")
+"""What a machine without CAP_SYS_RESOURCE and without a bridge needs."""
+
+
+class Podman:
+    """Podman with a storage of its own. It runs where there are no cgroups v2 beside v1, which crun does not support."""
+
+    def __init__(self, storage: Path) -> None:
+        self._holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", _HOLD], stdout=subprocess.PIPE)  # noqa: S607
+        assert self._holder.stdout
+        self._holder.stdout.readline()
+        file = storage / "storage.conf"
+        file.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{storage}/graph"\nrunroot = "{storage}/run"\n')
+        self.environment = environment(
+            CONTAINERS_STORAGE_CONF=str(file), BUILDAH_ISOLATION="chroot", BUILDAH_LAYERS="false"
+        )
+        self.there = ["nsenter", "--target", str(self._holder.pid), "--mount"]
+
+    def close(self) -> None:
+        self.run("podman", "system", "reset", "--force")
+        self._holder.kill()
+        self._holder.communicate()
+
+    def tried(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.there, *(str(word) for word in words)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=10 * DEADLINE,
+            check=False,
+        )
+
+    def run(self, *words: object) -> str:
+        done = self.tried(*words)
+        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    def inspect(self, name: str) -> Any:
+        (found,) = json.loads(self.run("podman", "inspect", name))
+        return found
+
+
+_HOLD = "umount /sys/fs/cgroup/unified 2>/dev/null; echo ready; exec sleep infinity"
+
+
+class Container(Echod):
+    """A daemon in a container, which is removed when it ends."""
+
+    def __init__(
+        self, podman: Podman, image: str, directory: Path, config: str = "", *, flags: tuple[str, ...]
+    ) -> None:
+        self._podman = podman
+        self.name = f"echod-{uuid.uuid4().hex}"
+        directory.chmod(0o755)  # for its user
+        mount = f"--volume={directory}:{directory}:ro"
+        super().__init__(
+            config,
+            directory=directory,
+            env=podman.environment | {"ECHOD_ADMIN__SOCKET": "auto"},
+            prefix=podman.there,
+            program=["podman", "run", "--rm", f"--name={self.name}", "--env=ECHOD_*", mount, *HERE, *flags, image],
+        )
+
+    @functools.cached_property
+    def pid(self) -> int:
+        """What its PID 1 is called outside."""
+        return int(self._podman.inspect(self.name)["State"]["Pid"])
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(self.pid, number)
+
+    def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._podman.tried("podman", "exec", self.name, *words)
+
+    def errors(self) -> str:
+        """Return standard error, without what podman says about the missing systemd, whose timers check its health."""
+        return "".join(line for line in super().errors().splitlines(keepends=True) if "healthcheck" not in line)
+
+
+@pytest.fixture(scope="module")
+def podman() -> Iterator[Podman]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as storage, contextlib.closing(Podman(Path(storage))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def image(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Build it from the Debian that the other tests boot, without an index of packages."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    (python,) = Path(ROOT).glob("usr/lib/python3.*")
+    pip = (sys.executable, "-m", "pip", "--quiet", "download", "--no-deps", "--require-hashes", "--only-binary=:all:")
+    pins = SOURCE / "packaging/requirements/run.txt"
+    podman.run(*pip, f"--requirement={pins}", f"--python-version={python.name[6:]}", f"--dest={wheels}")
+    podman.run("sh", "-c", 'tar -C "$0" -c . | podman import - localhost/base', ROOT)
+    make = ("make", "--no-print-directory", f"--directory={SOURCE}", "image", "ENGINE=podman")
+    made = podman.run(*make, "BASE=localhost/base", f"WHEELS={wheels}")
+    return made.splitlines()[-1]
+
+
+def test_it_is_small(podman: Podman, image: str) -> None:
+    """As it lies on a disk, unpacked."""
+    assert podman.inspect(image)["Size"] < LARGEST
+
+
+def test_it_serves_without_any_right(podman: Podman, image: str, tmp_path: Path) -> None:
+    """As an ordinary user, without capabilities, on a root that nobody can write to. Each line of its log is JSON."""
+    with Container(podman, image, tmp_path, flags=NARROW) as daemon:
+        assert daemon.echo(b"hello") == b"hello"
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines())
+        assert {*status["Uid"].split(), *status["Gid"].split()} == {str(USER)}
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        assert daemon.execute("sh", "-c", "echo >/file").returncode != 0
+        assert daemon.wait_for("daemon.started")["pid"] == 1
+
+
+def test_commands_in_the_container_ask_it(podman: Podman, image: str, tmp_path: Path) -> None:
+    """Without a mount for the admin socket."""
+    with Container(podman, image, tmp_path, flags=NARROW) as daemon:
+        assert "0 of 1,024 in use" in daemon.execute("echod", "status").stdout
+        assert daemon.execute("echod", "reload").returncode == 0
+        assert podman.run("podman", "run", "--rm", *HERE, *NARROW, image, "--version").startswith("echod ")
+
+
+def test_its_health_is_whether_it_is_ready(podman: Podman, image: str, tmp_path: Path) -> None:
+    assert podman.inspect(image)["Healthcheck"]["Test"] == ["CMD", "echod", "ready"]
+    with Container(podman, image, tmp_path, flags=NARROW) as daemon, daemon.connect() as client:
+        assert daemon.execute("echod", "ready").returncode == 0
+        assert podman.tried("podman", "healthcheck", "run", daemon.name).returncode == 0
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_for("daemon.draining")
+        assert daemon.execute("echod", "ready").returncode == os.EX_UNAVAILABLE
+        send_all(client, b"last")
+        assert read_all(client) == b"last"
+
+
+def test_a_stop_lets_connections_finish(podman: Podman, image: str, tmp_path: Path) -> None:
+    """As `podman stop` and Kubernetes stop it: TERM, and KILL only much later."""
+    with Container(podman, image, tmp_path, flags=NARROW) as daemon, daemon.connect() as client:
+        stop = subprocess.Popen(
+            [*podman.there, "podman", "stop", f"--time={10 * DEADLINE:.0f}", daemon.name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=podman.environment,
+        )
+        daemon.wait_for("daemon.draining")
+        send_all(client, b"last")
+        assert read_all(client) == b"last"
+        assert daemon.wait() == 0
+        assert daemon.events("daemon.stopped")[0]["aborted"] == 0
+        assert stop.wait(DEADLINE) == 0
+
+
+def test_hup_reloads(podman: Podman, image: str, tmp_path: Path) -> None:
+    with Container(podman, image, tmp_path, flags=NARROW) as daemon:
+        assert daemon.reload("[pool]\nsize = 7")["event"] == "config.reloaded"
+        assert daemon.execute("echod", "config", "show", "--running").stdout.count("size = 7\n") == 1
+
+
+def test_term_counts_from_the_first_instruction(podman: Podman, image: str) -> None:
+    """Python has no handler in its first milliseconds, and the kernel gives no signal to PID 1 that has no handler for it."""
+    name = f"echod-{uuid.uuid4().hex}"
+    podman.run("podman", "create", f"--name={name}", *HERE, *NARROW, image)
+    podman.run("podman", "init", name)
+    pid = podman.inspect(name)["State"]["Pid"]
+    start = subprocess.Popen(
+        [*podman.there, "podman", "start", name], env=podman.environment, stdout=subprocess.DEVNULL
+    )
+    command = Path(f"/proc/{pid}/cmdline")
+    until(lambda: b"crun" not in command.read_bytes().split(b"\0")[0], what="the entry point", interval=0)
+    time.sleep(0.005)  # env takes less than this to block them, and Python more to have handlers
+    os.kill(pid, signal.SIGTERM)
+    assert start.wait(DEADLINE) == 0
+    assert podman.run("podman", "wait", name) == "0\n"
+    assert "daemon.started" not in podman.run("podman", "logs", name)
+    podman.run("podman", "rm", name)
