@@ -15,7 +15,7 @@ from echod.admin.http import Response, refusal, reply
 from echod.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from echod.admin.http import Request
     from echod.admin.status import Meter, Running
@@ -31,10 +31,12 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 class Routes:
     """The answers, by path: `local` on the Unix socket, whose file mode decides who may connect, `remote` on `admin.http`."""
 
-    def __init__(self, running: Running, meter: Meter) -> None:
+    def __init__(self, running: Running, meter: Meter, names: Collection[str] = ()) -> None:
+        """`names`, in lower case, are further ones by which `remote` may be asked."""
         self._running = running
         self._server, self._reloads, _ = running
         self._meter = meter
+        self._names = names
 
     async def local(self, request: Request) -> Response:
         """Answer on the Unix socket."""
@@ -54,8 +56,8 @@ class Routes:
     async def remote(self, request: Request) -> Response:
         """Answer on `admin.http`, but not to a name that the author of a page in a browser could let point here."""
         host = request.headers.get("host")
-        if host is not None and not is_ours(host):
-            return refusal(421, "ask by an address, by localhost, or by this machine's host name")
+        if host is not None and not is_ours(host, self._names):
+            return refusal(421, "ask by an address, localhost, this machine's host name or a name of admin.names")
         return await self._read_only(request)
 
     async def _read_only(self, request: Request) -> Response:
@@ -140,16 +142,16 @@ async def _to(methods: str, answer: Answer, request: Request) -> Response:
     return refusal(405, f"{request.path} takes {allowed}", ("allow", allowed))
 
 
-def is_ours(host: str) -> bool:
-    """Say whether a Host header names this machine: by an address, `localhost`, or its host name with or without a domain.
+def is_ours(host: str, names: Collection[str] = ()) -> bool:
+    """Say whether a Host header names this machine: by an address, `localhost`, its host name or one of `names`.
 
-    A page in a browser can then reach this port only by a name that its author points here and that begins with this
-    machine's host name, which is not well known. For "localhost", which is, no domain may follow.
+    The host name may have a domain. A page in a browser can then reach this port only by a name that its author points here
+    and that begins with this machine's host name, which is not well known. For "localhost", which is, no domain may follow.
     """
     found = _HOST.fullmatch(host)
     name = found[1].strip("[]").rstrip(".").casefold() if found else ""
     own = socket.gethostname().casefold()
-    if name in ("localhost", own) or name.partition(".")[0] == own.partition(".")[0] not in ("", "localhost"):
+    if name in ("localhost", own, *names) or name.partition(".")[0] == own.partition(".")[0] not in ("", "localhost"):
         return True
     try:
         ipaddress.ip_address(name)

@@ -50,7 +50,7 @@ class Admin:
                 listeners = []
             undo.pop_all()
         self._meter = Meter(running.server)
-        self._routes = Routes(running, self._meter)
+        self._routes = Routes(running, self._meter, settings.names)
         if self._socket:
             self._local = HttpServer(loop, log, self._socket.sock, self._routes.local)
             self._servers.append(self._local)

@@ -87,9 +87,8 @@ def _port_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[st
     host, port = split_http_address(settings.admin.http)
     if not port or port != settings.listen.port:
         return
-    address = ipaddress.ip_address(host)
     for other in settings.listen.host:
-        if other == "*" or _overlap(address, ipaddress.ip_address(other)):
+        if "*" in (host, other) or _overlap(ipaddress.ip_address(host), ipaddress.ip_address(other)):
             where = explain.origin(("admin", "http"), layers)
             yield f"{where}: admin.http: port {port} is also listen.port, on {other}: change one of them"
             return

@@ -22,6 +22,7 @@ from echod.config.types import (
     HttpAddress,
     ListenPath,
     Mode,
+    Names,
     Networks,
     Rate,
     SocketPath,
@@ -183,7 +184,14 @@ class Admin(_Section):
     )
     http: HttpAddress = _setting(
         "off",
-        'Address of a read-only HTTP server for /metrics, /livez, /readyz and /status, e.g. "127.0.0.1:9107", or "off".',
+        "Address of a read-only HTTP server for /metrics, /livez, /readyz and /status,"
+        ' e.g. "127.0.0.1:9107", "*:9107" for every address, or "off".',
+        live=False,
+    )
+    names: Names = _setting(
+        (),
+        "Host names by which admin.http may be asked besides this machine's own and localhost,"
+        ' e.g. ["echod.example.net"].',
         live=False,
     )
 

@@ -26,7 +26,9 @@ _COUNT = re.compile(r"(-?[0-9](?:_?[0-9]){0,19})(k|M|Ki|Mi|)")
 _RATE = re.compile(rf"({_DECIMAL})/(s|m|h)")
 _MODE = re.compile(r"0?[0-7]{3}")
 _LISTEN_PATH = "[/@].+"
-_HTTP_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+_HTTP_ADDRESS = re.compile(r"(?:\*|\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
+_LONGEST_NAME = 253  # characters (RFC 1035, 2.3.4, without the length of the first label and the root)
 _ZONE = re.compile(r"[!-~]{0,15}")
 """The interface after the "%" of a link-local address. Its name has at most 15 bytes (netdevice(7), IFNAMSIZ)."""
 LONGEST = 366 * 86400.0
@@ -176,25 +178,37 @@ def rate(value: object) -> float | None:
 
 
 def http_address(text: str) -> str:
-    """Accept "ADDRESS:PORT", with an IPv6 address in brackets, or "off"."""
+    """Accept "ADDRESS:PORT", with an IPv6 address in brackets, "*:PORT" for every address, or "off"."""
     if text == "off":
         return text
     found = _HTTP_ADDRESS.fullmatch(text)
     try:
         if found is None or int(found[3]) > MAX_PORT:
             raise ValueError  # noqa: TRY301 - gets the same message as an error of ipaddress
-        ipaddress.ip_address(found[1] or found[2])
+        if not text.startswith("*"):
+            ipaddress.ip_address(found[1] or found[2])
     except ValueError:
         raise ValueError(
-            f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {shown(text)}'
+            'must be an address with its port, e.g. "127.0.0.1:9107", "[::1]:9107" or "*:9107" for every address, or "off";'
+            f" got {shown(text)}"
         ) from None
     return text
 
 
 def split_http_address(text: str) -> tuple[str, int]:
-    """Return the address and the port of an HTTP address; for "off", an empty address and port 0."""
+    """Return the address (or "*") and the port of an HTTP address; for "off", an empty address and port 0."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), 0 if text == "off" else int(port)
+
+
+def host_name(text: str) -> str:
+    """Return a host name in lower case, without the dot of the root."""
+    name = text.removesuffix(".")
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f'must be host names without a port, e.g. "echod.example.net"; got {shown(text)}{_list_hint(text)}'
+        )
+    return name.lower()
 
 
 def socket_path(text: str) -> str:
@@ -319,6 +333,12 @@ Networks = Annotated[
 ]
 Rate = Annotated[float | None, BeforeValidator(rate), PlainSerializer(rate_text), Form("RATE", _text(_RATE))]
 HttpAddress = Annotated[str, AfterValidator(http_address), Form("ADDRESS:PORT", {"type": "string"})]
+Names = Annotated[
+    tuple[Annotated[str, AfterValidator(host_name)], ...],
+    BeforeValidator(listed),
+    PlainSerializer(list),
+    Form("NAME", {"anyOf": [{"type": "string"}, _STRINGS]}),
+]
 Mode = Annotated[int, BeforeValidator(mode), PlainSerializer(mode_text), Form("MODE", _text(_MODE, off=False))]
 ListenPath = Annotated[
     str, AfterValidator(listen_path), Form("PATH", {"type": "string", "pattern": f"^(?:off|{_LISTEN_PATH})$"})

@@ -39,9 +39,11 @@ networks = st.one_of(
 hosts = st.one_of(st.just(["*"]), st.lists(st.ip_addresses().map(str), min_size=1, max_size=4))
 http_addresses = st.one_of(
     st.just("off"),
+    _PORTS.map(lambda port: f"*:{port}"),
     st.tuples(st.ip_addresses(v=4), _PORTS).map(lambda it: f"{it[0]}:{it[1]}"),
     st.tuples(st.ip_addresses(v=6), _PORTS).map(lambda it: f"[{it[0]}]:{it[1]}"),
 )
+host_names = st.from_regex(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,2}\.?", fullmatch=True)
 socket_paths = st.one_of(
     st.sampled_from(["auto", "off"]),
     st.text(st.characters(exclude_categories=["C", "Z"]), max_size=26).map(lambda text: f"/{text}"),
@@ -61,6 +63,7 @@ CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
     ("Networks", types.Networks, st.one_of(networks, st.lists(networks, max_size=4))),
     ("Hosts", types.Hosts, hosts),
     ("HttpAddress", types.HttpAddress, http_addresses),
+    ("Names", types.Names, st.one_of(host_names, st.lists(host_names, max_size=4))),
     ("SocketPath", types.SocketPath, socket_paths),
     ("ListenPath", types.ListenPath, listen_paths),
     ("Mode", types.Mode, modes),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
 
-def settings(socket_path: Path | str = "off", http: str = "off") -> Settings:
-    return Settings(socket=str(socket_path), http=http)
+def settings(socket_path: Path | str = "off", http: str = "off", names: tuple[str, ...] = ()) -> Settings:
+    return Settings(socket=str(socket_path), http=http, names=names)
 
 
 def started(daemon: Inside) -> list[str]:
@@ -46,6 +46,21 @@ async def test_the_unix_socket_answers_everything(daemon: Inside, tmp_path: Path
         await made.close()
         assert await client.read() == b""
     assert not path.exists()
+
+
+@needs_ipv6
+@on_loop
+async def test_the_port_may_be_on_every_address_and_have_names(daemon: Inside) -> None:
+    """IPv4 and IPv6; by these names alone, besides its own."""
+    made = Admin(asyncio.get_running_loop(), daemon.running, settings(http="*:0", names=("Echod.example.net",)))
+    (url,) = started(daemon)
+    port = int(url.rpartition(":")[2])
+    assert url == f"http://[::]:{port}"
+    for address in ("127.0.0.1", "::1"):
+        for name, status_ in (("echod.Example.net.:9107", 200), ("example.net", 421), ("x.echod.example.net", 421)):
+            with Client((address, port)) as client:
+                assert (await client.ask("/livez", host=name)).status == status_
+    await made.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=needs_ipv6)])

@@ -73,7 +73,9 @@ NETWORK = 'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got'
 DURATION = 'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got'
 RATE = 'must be a rate above 0 with its unit, e.g. "500/s" or "30/m", or "off"; got'
 NUMBER = 'must be a whole number, e.g. 1024 or "64Ki", got'
-HTTP_ADDRESS = 'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got'
+HTTP_ADDRESS = (
+    'must be an address with its port, e.g. "127.0.0.1:9107", "[::1]:9107" or "*:9107" for every address, or "off"; got'
+)
 LEVEL = 'must be "debug" or "info" or "warning" or "error", got'
 SOCKET = 'must be a path that begins with "/", or "auto" or "off"; got'
 LISTEN_PATH = 'must be a path that begins with "/", "@" and a name, or "off"; got'

@@ -224,6 +224,8 @@ def test_rules_that_deny_every_client_of_the_listeners_are_refused(
         ("'127.0.0.1'", "127.0.0.1", "127.0.0.1"),
         ("['::1', '0.0.0.0']", "127.0.0.1", "0.0.0.0"),  # noqa: S104 - is refused
         ("'::1'", "[::]", "::1"),
+        ("'::1'", "*", "::1"),
+        ("'*'", "*", "*"),
     ],
 )
 def test_admin_http_on_the_port_of_a_listener_is_refused(file: Path, host: str, http: str, on: str) -> None:

@@ -92,6 +92,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "ADDRESS:PORT": ("127.0.0.1:9107", "[::1]:9107"),
     "BOOL": (True, False),
     "DURATION": ("off", "7s"),
+    "NAME": (["echod", "echod.example.net"], ["other"]),
     "NETWORK": (["10.0.0.0/8", "2001:db8::/32"], ["192.0.2.7"]),
     "MODE": ("0600", "777"),
     "NUMBER": (7, "8"),

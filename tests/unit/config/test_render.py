@@ -23,9 +23,10 @@ SCHEMA = ROOT / "config/echod.schema.json"
 
 SAMPLES: dict[str, list[object]] = {
     "ADDRESS": ["127.0.0.1", ["127.0.0.1", "::1"], "fe80::1%lo"],
-    "ADDRESS:PORT": ["127.0.0.1:9107", "[::1]:0", "off"],
+    "ADDRESS:PORT": ["127.0.0.1:9107", "[::1]:0", "*:9107", "off"],
     "BOOL": [True, False],
     "DURATION": ["off", "1ms", "0.0001s", "1.5s", "90m", "366d"],
+    "NAME": ["echod", ["echod", "Echod.example.net."], []],
     "NETWORK": ["10.0.0.0/8", ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1"], "::ffff:10.0.0.0/104", []],
     "MODE": ["0666", "600", "0000"],
     "NUMBER": [1, 2, "1k"],
@@ -95,7 +96,7 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
         in text
     )
     assert '\ndrain = "off"\n' in text
-    assert text.endswith('http = "off"\n')
+    assert text.endswith('http = "off"\nnames = []\n')
     assert [f"{section}.{key}" for section, keys in tomllib.loads(text).items() for key in keys] == [
         setting.name for setting in SETTINGS
     ]

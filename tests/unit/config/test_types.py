@@ -344,7 +344,8 @@ def test_a_rate_that_limits_nothing_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["off", "127.0.0.1:9107", "0.0.0.0:0", "[::1]:9107", "[::]:65535", "[2001:DB8::1]:1", "127.0.0.1:00080"]
+    "text",
+    ["off", "*:9107", "127.0.0.1:9107", "0.0.0.0:0", "[::1]:9107", "[::]:65535", "[2001:DB8::1]:1", "127.0.0.1:00080"],
 )
 def test_an_http_address_is_an_address_with_its_port(text: str) -> None:
     """With IPv6 in brackets, as in URLs."""
@@ -353,6 +354,7 @@ def test_an_http_address_is_an_address_with_its_port(text: str) -> None:
 
 def test_an_http_address_is_split_into_address_and_port() -> None:
     """The address without brackets; "off" has neither."""
+    assert types.split_http_address("*:9107") == ("*", 9107)
     assert types.split_http_address("127.0.0.1:9107") == ("127.0.0.1", 9107)
     assert types.split_http_address("[::1]:0") == ("::1", 0)
     assert types.split_http_address("off") == ("", 0)
@@ -364,7 +366,10 @@ def test_an_http_address_is_split_into_address_and_port() -> None:
         "",
         "9107",
         ":9107",
-        "*:9107",
+        "*",
+        "[*]:9107",
+        "**:9107",
+        "*:65536",
         "localhost:9107",
         "127.0.0.1",
         "127.0.0.1:",
@@ -388,8 +393,50 @@ def test_an_http_address_is_split_into_address_and_port() -> None:
 def test_an_invalid_http_address_is_refused_with_examples(text: str) -> None:
     """Above all a port alone: on which address to listen must be explicit."""
     assert message(types.http_address, text) == (
-        f'must be an address with its port, e.g. "127.0.0.1:9107" or "[::1]:9107", or "off"; got {shown(text)}'
+        'must be an address with its port, e.g. "127.0.0.1:9107", "[::1]:9107" or "*:9107" for every address, or "off";'
+        f" got {shown(text)}"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("echod", "echod"),
+        ("Echod.Default.svc.", "echod.default.svc"),
+        ("a_b-c.1", "a_b-c.1"),
+        (f"{'x' * 63}.{'.'.join(['y' * 62] * 3)}", f"{'x' * 63}.{'.'.join(['y' * 62] * 3)}"),
+    ],
+)
+def test_a_host_name_is_compared_in_lower_case_without_the_last_dot(text: str, name: str) -> None:
+    assert types.host_name(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "a..b",
+        ".a",
+        "a:80",
+        "*",
+        "*.example.net",
+        "a b",
+        "ä",
+        "[::1]",
+        "x" * 64,
+        ".".join(["y" * 62] * 4) + ".zz",
+    ],
+)
+def test_an_invalid_host_name_is_refused(text: str) -> None:
+    """Also one with a wildcard, which would let in names that anyone can make."""
+    assert message(types.host_name, text) == (
+        f'must be host names without a port, e.g. "echod.example.net"; got {shown(text)}'
+    )
+
+
+def test_host_names_in_one_string_are_refused_with_a_hint() -> None:
+    assert message(types.host_name, "a,b").endswith('; write several as a list: ["...", "..."]')
 
 
 @pytest.mark.parametrize("text", ["auto", "off", "/", "/run/echod.sock", "/run/a b", "/" + "x" * 106, "/x" + "é" * 52])
