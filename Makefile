@@ -34,7 +34,7 @@ test-faults: $(DEV) ## run the slow tests: storms, abuse, faults of every kind, 
 	@$(BIN)/pytest --ignore tests/system -m slow $(PARALLEL) $(PYTEST)
 	@$(if $(PYTEST),:,ECHOD_TEST_EXAMPLES=20 $(BIN)/pytest tests/property/test_daemon.py --numprocesses auto)
 
-test-system: $(DEV) ## test the package on a booted Debian with systemd (as root on Debian; installs what it needs)
+test-system: $(DEV) ## test the package on a booted Debian with systemd, and the image (as root on Debian; installs what it needs)
 	@root=$$(tests/system/prepare) && made=$$($(MAKE) --no-print-directory deb) \
 	&& package=$$(echo "$$made" | tail -n 1) \
 	&& ECHOD_TEST_ROOT="$$root" ECHOD_TEST_PACKAGE="$$package" $(BIN)/pytest tests/system $(PYTEST)

@@ -6,10 +6,10 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -24,31 +24,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOURCE = Path(__file__).parents[2]
+MANIFEST = SOURCE / "config/kubernetes/echod.yaml"
 USER = 65532
 LARGEST = 120_000_000
 """Bytes that the image may have."""
-NARROW = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
-HERE = ("--network=host", "--ulimit=nofile=4096:4096", "--ulimit=nproc=1024:1024")
-"""What a machine without CAP_SYS_RESOURCE and without a bridge needs."""
+RIGHTS = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
+HOST = "--network=host"
+STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "{memory}/graph"
+runroot = "{memory}/run"
+"""
+LIMITS = """\
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=1024:1024"]
+"""
+"""Without CAP_SYS_RESOURCE, podman can't raise them to its own defaults."""
 
 
 class Podman:
-    """Podman with a storage of its own. It runs where there are no cgroups v2 beside v1, which crun does not support."""
+    """Podman in mounts of its own: with a storage in memory, and without cgroups v2 beside v1, which crun does not support."""
 
-    def __init__(self, storage: Path) -> None:
-        self._holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", _HOLD], stdout=subprocess.PIPE)  # noqa: S607
-        assert self._holder.stdout
-        self._holder.stdout.readline()
-        file = storage / "storage.conf"
-        file.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{storage}/graph"\nrunroot = "{storage}/run"\n')
-        self.environment = environment(
-            CONTAINERS_STORAGE_CONF=str(file), BUILDAH_ISOLATION="chroot", BUILDAH_LAYERS="false"
+    def __init__(self, folder: Path) -> None:
+        memory = folder / "memory"
+        memory.mkdir()
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", _HOLD, str(memory)],  # noqa: S607
+            stdout=subprocess.PIPE,
         )
+        assert self._holder.stdout
+        assert self._holder.stdout.readline() == b"ready\n"
+        files = {"CONTAINERS_STORAGE_CONF": STORAGE.format(memory=memory), "CONTAINERS_CONF": LIMITS}
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        variables = {name: str(folder / name) for name in files}
+        self.environment = environment(**variables, BUILDAH_ISOLATION="chroot", BUILDAH_LAYERS="false")
         self.there = ["nsenter", "--target", str(self._holder.pid), "--mount"]
 
     def close(self) -> None:
-        self.run("podman", "system", "reset", "--force")
-        self._holder.kill()
+        self.run("podman", "rm", "--all", "--force", "--time=0")
+        self._holder.kill()  # and with it all that is mounted there
         self._holder.communicate()
 
     def tried(self, *words: object) -> subprocess.CompletedProcess[str]:
@@ -72,25 +88,22 @@ class Podman:
         return found
 
 
-_HOLD = "umount /sys/fs/cgroup/unified 2>/dev/null; echo ready; exec sleep infinity"
+_HOLD = 'umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs "$0" && echo ready; exec sleep infinity'
 
 
 class Container(Echod):
     """A daemon in a container, which is removed when it ends."""
 
-    def __init__(
-        self, podman: Podman, image: str, directory: Path, config: str = "", *, flags: tuple[str, ...]
-    ) -> None:
+    def __init__(self, podman: Podman, image: str, directory: Path) -> None:
         self._podman = podman
         self.name = f"echod-{uuid.uuid4().hex}"
         directory.chmod(0o755)  # for its user
         mount = f"--volume={directory}:{directory}:ro"
         super().__init__(
-            config,
             directory=directory,
             env=podman.environment | {"ECHOD_ADMIN__SOCKET": "auto"},
             prefix=podman.there,
-            program=["podman", "run", "--rm", f"--name={self.name}", "--env=ECHOD_*", mount, *HERE, *flags, image],
+            program=["podman", "run", "--rm", f"--name={self.name}", "--env=ECHOD_*", mount, HOST, *RIGHTS, image],
         )
 
     @functools.cached_property
@@ -111,8 +124,8 @@ class Container(Echod):
 
 
 @pytest.fixture(scope="module")
-def podman() -> Iterator[Podman]:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as storage, contextlib.closing(Podman(Path(storage))) as opened:
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    with contextlib.closing(Podman(tmp_path_factory.mktemp("podman"))) as opened:
         yield opened
 
 
@@ -130,6 +143,14 @@ def image(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
     return made.splitlines()[-1]
 
 
+def check_rights(pid: int) -> None:
+    """Look whether a process is an ordinary user that can get no capability."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert {*status["Uid"].split(), *status["Gid"].split()} == {str(USER)}
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    assert int(status["NoNewPrivs"]) == 1
+
+
 def test_it_is_small(podman: Podman, image: str) -> None:
     """As it lies on a disk, unpacked."""
     assert podman.inspect(image)["Size"] < LARGEST
@@ -137,26 +158,24 @@ def test_it_is_small(podman: Podman, image: str) -> None:
 
 def test_it_serves_without_any_right(podman: Podman, image: str, tmp_path: Path) -> None:
     """As an ordinary user, without capabilities, on a root that nobody can write to. Each line of its log is JSON."""
-    with Container(podman, image, tmp_path, flags=NARROW) as daemon:
+    with Container(podman, image, tmp_path) as daemon:
         assert daemon.echo(b"hello") == b"hello"
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines())
-        assert {*status["Uid"].split(), *status["Gid"].split()} == {str(USER)}
-        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        check_rights(daemon.pid)
         assert daemon.execute("sh", "-c", "echo >/file").returncode != 0
         assert daemon.wait_for("daemon.started")["pid"] == 1
 
 
 def test_commands_in_the_container_ask_it(podman: Podman, image: str, tmp_path: Path) -> None:
     """Without a mount for the admin socket."""
-    with Container(podman, image, tmp_path, flags=NARROW) as daemon:
+    with Container(podman, image, tmp_path) as daemon:
         assert "0 of 1,024 in use" in daemon.execute("echod", "status").stdout
         assert daemon.execute("echod", "reload").returncode == 0
-        assert podman.run("podman", "run", "--rm", *HERE, *NARROW, image, "--version").startswith("echod ")
+        assert podman.run("podman", "run", "--rm", HOST, *RIGHTS, image, "--version").startswith("echod ")
 
 
 def test_its_health_is_whether_it_is_ready(podman: Podman, image: str, tmp_path: Path) -> None:
     assert podman.inspect(image)["Healthcheck"]["Test"] == ["CMD", "echod", "ready"]
-    with Container(podman, image, tmp_path, flags=NARROW) as daemon, daemon.connect() as client:
+    with Container(podman, image, tmp_path) as daemon, daemon.connect() as client:
         assert daemon.execute("echod", "ready").returncode == 0
         assert podman.tried("podman", "healthcheck", "run", daemon.name).returncode == 0
         daemon.signal(signal.SIGTERM)
@@ -168,7 +187,7 @@ def test_its_health_is_whether_it_is_ready(podman: Podman, image: str, tmp_path:
 
 def test_a_stop_lets_connections_finish(podman: Podman, image: str, tmp_path: Path) -> None:
     """As `podman stop` and Kubernetes stop it: TERM, and KILL only much later."""
-    with Container(podman, image, tmp_path, flags=NARROW) as daemon, daemon.connect() as client:
+    with Container(podman, image, tmp_path) as daemon, daemon.connect() as client:
         stop = subprocess.Popen(
             [*podman.there, "podman", "stop", f"--time={10 * DEADLINE:.0f}", daemon.name],
             stdout=subprocess.DEVNULL,
@@ -184,7 +203,7 @@ def test_a_stop_lets_connections_finish(podman: Podman, image: str, tmp_path: Pa
 
 
 def test_hup_reloads(podman: Podman, image: str, tmp_path: Path) -> None:
-    with Container(podman, image, tmp_path, flags=NARROW) as daemon:
+    with Container(podman, image, tmp_path) as daemon:
         assert daemon.reload("[pool]\nsize = 7")["event"] == "config.reloaded"
         assert daemon.execute("echod", "config", "show", "--running").stdout.count("size = 7\n") == 1
 
@@ -192,7 +211,7 @@ def test_hup_reloads(podman: Podman, image: str, tmp_path: Path) -> None:
 def test_term_counts_from_the_first_instruction(podman: Podman, image: str) -> None:
     """Python has no handler in its first milliseconds, and the kernel gives no signal to PID 1 that has no handler for it."""
     name = f"echod-{uuid.uuid4().hex}"
-    podman.run("podman", "create", f"--name={name}", *HERE, *NARROW, image)
+    podman.run("podman", "create", f"--name={name}", HOST, *RIGHTS, image)
     podman.run("podman", "init", name)
     pid = podman.inspect(name)["State"]["Pid"]
     start = subprocess.Popen(
@@ -206,3 +225,17 @@ def test_term_counts_from_the_first_instruction(podman: Podman, image: str) -> N
     assert podman.run("podman", "wait", name) == "0\n"
     assert "daemon.started" not in podman.run("podman", "logs", name)
     podman.run("podman", "rm", name)
+
+
+def test_the_manifest_for_kubernetes_runs(podman: Podman, image: str, tmp_path: Path) -> None:
+    """As far as podman is like Kubernetes: with the ConfigMap and the rights of the Deployment, and one replica."""
+    text = MANIFEST.read_text().replace("replicas: 2", "replicas: 1")
+    text = re.sub(r"image: .*", f"image: localhost/{image}", text)
+    (tmp_path / "echod.yaml").write_text(re.sub(r" {10}ports:\n(?: {12}.*\n)+", "", text))
+    podman.run("podman", "kube", "play", "--network=none", tmp_path / "echod.yaml")
+    ready = ("podman", "exec", "echod-pod-0-echod", "echod", "ready")
+    until(lambda: podman.tried(*ready).returncode == 0, what="the pod", interval=0.2)
+    check_rights(podman.inspect("echod-pod-0-echod")["State"]["Pid"])
+    running = podman.run("podman", "exec", "echod-pod-0-echod", "echod", "config", "show", "--running")
+    assert "receive_buffer = 32768\n" in running
+    podman.run("podman", "pod", "rm", "--force", "--time=0", "echod-pod-0")
