@@ -10,14 +10,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.harness import DEADLINE, Echod, environment, read_all, send_all, until
+from tests.support.harness import DEADLINE, Echod, environment, opened, read_all, send_all, until
 from tests.system.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -208,23 +207,25 @@ def test_hup_reloads(podman: Podman, image: str, tmp_path: Path) -> None:
         assert daemon.execute("echod", "config", "show", "--running").stdout.count("size = 7\n") == 1
 
 
-def test_term_counts_from_the_first_instruction(podman: Podman, image: str) -> None:
-    """Python has no handler in its first milliseconds, and the kernel gives no signal to PID 1 that has no handler for it."""
+def test_term_counts_from_the_first_instruction(podman: Podman, image: str, tmp_path: Path) -> None:
+    """Python has no handler in its first milliseconds, and the kernel gives no signal to PID 1 that has no handler for it.
+
+    A gate makes these milliseconds as long as the test needs.
+    """
+    tmp_path.chmod(0o755)
+    gate, command = tmp_path / "gate", tmp_path / "echod"
+    os.mkfifo(gate)
+    command.write_text('#!/bin/sh\nread -r _ </mnt/gate\nexec /usr/local/lib/echod/bin/python -I -m echod "$@"\n')
+    command.chmod(0o755)
     name = f"echod-{uuid.uuid4().hex}"
-    podman.run("podman", "create", f"--name={name}", HOST, *RIGHTS, image)
-    podman.run("podman", "init", name)
-    pid = podman.inspect(name)["State"]["Pid"]
-    start = subprocess.Popen(
-        [*podman.there, "podman", "start", name], env=podman.environment, stdout=subprocess.DEVNULL
-    )
-    command = Path(f"/proc/{pid}/cmdline")
-    until(lambda: b"crun" not in command.read_bytes().split(b"\0")[0], what="the entry point", interval=0)
-    time.sleep(0.005)  # env takes less than this to block them, and Python more to have handlers
-    os.kill(pid, signal.SIGTERM)
-    assert start.wait(DEADLINE) == 0
-    assert podman.run("podman", "wait", name) == "0\n"
+    mounts = (f"--volume={tmp_path}:/mnt:ro", f"--volume={command}:/usr/local/bin/echod:ro")
+    podman.run("podman", "run", "--detach", f"--name={name}", *mounts, HOST, *RIGHTS, image)
+    with opened(gate) as waiting:
+        os.kill(podman.inspect(name)["State"]["Pid"], signal.SIGTERM)
+        os.write(waiting, b"\n")
+    until(lambda: not podman.inspect(name)["State"]["Running"], what="its end", interval=0.2)
+    assert podman.inspect(name)["State"]["ExitCode"] == 0
     assert "daemon.started" not in podman.run("podman", "logs", name)
-    podman.run("podman", "rm", name)
 
 
 def test_the_manifest_for_kubernetes_runs(podman: Podman, image: str, tmp_path: Path) -> None:
