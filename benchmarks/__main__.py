@@ -32,6 +32,7 @@ BESIDE = {
     "The scrape beside load": "benchmarks.scrape",
     "The reload beside load": "benchmarks.reload",
     "One connection beside 15,000": "benchmarks.crowd",
+    "UDP": "benchmarks.udp",
 }
 LONGEST = 900
 """Seconds that one of these may take."""
@@ -104,7 +105,7 @@ def main() -> None:
     with cores.on(places.load):
         outcomes = [bench.run(*each) for each in planned]
     if with_beside:
-        progress.step("scrape, reload and crowd beside load, some minutes")
+        progress.step("scrape, reload and crowd beside load, and UDP, some minutes")
     besides = beside() if with_beside else {}
     progress.end()
     heads.append(f"took {time.monotonic() - began:.0f} s")

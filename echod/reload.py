@@ -73,7 +73,7 @@ def change(before: Settings, loaded: Loaded, *, binds: bool = True) -> Change:
         raise Refusal(*fixed)
     names = [setting.name for setting in changed]
     warnings = [*loaded.warnings, *checks.widened(before, loaded.settings, loaded.layers, binds=binds)]
-    if not binds and {"listen.host", "listen.port", "listen.unix", "listen.unix_mode"} & set(names):
+    if not binds and {"listen.host", "listen.port", "listen.unix", "listen.unix_mode", "udp.port"} & set(names):
         warnings.append(NOT_BOUND)
     return Change(names, old, new, [printable(line) for line in warnings])
 

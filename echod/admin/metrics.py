@@ -12,6 +12,7 @@ import platform
 import re
 import resource
 import time
+from collections import Counter
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -27,12 +28,12 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from echod import __version__, clock
+from echod.admin.status import RESULTS
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
 from echod.server.proxy_header import HEADERS
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client import Metric
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from echod.admin.status import Running
     from echod.histogram import Histogram
+    from echod.server.datagrams import Datagrams
 
 _OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
@@ -157,6 +159,8 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield _histogram("echod_loop_lag_seconds", "How late the event loop's timer was, once a second.", server.lag)
     yield _counter("echod_log_dropped_lines", "Lines that the log's sink did not take in time.", log.dropped)
     yield _gauge("echod_log_held_lines", "Lines that the log's sink has not taken yet.", log.held.lines)
+    if server.udp:
+        yield from _udp(server.udp)
     yield _gauge(
         "echod_config_reload_success", "Whether the last reload, or the start, went well.", not reloads.last.errors
     )
@@ -168,6 +172,15 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield from _process()
 
 
+def _udp(udp: Datagrams) -> Iterator[_Reading]:
+    yield _by("result", "echod_udp_datagrams", "Datagrams, by what became of them.", RESULTS, udp.results)
+    moved = Counter({"received": udp.bytes_received, "sent": udp.bytes_sent})
+    yield _by("direction", "echod_udp_bytes", "Bytes in datagrams, without headers.", moved, moved)
+    if udp.kernel_drops is not None:
+        text = "Datagrams that the kernel dropped because the queue of their socket was full."
+        yield _counter("echod_udp_kernel_drops", text, udp.kernel_drops)
+
+
 def _counter(name: str, text: str, value: float) -> _Reading:
     return _Reading(CounterMetricFamily, name, text, (value,))
 
@@ -177,14 +190,18 @@ def _gauge(name: str, text: str, value: float) -> _Reading:
 
 
 def _by_reason(name: str, text: str, reasons: Iterable[str], counts: Counter[str]) -> _Reading:
+    return _by("reason", name, text, reasons, counts)
+
+
+def _by(label: str, name: str, text: str, values: Iterable[str], counts: Counter[str]) -> _Reading:
     # 0 too: a series that begins with 1 shows no increase.
-    return _Reading(_of_reasons, name, text, tuple((reason, counts[reason]) for reason in reasons))
+    return _Reading(_labelled, name, text, (label, *((value, counts[value]) for value in values)))
 
 
-def _of_reasons(name: str, text: str, *counts: tuple[str, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=["reason"])
-    for reason, count in counts:
-        family.add_metric([reason], count)
+def _labelled(name: str, text: str, label: str, *counts: tuple[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts:
+        family.add_metric([value], count)
     return family
 
 

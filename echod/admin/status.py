@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from echod.server.server import LameDuck, Server
     from echod.server.worker import Worker
 
+RESULTS = (
+    "echoed",
+    "source_port",
+    "source_address",
+    "destination",
+    "denied",
+    "too_large",
+    "rate",
+    "total_rate",
+    "failed",
+)
+"""What becomes of a datagram, as in `echod.server.datagrams`, which is imported only if UDP is served."""
 SOURCES = 10
 """Sources in a status, those with the most connections."""
 BATCH = 1000
@@ -121,6 +133,13 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             for acceptor in server.listeners.acceptors
         ],
         "missing": [{"listener": url, "reason": why} for url, why in server.listeners.missing.items()],
+        "udp": server.udp
+        and {
+            "datagrams": {result: server.udp.results[result] for result in RESULTS},
+            "bytes_received": server.udp.bytes_received,
+            "bytes_sent": server.udp.bytes_sent,
+            "kernel_drops": server.udp.kernel_drops,
+        },
         "accept_paused_seconds": round(server.listeners.paused_seconds, 3),
         "sources": [{"source": source, "connections": count} for source, count in sources],
         "rejections": [{**_when(at), **rejection.fields()} for at, rejection in reversed(rejections.recent)],

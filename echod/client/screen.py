@@ -143,8 +143,9 @@ def _listeners(listeners: Sequence[Mapping[str, Any]], missing: Sequence[Mapping
         yield True, "listeners", "none"
     name = "listeners"
     for each in listeners:
-        queued, backlog = _count(each["queued"]), _count(each["backlog"])
-        text = f"{each['listener']} {each['state']}, {queued} of {backlog} in the backlog"
+        text = f"{each['listener']} {each['state']}"
+        if not each["listener"].startswith("udp:"):
+            text += f", {_count(each['queued'])} of {_count(each['backlog'])} in the backlog"
         yield each["state"] == "paused", name, text
         name = ""
     for each in missing:
@@ -165,6 +166,8 @@ def _counts(answer: Mapping[str, Any]) -> Iterator[Line]:
     yield False, "accepted", f"{counts['accepted']:,}"
     yield False, "closed", _by_reason(counts["closed"])
     yield False, "rejected", _by_reason(counts["rejected"])
+    if answer["udp"]:
+        yield from _udp(answer["udp"])
 
 
 def _recent(answer: Mapping[str, Any]) -> Iterator[Line]:
@@ -172,6 +175,13 @@ def _recent(answer: Mapping[str, Any]) -> Iterator[Line]:
         yield False, "", f"{client(each['client'])} {each['reason']}, {span(each['age'])} ago"
     sources = ", ".join(f"{each['source']} {each['connections']:,}" for each in answer["sources"])
     yield False, "sources", sources or "none"
+
+
+def _udp(udp: Mapping[str, Any]) -> Iterator[Line]:
+    moved = f"{size(udp['bytes_received'])} received, {size(udp['bytes_sent'])} sent"
+    yield False, "udp", f"{_by_reason(udp['datagrams'])}; {moved}"
+    if udp["kernel_drops"]:
+        yield True, "", f"{udp['kernel_drops']:,} datagrams found the queue of their socket full"
 
 
 def _health(answer: Mapping[str, Any]) -> Iterator[Line]:

@@ -12,7 +12,7 @@ SOURCES = 10
 REJECTIONS = 20
 """Rejected clients in a total, the newest first, as in the answer of one daemon."""
 _ADDED = ("connections", "bytes_received", "bytes_sent", "rates")
-_STATES = ("paused", "waiting", "retired", "accepting")
+_STATES = ("paused", "waiting", "retired", "accepting", "answering")
 """The states of a listener. Of several sockets with one address, the first of these is shown."""
 
 
@@ -25,6 +25,7 @@ def total(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "pool": {name: sum(pool[name] for pool in pools) for name in ("size", "in_use")},
         **{name: _sum([answer[name] for answer in answers]) for name in _ADDED},
+        "udp": _udp([answer["udp"] for answer in answers if answer["udp"]]),
         "listeners": _listeners(each for answer in answers for each in answer["listeners"]),
         "missing": _missing(each for answer in answers for each in answer["missing"]),
         "sources": _sources(each for answer in answers for each in answer["sources"]),
@@ -38,6 +39,13 @@ def _sum(values: Sequence[Any]) -> Any:  # noqa: ANN401 - a number, or an object
         return round(sum(values), 3)
     names = dict.fromkeys(name for value in values for name in value if name != "interval")
     return {name: _sum([value[name] for value in values if name in value]) for name in names}
+
+
+def _udp(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the sums of those that serve UDP; `None` if none does."""
+    drops = [part["kernel_drops"] for part in parts]
+    added = [{name: value for name, value in part.items() if name != "kernel_drops"} for part in parts]
+    return {**_sum(added), "kernel_drops": None if None in drops else sum(drops)} if parts else None
 
 
 def _listeners(listeners: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -137,6 +137,9 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
         yield line(text, "pool", "size")
     if settings.listen.unix.startswith("@") and settings.listen.unix_mode != Listen().unix_mode:
         yield line("has no effect, an abstract socket has no file: every user may connect", "listen", "unix_mode")
+    if settings.udp.port is not None and settings.udp.rate is None:
+        text = "two echo servers that one forged datagram points at each other would go on for ever"
+        yield line(text, "udp", "rate")
     denied = Ranges(settings.access.deny)
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):
@@ -153,10 +156,16 @@ def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds
         return f"{explain.origin((section, key), layers)}: {section}.{key}: lets in more clients than before: {text}"
 
     yield from _access_widened(before.access, after.access, line)
+    rates = (("rate", before.udp.rate, after.udp.rate), ("total_rate", before.udp.total_rate, after.udp.total_rate))
+    for key, was, now in rates:
+        if was and not now and before.udp.port is not None:
+            yield line(f'no limit, it was "{rate_text(was)}"', "udp", key)
     if not binds:
         return
     if hosts := [host for host in after.listen.host if not _listened(host, before.listen.host)]:
         yield line(f"also listens on {_some(hosts)}", "listen", "host")
+    if after.udp.port is not None and before.udp.port is None:
+        yield line("also answers UDP", "udp", "port")
     path, mode = after.listen.unix, after.listen.unix_mode
     if path not in ("off", before.listen.unix):
         yield line(f"also listens on {_some([f'unix:{path}'])}", "listen", "unix")

@@ -84,9 +84,8 @@ def _message(error: ErrorDetails) -> str:
 
 def _unknown(loc: KeyPath, value: object) -> str:
     name = str(loc[-1])
-    elsewhere = "".join(
-        f"; did you mean {setting.name}?" for setting in declared() if setting.key == name.casefold().replace("-", "_")
-    )
+    others = [setting.name for setting in declared() if setting.key == name.casefold().replace("-", "_")]
+    elsewhere = f"; did you mean {' or '.join(others)}?" if others else ""
     if len(loc) == 1:
         sections = {section: f"[{section}]" for section in Settings.model_fields}
         what = "section" if isinstance(value, dict | list) else "key"

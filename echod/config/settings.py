@@ -24,6 +24,7 @@ from echod.config.types import (
     Mode,
     Names,
     Networks,
+    Port,
     Rate,
     SocketPath,
     Timeout,
@@ -50,6 +51,7 @@ LEVELS = get_args(Level)
 """The most verbose first."""
 
 MAX_WORKERS = 1_000_000
+MAX_DATAGRAM = 65_527  # bytes: of UDP over IPv6 (RFC 768, RFC 8200, 4.5); over IPv4, 20 less
 MAX_QUEUE = 100_000_000
 
 
@@ -94,6 +96,17 @@ class Listen(_Section):
     unix_mode: Mode = _setting(
         0o660, "Mode of the file of listen.unix: who may write to it, by owner, group and others, may connect."
     )
+
+
+class Udp(_Section):
+    """The echo over UDP, on the addresses of listen.host. What is more than a rate, or too large, is dropped."""
+
+    port: Port = _setting(None, 'UDP port; 0 takes any free port, which the log names; "off" serves no UDP.')
+    rate: Rate = _setting(
+        100.0, "The most datagrams per second from one IPv4 address or one IPv6 /64 network, with bursts of one second."
+    )
+    total_rate: Rate = _setting(10_000.0, "The most datagrams per second over all sources, with bursts of one second.")
+    max_size: Count = _setting(1472, "The most bytes in a datagram that is echoed.", ge=1, le=MAX_DATAGRAM)
 
 
 class PoolSection(_Section):
@@ -202,6 +215,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     listen: Listen = Listen()
+    udp: Udp = Udp()
     pool: PoolSection = PoolSection()
     timeouts: Timeouts = Timeouts()
     access: Access = Access()

@@ -77,6 +77,19 @@ def count(value: object) -> object:
     return value
 
 
+def port(value: object) -> object:
+    """Return a port; `None` from "off"."""
+    if value == "off":
+        return None
+    try:
+        number = count(value)
+    except ValueError:
+        raise ValueError(f'must be a port, e.g. 7007, or "off"; got {shown(value)}') from None
+    if isinstance(number, int) and not 0 <= number <= MAX_PORT:
+        raise ValueError(f'must be a port from 0 to {MAX_PORT}, or "off"; got {shown(value)}')
+    return number
+
+
 def buffer(value: object) -> object:
     """Return bytes from "32Ki"; `None` from "auto"."""
     if value == "auto":
@@ -314,6 +327,12 @@ Buffer = Annotated[
     BeforeValidator(buffer),
     PlainSerializer(lambda size: "auto" if size is None else size),
     Form("SIZE", {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": f"^(?:auto|{_COUNT.pattern})$"}]}),
+]
+Port = Annotated[
+    int | None,
+    BeforeValidator(port),
+    PlainSerializer(lambda number: "off" if number is None else number),
+    Form("PORT", {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_PORT}, _text(_COUNT)]}),
 ]
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(host)], ...],

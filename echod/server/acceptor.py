@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from echod.log import Logger
     from echod.server.admission import Admission, Opening
+    from echod.server.datagrams import Datagrams
     from echod.server.endpoint import Listener, Peer
     from echod.server.pool import Pool
 
@@ -31,8 +32,11 @@ BATCH = 32
 PAUSE = 0.1
 """Seconds without accepting after an error of the system."""
 
-State = Literal["accepting", "waiting", "paused", "retired"]
-"""Of an acceptor: "waiting" for a worker, "paused" after an error, "retired" but for the connections in its backlog."""
+State = Literal["accepting", "waiting", "paused", "retired", "answering"]
+"""Of an acceptor: "waiting" for a worker, "paused" after an error, "retired" but for the connections in its backlog.
+
+"answering" is what a socket of UDP does.
+"""
 
 _GONE = frozenset(
     {
@@ -59,6 +63,8 @@ class Parts(NamedTuple):
     log: Logger
     pool: Pool
     admission: Admission
+    datagrams: Callable[[], Datagrams]
+    """Returns what all sockets of UDP share."""
 
 
 class Acceptor:
@@ -77,7 +83,7 @@ class Acceptor:
         opening: Opening,
         waits: bool,
     ) -> None:
-        self._loop, self._log, self._pool, self._admission = parts
+        self._loop, self._log, self._pool, self._admission, _ = parts
         self.listener = listener
         self._family, self._type, self._proto = listener.sock.family, listener.sock.type, listener.sock.proto
         self._peer = peer

@@ -54,6 +54,10 @@ class Access:
             self._bucket = Bucket(rules.accept_rate, self._loop.time()) if rules.accept_rate else None
         self._rules = rules
 
+    def denies(self, address: str) -> bool:
+        """Say whether the networks keep this address out."""
+        return _is_denied(address, self._rules.allow, self._rules.deny)
+
     def refusal(self, client: Peer, *, full: bool) -> str | None:
         """Return why this client is rejected, or `None`; `full` says that no worker is free.
 

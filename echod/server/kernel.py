@@ -28,6 +28,9 @@ _SO_BUF_LOCK = 72  # <asm-generic/socket.h>
 _JIFFY = 0.01
 """Seconds by which the kernel's times may be too long: it counts in ticks, of 10 ms at the most (CONFIG_HZ)."""
 _INT = struct.Struct("=i")
+_SO_MEMINFO = 55  # <asm-generic/socket.h>, since Linux 4.12
+_MEMINFO = struct.Struct("=32xI")
+"""<linux/sock_diag.h>: the last of nine counters, SK_MEMINFO_DROPS. It is that of SO_RXQ_OVFL, without a message each time."""
 _CREDENTIALS = struct.Struct("=iII")
 """struct ucred: pid, uid, gid."""
 _CHUNK = 1 << 18
@@ -108,8 +111,16 @@ def set_receive_buffer(listener: socket.socket, size: int | None) -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
+def drops(sock: _socket.socket) -> int | None:
+    """Return how many datagrams found the queue of this socket full, modulo 2**32 (SO_MEMINFO, SK_MEMINFO_DROPS)."""
+    try:
+        return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[0])
+    except (OSError, struct.error):  # as in `_tcp_info`
+        return None
+
+
 def has_waiting(listener: socket.socket) -> bool:
-    """Say whether a connection waits to be accepted."""
+    """Say whether a connection waits to be accepted, or a datagram to be read."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     return bool(poll.poll(0))

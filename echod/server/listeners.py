@@ -1,6 +1,6 @@
 """All listeners of the daemon with their acceptors, which a reload may move.
 
-`KINDS` lists the kinds of listeners; a further kind is a module like `tcp`, and a line there. A reload compares
+`KINDS` lists the kinds of listeners; a further kind is a module like `tcp`, and a line there (`Kind`). A reload compares
 the wanted endpoints with the current ones. A listener that is in both lists stays as it is. An endpoint whose address this
 machine does not have is missing: it is tried again once a second.
 """
@@ -12,58 +12,46 @@ import os
 import socket
 import stat
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from echod.errors import Refusal
 from echod.server import tcp, unix_stream
 from echod.server.endpoint import AddressMissing, Endpoint
+from echod.server.kinds import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from echod.config.settings import Settings
-    from echod.server.acceptor import Acceptor, Parts
+    from echod.server.acceptor import Parts
     from echod.server.endpoint import Listener
+    from echod.server.kinds import Kind, Room
 
 
-class Kind(Protocol):
-    """The functions that each kind of listener provides."""
-
-    def endpoints(self, settings: Settings) -> list[Endpoint]:
-        """Return what the settings want of this kind."""
-
-    def bind(
-        self,
-        endpoints: Sequence[Endpoint],
-        *,
-        backlog: int,
-        reuse_port: bool,
-        receive_buffer: int | None,
-        free_bind: bool,
-        beside: Sequence[Listener],
-    ) -> list[Listener]:
-        """Listen on all of these endpoints; raise `Refusal` if that fails for one, and then listen on none.
-
-        It is `AddressMissing` if the address of an endpoint may come later.
-        """
-
-    def adopt(self, sock: socket.socket) -> Listener | None:
-        """Take a socket that was handed over; `None` if it is of another kind. Raises `ValueError` if it is unfit."""
-
-    def tune(self, listener: Listener, settings: Settings) -> None:
-        """Apply to a listener what may change while it listens."""
-
-    def acceptor(self, parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
-        """Return what accepts on this listener."""
+def _is_udp(sock: socket.socket) -> bool:
+    return sock.type == socket.SOCK_DGRAM and sock.proto == socket.IPPROTO_UDP
 
 
-KINDS: dict[str, Kind] = {tcp.KIND: tcp, unix_stream.KIND: unix_stream}
+KINDS: dict[str, Kind] = {
+    tcp.KIND: tcp,
+    unix_stream.KIND: unix_stream,
+    "udp": Deferred("echod.server.udp", wanted=lambda settings: settings.udp.port is not None, takes=_is_udp),
+}
 
 AGAIN = 0.95
 """Seconds until a missing address is tried again, which takes 20 µs. Timers are a little early at times."""
 
 _PROTOCOLS = {socket.IPPROTO_UDP: "udp", socket.IPPROTO_UDPLITE: "udplite", socket.IPPROTO_SCTP: "sctp"}
 """The protocols of a socket unit besides TCP: ListenDatagram=, and SocketProtocol= (systemd.socket(5))."""
+
+
+def prepare_kinds(settings: Settings) -> None:
+    """Import what these settings need. Safe in any thread. Raises `Refusal` if it is not there any more."""
+    try:
+        for kind in KINDS.values():
+            kind.endpoints(settings)
+    except ImportError as error:
+        raise Refusal(f"the program has changed since the start, restart it: {error}") from None
 
 
 class Adopted(NamedTuple):
@@ -108,7 +96,7 @@ def _adopt(fd: int) -> Listener:
 
 
 def _not_served(what: str) -> str:
-    return f"{what} is not served: the socket unit needs ListenStream="
+    return f"{what} is not served: the socket unit needs ListenStream=, or ListenDatagram= with a port"
 
 
 def _named(sock: socket.socket) -> str:
@@ -146,14 +134,14 @@ class Listeners:
     def __init__(self, parts: Parts, *, inherited: Sequence[Listener] = ()) -> None:
         self._parts = parts
         self.inherited = inherited
-        self._acceptors: deque[Acceptor] = deque()  # also those that are retired and not yet closed
+        self._acceptors: deque[Room] = deque()  # also those that are retired and not yet closed
         self._any_port: dict[str, int] = {}  # of each kind whose port was left to the kernel: the port it chose
         self._paused_seconds = 0.0  # of acceptors that are closed
         self._missing: dict[Endpoint, str] = {}  # what is wanted and not bound, and why
         self._next_try = 0.0
 
     @property
-    def acceptors(self) -> Iterable[Acceptor]:
+    def acceptors(self) -> Iterable[Room]:
         """All acceptors, including retired ones that are not closed yet."""
         return self._acceptors
 
@@ -288,7 +276,7 @@ class Listeners:
         for acceptor in self._acceptors:
             acceptor.resume()
 
-    def _forget(self, acceptor: Acceptor) -> None:
+    def _forget(self, acceptor: Room) -> None:
         self._acceptors.remove(acceptor)
         self._paused_seconds += acceptor.paused_seconds
         self._parts.log.info("listener.stopped", listener=acceptor.listener.url, backlog=acceptor.listener.backlog)

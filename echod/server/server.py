@@ -17,7 +17,7 @@ from echod.server.acceptor import Parts
 from echod.server.access import Access, Rules
 from echod.server.admission import MOST, TURNS, Admission
 from echod.server.drain import Drain
-from echod.server.listeners import Listeners
+from echod.server.listeners import Listeners, prepare_kinds
 from echod.server.pool import Pool
 from echod.server.proxies import Proxies
 from echod.server.rejections import Rejections
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from echod.config.settings import Settings
     from echod.log import Log
+    from echod.server.datagrams import Datagrams
     from echod.server.endpoint import Listener
     from echod.server.worker import Worker
 
@@ -91,11 +92,13 @@ class Server:
         self._timeouts = Timeouts(loop, log, self.pool, self._on_check)
         self._admission = Admission(loop, self.pool, self._access, self.rejections, self._timeouts.watch)
         self.proxies = Proxies(loop, log, self.pool, self._admission, self.rejections)
-        parts = Parts(loop, log, self.pool, self._admission)
+        self.udp: Datagrams | None = None
+        parts = Parts(loop, log, self.pool, self._admission, self._datagrams)
         self.listeners = Listeners(parts, inherited=inherited)
 
     def prepare(self, settings: Settings) -> Prepared:
         """Build the rules and workers, which is slow. Safe in any thread."""
+        prepare_kinds(settings)
         workers = self.pool.make(settings.pool.size - self.pool.size)
         return Prepared(Rules.of(settings.access), Ranges(settings.access.proxies), workers)
 
@@ -115,9 +118,19 @@ class Server:
         self._admission.entrance = self.proxies.admit if proxied else self._admission.admit
         self._timeouts.set(idle=timeouts.idle, write=timeouts.write, lifetime=timeouts.lifetime)
         self.listeners.serve(settings, bound)
+        if self.udp:
+            self.udp.set(settings.udp)
         self._log.configure(settings.log)
         if self.state == "starting":  # not after a stop signal: a reload may end between it and the drain
             self.state = "running"
+
+    def _datagrams(self) -> Datagrams:
+        """Return what all sockets of UDP share, made for the first of them: without UDP, nothing of it is imported."""
+        if self.udp is None:
+            from echod.server.datagrams import Datagrams  # noqa: PLC0415
+
+            self.udp = Datagrams(self._loop, self._log, self._access)
+        return self.udp
 
     def _free_some(self, workers: list[Worker]) -> None:
         """Free the memory of these workers, with turns of the loop for others in between."""
@@ -180,7 +193,8 @@ class Server:
             return "not listening"
         if not self.pool.free:
             return "pool full"
-        return "ready" if "accepting" in states else "paused"
+        # Of UDP, only a server without any other listener is ready.
+        return "ready" if "accepting" in states or set(states) == {"answering"} else "paused"
 
     @property
     def is_accepting(self) -> bool:

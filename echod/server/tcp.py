@@ -1,6 +1,6 @@
 """The TCP kind of listener: binds or adopts a listening socket, and opens what is accepted on it as a plain connection.
 
-"*" is one dual-stack socket, or IPv4 alone where the machine has no IPv6. `admin.http` binds its port here too.
+"*" is one dual-stack socket, or IPv4 alone where the machine has no IPv6. `admin.http` and UDP bind their ports here too.
 """
 
 from __future__ import annotations
@@ -124,15 +124,16 @@ def bind(
     receive_buffer: int | None = None,
     free_bind: bool = False,
     beside: Sequence[Listener] = (),
+    datagrams: bool = False,
 ) -> list[Listener]:
     """Listen on every endpoint, or on none: if one can't be bound, the others are closed again.
 
     All have the same port; with port 0 the kernel chooses one for all. An address may overlap with those of the listeners
-    `beside`, which are to be closed afterwards. Raises `AddressMissing`, or another `Refusal` with exit code 69 or 77.
+    `beside`, which are to be closed afterwards. With `datagrams`, the sockets are of UDP. Raises `AddressMissing`, or another `Refusal` with exit code 69 or 77.
     """
     beside = [each for each in beside if any(each.endpoint.port == endpoint.port for endpoint in endpoints)]
     with _shared(beside, reuse_port=reuse_port):
-        options = _Options(backlog, reuse_port or bool(beside), receive_buffer, free_bind)
+        options = _Options(backlog, reuse_port or bool(beside), receive_buffer, free_bind, datagrams)
         listeners = _bind_all(endpoints, options)
     if beside:
         for listener in listeners:
@@ -165,6 +166,7 @@ class _Options(NamedTuple):
     reuse_port: bool
     receive_buffer: int | None
     free_bind: bool
+    datagrams: bool
 
 
 def _bind_all(endpoints: Sequence[Endpoint], options: _Options) -> list[Listener]:
@@ -193,13 +195,17 @@ def _bind(endpoint: Endpoint, options: _Options) -> Listener:
     except OSError as error:
         raise _refusal(error, endpoint) from None
     try:
-        kernel.set_receive_buffer(sock, options.receive_buffer)
-        sock.listen(options.backlog)  # with SO_REUSEADDR alone, two binds can succeed, and then the second listen fails
+        if not options.datagrams:
+            kernel.set_receive_buffer(sock, options.receive_buffer)
+            sock.listen(
+                options.backlog
+            )  # with SO_REUSEADDR alone, two binds can succeed, and then the second listen fails
     except OSError as error:
         sock.close()
         raise _refusal(error, endpoint) from None
     address, port = sock.getsockname()[:2]
-    return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), options.backlog)
+    backlog = None if options.datagrams else options.backlog
+    return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), backlog)
 
 
 def _open(endpoint: Endpoint, options: _Options) -> socket.socket:
@@ -220,10 +226,14 @@ def _open(endpoint: Endpoint, options: _Options) -> socket.socket:
 def _bound(
     family: socket.AddressFamily | int, address: tuple[Any, ...], options: _Options, *, v6only: bool
 ) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    kind, protocol = (
+        (socket.SOCK_DGRAM, socket.IPPROTO_UDP) if options.datagrams else (socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    )
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _set_options(sock)
+        if not options.datagrams:  # with SO_REUSEADDR, another process could take over a port of UDP
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _set_options(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
         if options.reuse_port:
@@ -260,7 +270,7 @@ def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:
     if error.errno == errno.EADDRNOTAVAIL:
         return AddressMissing(endpoint)
     if error.errno == errno.EADDRINUSE:
-        setting = "listen.port, -p" if endpoint.kind == KIND else "admin.http"
+        setting = {KIND: "listen.port, -p", "http": "admin.http"}.get(endpoint.kind, f"{endpoint.kind}.port")
         return Refusal(
             f"echod: {endpoint}: address in use: choose another port ({setting})", exit_code=os.EX_UNAVAILABLE
         )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from echod.server.datagrams import DROPS, KERNEL
+from tests.support.datagrams import client
 from tests.support.harness import LOCAL, Echod, command, read_all, until
 from tests.support.log_document import check_line, events
 
@@ -31,7 +33,12 @@ def examples() -> list[dict[str, Any]]:
 
 def test_the_daemons_lines_are_as_documented(echod: Daemon) -> None:
     """One session with each event that a healthy daemon logs; the harness checks their fields, here and in all tests."""
-    with echod("[pool]\nsize = 1", flags=["--timeouts.write", "200ms", "--admin.http", f"{LOCAL}:0"]) as daemon:
+    flags = ["--timeouts.write", "200ms", "--admin.http", f"{LOCAL}:0", "--udp.port", "0", "--udp.max_size", "1"]
+    with echod("[pool]\nsize = 1", flags=flags) as daemon:
+        with client() as sock:
+            url = daemon.wait_for("listener.started", count=2)["listener"]
+            sock.sendto(b"too large", (LOCAL, int(url.rpartition(":")[2])))
+            daemon.wait_for("udp.dropped")
         with daemon.connect() as only:
             daemon.wait_for("pool.full")
             until(lambda: rejected_and_counted(daemon), what="a count of rejections")
@@ -83,6 +90,7 @@ def test_the_reasons_are_those_that_the_daemon_counts(echod: Daemon, tmp_path: P
     socket = tmp_path / "admin.sock"
     with echod(flags=["--admin.socket", str(socket)]):
         counts = json.loads(command("status", "--json", "--admin.socket", str(socket)).stdout)["connections"]
+    assert events()["udp.dropped"].values["reasons"] == [*DROPS, KERNEL]
     assert events()["connection.closed"].values["reason"] == list(counts["closed"])
     assert events()["connection.rejected"].values["reason"] == list(counts["rejected"])
 

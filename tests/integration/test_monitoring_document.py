@@ -29,7 +29,7 @@ def ask(echod: Daemon, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         return json.loads(command(name, "--json", *where).stdout)
 
     unix = ["--listen.unix", str(tmp_path / "echo.sock")]
-    with echod("[pool]\nsize = 1", flags=[*where, *unix]) as daemon, daemon.connect() as sock:
+    with echod("[pool]\nsize = 1", flags=[*where, *unix, "--udp.port", "0"]) as daemon, daemon.connect() as sock:
         sock.sendall(b"x")
         assert read_exactly(sock, 1) == b"x"
         with daemon.connect() as rejected, socket.socket(socket.AF_UNIX) as other:
@@ -46,8 +46,9 @@ def documented(heading: str) -> field_tables.Fields:
 
 def test_status_is_as_documented(ask: Callable[[str], Any]) -> None:
     answer = ask("status")
+    assert answer["udp"]
     field_tables.check(answer, documented("`GET /status`"))
-    assert (len(answer["listeners"]), len(answer["sources"]), len(answer["rejections"])) == (2, 1, 2)
+    assert (len(answer["listeners"]), len(answer["sources"]), len(answer["rejections"])) == (3, 1, 2)
     assert answer["sources"][0]["source"] == LOCAL
 
 

@@ -236,36 +236,60 @@ def test_a_client_that_comes_between_two_processes_is_refused_by_none(
 
 def test_what_it_can_not_serve_on_is_refused() -> None:
     """In a line, with 78: to start it again changes nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE) as wrong:
         wrong.bind((LOCAL, 0))
         done = command("run", prefix=handed_over(wrong), pass_fds=[wrong.fileno()])
-        where = f"udp://{LOCAL}:{wrong.getsockname()[1]}"
+        where = f"udplite://{LOCAL}:{wrong.getsockname()[1]}"
     assert done.returncode == os.EX_CONFIG
     assert done.stderr == (
-        f"echod: unknown (descriptor 3): {where} is not served: the socket unit needs ListenStream=\n"
+        f"echod: unknown (descriptor 3): {where} is not served: the socket unit needs"
+        " ListenStream=, or ListenDatagram= with a port\n"
     )
 
 
 def test_what_it_can_not_serve_on_is_named_and_the_rest_is_served(
     activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path
 ) -> None:
-    """UDP and packets beside TCP: a warning for each."""
+    """Other datagrams and packets beside TCP: a warning for each."""
     with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE) as lite,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unix,
     ):
-        udp.bind((LOCAL, 0))
+        lite.bind((LOCAL, 0))
         unix.bind(str(tmp_path / "echo"))
         unix.listen()
-        with activated(udp, listener, unix) as daemon:
+        with activated(lite, listener, unix) as daemon:
             assert daemon.echo(b"hi") == b"hi"
             warnings = [line["message"] for line in daemon.events("config.warning")]
             assert [warning.partition(": ")[2].partition(" is not")[0] for warning in warnings] == [
-                f"udp://{LOCAL}:{udp.getsockname()[1]}",
+                f"udplite://{LOCAL}:{lite.getsockname()[1]}",
                 f"unix:{tmp_path}/echo",
             ]
             (line,) = daemon.events("listener.inherited")
             assert line["names"] == ["unknown"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_it_answers_udp(
+    activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path, *, alone: bool
+) -> None:
+    """ListenDatagram=, beside a port of TCP or alone; also the datagram that has come before the process."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        udp.bind(("", 0))
+        port = udp.getsockname()[1]
+        client.settimeout(DEADLINE)
+        client.sendto(b"early", ("127.0.0.2", port))
+        admin = str(tmp_path / "admin.sock")
+        with activated(*([] if alone else [listener]), udp, flags=["--admin.socket", admin]) as daemon:
+            assert client.recvfrom(9) == (b"early", ("127.0.0.2", port))
+            client.sendto(b"late", ("127.0.0.3", port))
+            assert client.recvfrom(9) == (b"late", ("127.0.0.3", port))
+            urls = [line["listener"] for line in daemon.events("listener.started")]
+            assert f"udp://0.0.0.0:{port}" in urls
+            assert command("ready", "--admin.socket", admin).returncode == 0
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -177,7 +177,9 @@ def admin(daemon: Echod) -> str:
 @pytest.fixture(scope="module")
 def exposition(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a scrape of an echod that has done a little of everything."""
-    with Echod("[pool]\nsize = 1", directory=tmp_path_factory.mktemp("scrape"), flags=ON_HTTP) as daemon:
+    with Echod(
+        "[pool]\nsize = 1", directory=tmp_path_factory.mktemp("scrape"), flags=[*ON_HTTP, "--udp.port", "0"]
+    ) as daemon:
         assert daemon.echo(b"hello") == b"hello"
         daemon.wait_for("connection.closed")
         with daemon.connect() as only:

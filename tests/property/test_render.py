@@ -14,7 +14,17 @@ from echod.config import load as config
 from echod.config import render
 from echod.config.settings import Setting, Settings, declared
 from echod.errors import Refusal
-from tests.property.test_types import durations, host_names, hosts, http_addresses, modes, networks, rates, socket_paths
+from tests.property.test_types import (
+    durations,
+    host_names,
+    hosts,
+    http_addresses,
+    modes,
+    networks,
+    ports,
+    rates,
+    socket_paths,
+)
 
 _FORMS: dict[str, st.SearchStrategy[Any]] = {
     "ADDRESS": hosts,
@@ -25,6 +35,7 @@ _FORMS: dict[str, st.SearchStrategy[Any]] = {
     "NAME": st.lists(host_names, max_size=4),
     "NETWORK": st.lists(networks, max_size=4),
     "PATH": socket_paths,
+    "PORT": ports,
     "RATE": rates,
     "SIZE": st.just("auto") | st.integers(4096, 1 << 30),
 }

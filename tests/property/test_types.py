@@ -48,6 +48,7 @@ socket_paths = st.one_of(
     st.sampled_from(["auto", "off"]),
     st.text(st.characters(exclude_categories=["C", "Z"]), max_size=26).map(lambda text: f"/{text}"),
 )
+ports = st.one_of(st.just("off"), st.integers(0, 65535), st.sampled_from(["1k", "64Ki", "7_007"]))
 modes = st.integers(0, 0o777).map(lambda bits: f"{bits:04o}")
 listen_paths = st.one_of(
     st.just("off"),
@@ -67,6 +68,7 @@ CASES: list[tuple[str, Any, st.SearchStrategy[Any]]] = [
     ("SocketPath", types.SocketPath, socket_paths),
     ("ListenPath", types.ListenPath, listen_paths),
     ("Mode", types.Mode, modes),
+    ("Port", types.Port, ports),
     (
         "Count",
         types.Count,
@@ -132,6 +134,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         types.socket_path,
         types.listen_path,
         types.mode,
+        types.port,
     ):
         try:
             parse(text)

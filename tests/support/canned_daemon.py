@@ -86,6 +86,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "rates": {"interval": 1.0, "accepted": 12.0, "rejected": 0.0, "bytes_received": 2e6, "bytes_sent": 1999.0},
         "listeners": [{"listener": "tcp://[::]:7007", "state": "accepting", "backlog": 1024, "queued": 2}],
         "missing": [],
+        "udp": None,
         "accept_paused_seconds": 0.0,
         "sources": [{"source": "192.0.2.1", "connections": 200}, {"source": "2001:db8::/64", "connections": 50}],
         "rejections": [],

@@ -15,6 +15,7 @@ from echod.server import kernel
 from echod.server.acceptor import Parts
 from echod.server.access import Access
 from echod.server.admission import Admission
+from echod.server.datagrams import Datagrams
 from echod.server.endpoint import Endpoint, Peer
 from echod.server.listeners import Listeners
 from echod.server.pool import Pool
@@ -54,7 +55,8 @@ class Rig:
             lambda each: self.watch(each),  # noqa: PLW0108 - a test may set it later
         )
         self.proxies = Proxies(self.loop.asyncio, self.log, self.pool, self.admission, self.rejections)
-        self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.admission)
+        self.datagrams = Datagrams(self.loop.asyncio, self.log, self.access)
+        self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams)
         self.listeners = Listeners(self.parts)
         self.sockets: list[socket.socket] = []
         # What the kernel says, see `fake_kernel`:
@@ -130,6 +132,7 @@ class Rig:
         """Bind and serve, as a start and a reload do; return the TCP port that is not retired."""
         wanted = listening(hosts, port, when_full)
         self.listeners.serve(wanted, self.listeners.bind(wanted))
+        self.datagrams.set(wanted.udp)
         return self.port()
 
     def port(self, kind: str = "tcp") -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import guides
-from tests.support.harness import DEADLINE, LOCAL, read_all, read_exactly, send_all, until
+from tests.support.harness import DEADLINE, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     from tests.system.machine import Machine
@@ -145,35 +145,55 @@ def echo_by(address: str) -> bytes:
         return read_all(sock)
 
 
+def test_a_unit_with_udp_is_answered(machine: Machine) -> None:
+    """With the line that the unit shows, by a service that has no network; also the datagram that starts it."""
+    narrow(machine)
+    (line,) = [line[1:] for line in machine.read("/lib/systemd/system/echod.socket").splitlines() if "#Listen" in line]
+    machine.edit("echod.socket", f"[Socket]\n{line}\n")
+    machine.run("systemctl start echod.socket")
+    assert machine.inside(ask_by_udp) == (b"hi\n", ("127.0.0.2", 7))
+    assert machine.echo(7) == b"hi\n"
+    lines = machine.wait_for("echod", "listener.started", 2)
+    assert sorted(line["listener"] for line in lines) == ["tcp://[::]:7", "udp://[::]:7"]
+
+
+def ask_by_udp() -> tuple[bytes, tuple[str, int]]:
+    """Return the answer to a datagram, and where it comes from."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(DEADLINE)
+        sock.sendto(b"hi\n", ("127.0.0.2", 7))
+        return sock.recvfrom(9)
+
+
 def test_a_unit_with_other_sockets_is_served_over_tcp(machine: Machine) -> None:
     """Each of the others is named; nothing is started again."""
     machine.edit(
         "echod.socket",
-        "[Socket]\nListenDatagram=7\nListenSequentialPacket=/run/echod-test.sock\nListenFIFO=/run/fifo\n",
+        "[Socket]\nListenDatagram=/run/echod-test.datagram\nListenSequentialPacket=/run/echod-test.sock\nListenFIFO=/run/fifo\n",
     )
     machine.run("systemctl start echod.socket")
     assert machine.echo(7) == b"hi\n"
     messages = [line["message"] for line in machine.wait_for("echod", "config.warning", 3)]
-    for what in ("udp://[::]:7 is not served", "unix:/run/echod-test.sock is not served", "it is no socket"):
+    for what in (
+        "unix:/run/echod-test.datagram is not served",
+        "unix:/run/echod-test.sock is not served",
+        "it is no socket",
+    ):
         assert [message for message in messages if what in message]
     assert machine.show("echod", "ActiveState", "NRestarts") == ["active", "0"]
 
 
 def test_a_unit_without_a_socket_for_it_fails_for_good(machine: Machine) -> None:
     """With one line for the socket. What keeps on coming starts it again, until systemd has enough of that."""
-    machine.edit("echod.socket", "[Socket]\nListenStream=\nListenDatagram=7\n")
+    machine.edit("echod.socket", "[Socket]\nListenStream=\nListenDatagram=/run/echo.datagram\n")
     machine.run("systemctl start echod.socket")
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"x", (LOCAL, 7))
-
-    machine.inside(send)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", f"/proc/{machine.init}/root/run/echo.datagram")
     until(lambda: machine.state("echod.socket") == "failed", what="the end", deadline=5 * DEADLINE, interval=0.5)
     assert machine.show("echod", "ActiveState", "NRestarts") == ["failed", "0"]
-    said = [line for line in machine.journal("echod", "-p err") if "udp://[::]:7 is not served" in line]
+    said = [line for line in machine.journal("echod", "-p err") if "unix:/run/echo.datagram is not served" in line]
     assert said
-    print(f"a socket unit with UDP alone: {len(said)} starts")  # noqa: T201 - a figure
+    print(f"a socket unit with another socket alone: {len(said)} starts")  # noqa: T201 - a figure
 
 
 def test_a_wrapper_without_exec_leads_to_a_hint(machine: Machine) -> None:

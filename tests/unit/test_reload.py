@@ -117,12 +117,20 @@ def test_a_long_list_is_shortened(file: Path, length: int, shown: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["host = '::1'", "port = 7", "unix = '/run/e.sock'", "unix_mode = '0600'", "receive_buffer = 65536"]
+    "text",
+    [
+        "[listen]\nhost = '::1'",
+        "[listen]\nport = 7",
+        "[listen]\nunix = '/run/e.sock'",
+        "[listen]\nunix_mode = '0600'",
+        "[udp]\nport = 7",
+        "[listen]\nreceive_buffer = 65536",
+    ],
 )
-def test_with_sockets_of_systemd_it_is_said_that_where_to_listen_has_no_effect(file: Path, line: str) -> None:
+def test_with_sockets_of_systemd_it_is_said_that_where_to_listen_has_no_effect(file: Path, text: str) -> None:
     """The receive buffer has one."""
-    change = reload.change(load(file, "").settings, load(file, f"[listen]\n{line}"), binds=False)
-    assert change.warnings == ([] if "buffer" in line else [reload.NOT_BOUND])
+    change = reload.change(load(file, "").settings, load(file, text), binds=False)
+    assert change.warnings == ([] if "buffer" in text else [reload.NOT_BOUND])
 
 
 def test_what_needs_a_restart_is_refused_where_it_stands(file: Path) -> None:

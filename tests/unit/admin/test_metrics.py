@@ -19,10 +19,12 @@ from prometheus_client.openmetrics import parser as open_parser
 
 from echod import __version__
 from echod.admin import metrics
+from echod.admin.status import RESULTS
 from echod.histogram import Histogram
 from echod.log import Held
 from echod.reload import Reloaded
 from echod.server.access import REJECT_REASONS
+from echod.server.datagrams import Datagrams
 from echod.server.endpoint import Peer
 from echod.server.pool import CLOSE_REASONS, DURATIONS
 from echod.server.proxy_header import HEADERS
@@ -371,3 +373,18 @@ def test_without_a_descriptor_an_old_kernel_leaves_out_how_many_are_open(monkeyp
         found = plain(samples(daemon))
     assert "process_open_fds" not in found
     assert "process_max_fds" in found
+
+
+def test_what_udp_has_done_is_counted_if_it_is_served(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what became of each datagram; a kernel that does not tell its drops leaves out that one."""
+    assert not [name for name, _ in samples(daemon) if "udp" in name]
+    datagrams = daemon.running.server._datagrams()
+    datagrams.results.update(echoed=3, rate=2)
+    datagrams.bytes_received, datagrams.bytes_sent = 50, 30
+    found = samples(daemon)
+    counts = by(found, "echod_udp_datagrams_total", "result")
+    assert counts == {**dict.fromkeys(RESULTS, 0), "echoed": 3, "rate": 2}
+    assert by(found, "echod_udp_bytes_total", "direction") == {"received": 50, "sent": 30}
+    assert plain(found)["echod_udp_kernel_drops_total"] == 0
+    monkeypatch.setattr(Datagrams, "kernel_drops", None)
+    assert "echod_udp_kernel_drops_total" not in plain(samples(daemon))

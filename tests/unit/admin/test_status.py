@@ -17,6 +17,7 @@ from echod.admin import status
 from echod.log import Held
 from echod.reload import Change, Reloaded
 from echod.server import kernel
+from echod.server.datagrams import DROPS, ECHOED
 from echod.server.endpoint import Peer
 from echod.server.server import LameDuck
 from tests.support.fakes import Clock, stop_clock
@@ -79,6 +80,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         "rates": {"interval": 0.0, "accepted": 0.0, "rejected": 0.0, "bytes_received": 0.0, "bytes_sent": 0.0},
         "listeners": [],
         "missing": [],
+        "udp": None,
         "accept_paused_seconds": 0.0,
         "sources": [],
         "rejections": [],
@@ -293,6 +295,21 @@ def row(daemon: Inside, **changes: Any) -> dict[str, Any]:
     for name, value in changes.items():
         setattr(worker, name, value)
     return status.connection(worker)
+
+
+def test_what_udp_has_done_is_in_a_status_if_it_is_served(daemon: Inside) -> None:
+    """By what became of each datagram."""
+    datagrams = daemon.running.server._datagrams()
+    assert daemon.running.server._datagrams() is datagrams
+    datagrams.results.update(echoed=3, rate=2)
+    datagrams.bytes_received, datagrams.bytes_sent = 50, 30
+    assert (ECHOED, *DROPS) == status.RESULTS
+    assert said(daemon)["udp"] == {
+        "datagrams": {**dict.fromkeys(status.RESULTS, 0), "echoed": 3, "rate": 2},
+        "bytes_received": 50,
+        "bytes_sent": 30,
+        "kernel_drops": 0,
+    }
 
 
 def test_a_connection_has_these_fields(daemon: Inside) -> None:

@@ -114,6 +114,19 @@ def test_each_listener_has_a_line() -> None:
         "             tcp://127.0.0.4:7 waiting, 0 of 8 in the backlog",
     ]
     assert about("listeners", listeners=[]) == ["! listeners  none"]
+    udp = {"listener": "udp://[::]:7", "state": "answering", "backlog": None, "queued": None}
+    assert about("listeners", listeners=[udp]) == ["  listeners  udp://[::]:7 answering"]
+
+
+def test_udp_has_a_line_if_it_is_served() -> None:
+    """What the kernel has dropped needs attention."""
+    datagrams = {"echoed": 12000, "denied": 0, "rate": 5}
+    udp = {"datagrams": datagrams, "bytes_received": 768000, "bytes_sent": 767000, "kernel_drops": 0}
+    assert not [line for line in lines(udp=None) if "udp" in line]
+    line = "  udp        12,005: 12,000 echoed, 5 rate; 768.0 kB received, 767.0 kB sent"
+    assert about("udp", udp=udp) == about("udp", udp=udp | {"kernel_drops": None}) == [line]
+    lost = "!            1,234 datagrams found the queue of their socket full"
+    assert about("udp", udp=udp | {"kernel_drops": 1234}) == [line, lost]
 
 
 def test_a_missing_address_needs_attention() -> None:

@@ -37,6 +37,19 @@ def test_counts_sizes_and_rates_are_added() -> None:
     assert found["rates"] == {"accepted": 2.125, "rejected": 1.0, "bytes_received": 1.0, "bytes_sent": 2.0}
 
 
+def test_what_udp_has_done_is_added() -> None:
+    """By those that serve it; what one does not know is unknown."""
+    parts = [
+        {"datagrams": {"echoed": number}, "bytes_received": 10, "bytes_sent": number, "kernel_drops": drops}
+        for number, drops in ((1, 5), (2, 7), (4, None))
+    ]
+    one, two, three = (status(udp=part) for part in parts)
+    assert total([status(), status()])["udp"] is None
+    expected = {"datagrams": {"echoed": 3}, "bytes_received": 20, "bytes_sent": 3, "kernel_drops": 12}
+    assert total([status(), one, two])["udp"] == expected
+    assert total([one, three])["udp"]["kernel_drops"] is None
+
+
 def test_a_listener_of_all_is_one() -> None:
     """With what waits at all its sockets, and the state that matters most."""
     one = status(listeners=[listener(), listener("tcp://[::]:8")])

@@ -67,7 +67,7 @@ def _missing(_: Path) -> None:
 
 HINT = "; strings need quotes, true and false are lowercase"
 STATEMENT = "Expected newline or end of document after a statement"
-SECTIONS = "known: [listen], [pool], [timeouts], [access], [log], [admin]"
+SECTIONS = "known: [listen], [udp], [pool], [timeouts], [access], [log], [admin]"
 HOST = 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got'
 NETWORK = 'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got'
 DURATION = 'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got'
@@ -151,7 +151,7 @@ TABLE: dict[str, Bad] = {
     "a key with a hyphen": wrong(
         "[pool]\nwhen-full = 'wait'", "FILE:2: pool.when-full: unknown key; did you mean pool.when_full?"
     ),
-    "a key without its section": wrong("port = 7", "FILE:1: port: unknown key; did you mean listen.port?"),
+    "a key without its section": wrong("port = 7", "FILE:1: port: unknown key; did you mean listen.port or udp.port?"),
     "a key in another section": wrong(
         "[listen]\nper_source = 7", "FILE:2: listen.per_source: unknown key; did you mean access.per_source?"
     ),
@@ -286,6 +286,18 @@ TABLE: dict[str, Bad] = {
     "a relative path": wrong("[admin]\nsocket = 'echod.sock'", f'FILE:2: admin.socket: {SOCKET} "echod.sock"'),
     "a path that is too long": wrong(
         f"[admin]\nsocket = '/{'x' * 107}'", "FILE:2: admin.socket: must be at most 107 bytes long (unix(7)), got 108"
+    ),
+    "a port of UDP in words": wrong(
+        "[udp]\nport = 'echo'", 'FILE:2: udp.port: must be a port, e.g. 7007, or "off"; got "echo"'
+    ),
+    "a port of UDP that is too high": wrong(
+        "[udp]\nport = 65536", 'FILE:2: udp.port: must be a port from 0 to 65535, or "off"; got 65536'
+    ),
+    "true for a port of UDP": wrong("[udp]\nport = true", "FILE:2: udp.port: must be a whole number, got true"),
+    "a rate of 0": wrong("[udp]\nrate = '0/s'", f'FILE:2: udp.rate: {RATE} "0/s"'),
+    "a datagram of no size": wrong("[udp]\nmax_size = 0", "FILE:2: udp.max_size: must be at least 1, got 0"),
+    "a datagram that IP does not have": wrong(
+        "[udp]\nmax_size = '64Ki'", "FILE:2: udp.max_size: must be at most 65527, got 65536"
     ),
     "a relative path to listen on": wrong(
         "[listen]\nunix = 'echo.sock'", f'FILE:2: listen.unix: {LISTEN_PATH} "echo.sock"'

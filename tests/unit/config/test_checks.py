@@ -297,6 +297,10 @@ def widened(before: dict[str, str], after: dict[str, str], *, binds: bool = True
         ("listen.host", "0.0.0.0", "192.0.2.1", ""),  # noqa: S104
         ("listen.host", "0.0.0.0", "2001:db8::1", 'also listens on "2001:db8::1"'),  # noqa: S104
         ("listen.host", "*", "0.0.0.0", ""),  # noqa: S104
+        ("udp.port", "off", "7", "also answers UDP"),
+        ("udp.port", "7", "8", ""),
+        ("udp.port", "7", "off", ""),
+        ("udp.rate", "100/s", "off", ""),
         ("listen.unix", "off", "/run/e.sock", 'also listens on "unix:/run/e.sock"'),
         ("listen.unix", "/run/e.sock", "@name", 'also listens on "unix:@name"'),
         ("listen.unix", "/run/e.sock", "/run/e.sock", ""),
@@ -327,6 +331,24 @@ def test_a_mode_that_lets_in_more_users_is_warned_about(path: str, before: str, 
     assert widened(old, new, binds=False) == []
 
 
+@pytest.mark.parametrize("name", ["udp.rate", "udp.total_rate"])
+def test_a_rate_of_udp_that_is_turned_off_is_warned_about(name: str) -> None:
+    """If there is UDP."""
+    before, after = ({"udp.port": "7", name: rate} for rate in ("30/m", "off"))
+    assert widened(before, after) == [f'--{name}: {name}: no limit, it was "30/m"']
+    assert widened(before, after, binds=False) == [f'--{name}: {name}: no limit, it was "30/m"']
+    assert widened(after, before) == []
+
+
+def test_udp_without_a_rate_is_a_mistake(file: Path) -> None:
+    """Nothing would end a loop of two echo servers."""
+    text = "[udp]\nrate = 'off'\n"
+    assert load(file, text).warnings == []
+    assert load(file, f"{text}port = 7").warnings == [
+        f"{file}:2: udp.rate: two echo servers that one forged datagram points at each other would go on for ever"
+    ]
+
+
 def test_a_mode_of_an_abstract_socket_is_a_mistake(file: Path) -> None:
     """Any process may connect to it."""
     text = "[listen]\nunix = '@name'\n"
@@ -344,6 +366,7 @@ def test_with_a_unix_socket_every_address_may_be_denied(file: Path) -> None:
 def test_hosts_do_not_count_if_none_is_bound() -> None:
     """Sockets from systemd replace them."""
     assert widened({"listen.unix": "off"}, {"listen.unix": "/run/e.sock"}, binds=False) == []
+    assert widened({"udp.port": "off"}, {"udp.port": "7"}, binds=False) == []
     assert widened({"listen.host": "127.0.0.1"}, {"listen.host": "*"}, binds=False) == []
 
 

@@ -96,6 +96,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "NETWORK": (["10.0.0.0/8", "2001:db8::/32"], ["192.0.2.7"]),
     "MODE": ("0600", "777"),
     "NUMBER": (7, "8"),
+    "PORT": (7, "off"),
     "SIZE": ("32Ki", "auto"),
     "PATH": ("/one", "/two"),
     "RATE": ("off", "7/s"),
@@ -410,7 +411,7 @@ def test_a_variable_that_is_not_utf_8_is_refused(name: str) -> None:
     assert line.endswith(r'"\udcff"')
 
 
-ALL_SECTIONS = "[listen], [pool], [timeouts], [access], [log], [admin]"
+ALL_SECTIONS = "[listen], [udp], [pool], [timeouts], [access], [log], [admin]"
 
 
 @pytest.mark.parametrize(
@@ -421,18 +422,18 @@ ALL_SECTIONS = "[listen], [pool], [timeouts], [access], [log], [admin]"
         ("[[timeout]]", "FILE:1: timeout: unknown section; did you mean [timeouts]?"),
         ("pol.size = 1", "FILE:1: pol: unknown section; did you mean [pool]?"),
         ("[tls]", f"FILE:1: tls: unknown section; known: {ALL_SECTIONS}"),
-        ("port = 7", "FILE:1: port: unknown key; did you mean listen.port?"),
+        ("port = 7", "FILE:1: port: unknown key; did you mean listen.port or udp.port?"),
         ("zzz = 7", f"FILE:1: zzz: unknown key; known: {ALL_SECTIONS}"),
         ("self = 7", f"FILE:1: self: unknown key; known: {ALL_SECTIONS}"),
         ("[pool]\nsise = 1", "FILE:2: pool.sise: unknown key; did you mean pool.size?"),
         ("[listen]\nhotp = 1", "FILE:2: listen.hotp: unknown key; did you mean listen.host?"),
         ("[admin]\nhotp = 1", "FILE:2: admin.hotp: unknown key; did you mean admin.http?"),
-        ("[pool]\nport = 1", "FILE:2: pool.port: unknown key; did you mean listen.port?"),
+        ("[pool]\nport = 1", "FILE:2: pool.port: unknown key; did you mean listen.port or udp.port?"),
         ("[pool]\nzzz = 1", "FILE:2: pool.zzz: unknown key; known: pool.size, pool.when_full"),
         ("[pool]\n[pool.sise]\nx = 1", "FILE:2: pool.sise: unknown key; did you mean pool.size?"),
         ("[POOL]", "FILE:1: POOL: unknown section; did you mean [pool]?"),
         ("[Pool]\nsize = 1", "FILE:1: Pool: unknown section; did you mean [pool]?"),
-        ("PORT = 7", "FILE:1: PORT: unknown key; did you mean listen.port?"),
+        ("PORT = 7", "FILE:1: PORT: unknown key; did you mean listen.port or udp.port?"),
         ("[pool]\nSize = 1", "FILE:2: pool.Size: unknown key; did you mean pool.size?"),
         ("[pool]\nWHENFULL = 1", "FILE:2: pool.WHENFULL: unknown key; did you mean pool.when_full?"),
         ("[pool.zzz.x]", "FILE:1: pool.zzz: unknown key; known: pool.size, pool.when_full"),

@@ -30,6 +30,7 @@ SAMPLES: dict[str, list[object]] = {
     "NETWORK": ["10.0.0.0/8", ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1"], "::ffff:10.0.0.0/104", []],
     "MODE": ["0666", "600", "0000"],
     "NUMBER": [1, 2, "1k"],
+    "PORT": ["off", 0, 65535, "1k"],
     "SIZE": ["auto", 32768, "32Ki"],
     "PATH": ["/run/é b.sock", '/run/"\\', "off"],
     "RATE": ["off", "500/s", "0.1/h", "7.3/m"],
@@ -89,7 +90,8 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
     text = toml(settings)
     assert text.startswith(
         '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\nfree_bind = false\n'
-        'unix = "off"\nunix_mode = "0660"\n\n[pool]\nsize = 1024\n'
+        'unix = "off"\nunix_mode = "0660"\n\n'
+        '[udp]\nport = "off"\nrate = "100/s"\ntotal_rate = "10000/s"\nmax_size = 1472\n\n[pool]\nsize = 1024\n'
     )
     assert (
         '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\nproxies = []\n\n'

@@ -478,6 +478,21 @@ def test_an_invalid_path_to_listen_on_is_refused(text: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("value", "number"), [("off", None), (0, 0), (65535, 65535), ("7_007", 7007), ("1k", 1000)])
+def test_a_port_is_a_number_or_off(value: object, number: int | None) -> None:
+    """As a count is written."""
+    assert types.port(value) == number
+
+
+@pytest.mark.parametrize("value", [-1, 65536, "65536", "-1", "echo", "", "7.0", "OFF"])
+def test_an_invalid_port_is_refused(value: object) -> None:
+    """With its bounds, or with an example."""
+    assert message(types.port, value) in (
+        f'must be a port from 0 to 65535, or "off"; got {shown(value)}',
+        f'must be a port, e.g. 7007, or "off"; got {shown(value)}',
+    )
+
+
 @pytest.mark.parametrize(("text", "bits"), [("0660", 0o660), ("660", 0o660), ("0000", 0), ("777", 0o777)])
 def test_a_mode_is_octal(text: str, bits: int) -> None:
     """As chmod(1) has it."""

@@ -317,3 +317,32 @@ def test_an_end_without_reading_is_eof_for_the_client_of_a_unix_socket(sent: byt
         assert theirs.recv(9) == b""
         with pytest.raises(BrokenPipeError):
             theirs.send(b"x")
+
+
+# UDP
+
+
+def test_the_kernel_counts_datagrams_that_found_the_queue_full() -> None:
+    """Since the socket was made."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        sock.bind(("127.0.0.1", 0))
+        assert kernel.drops(sock) == 0
+        for _ in range(100):
+            client.sendto(b"x", sock.getsockname())
+        waiting = 0
+        while kernel.has_waiting(sock):
+            sock.recv(9)
+            waiting += 1
+        assert kernel.drops(sock) == 100 - waiting
+        assert waiting < 100
+
+
+@pytest.mark.parametrize("kind", [Refusing, Old])
+def test_where_the_kernel_does_not_count_drops_they_are_unknown(kind: type[socket.socket]) -> None:
+    """Before Linux 4.12."""
+    with kind(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert kernel.drops(sock) is None

@@ -16,6 +16,7 @@ from echod import limits
 from echod.errors import Refusal
 from echod.networks import Ranges
 from echod.server import server as server_module
+from echod.server.acceptor import Acceptor
 from echod.server.admission import TURNS
 from echod.server.listeners import adopt
 from echod.server.server import LameDuck, Server
@@ -324,10 +325,14 @@ def test_what_was_prepared_is_what_is_applied(rig: Rig, server: Server, monkeypa
 # Accepting
 
 
+def acceptors(server: Server) -> list[Acceptor]:
+    return [each for each in server.listeners.acceptors if isinstance(each, Acceptor)]
+
+
 def test_a_server_accepts_while_one_of_its_listeners_does(rig: Rig, server: Server) -> None:
     """One that is paused after an error does not matter then."""
     server.apply(wanted(listen__host=[LOCAL, OTHER]))
-    first, second = server.listeners.acceptors
+    first, second = acceptors(server)
     first._pause_after(OSError())
     assert server.is_accepting
     second._pause_after(OSError())
@@ -361,7 +366,7 @@ def test_a_server_whose_listeners_all_pause_is_not_ready(rig: Rig, server: Serve
     """Nor is one without a listener, or with retired ones alone."""
     assert readiness(server) == "starting"
     server.apply(wanted())
-    (acceptor,) = server.listeners.acceptors
+    (acceptor,) = acceptors(server)
     acceptor._pause_after(OSError())
     assert readiness(server) == "paused"
     rig.loop.advance(1)
@@ -623,3 +628,18 @@ def test_a_drain_returns_how_many_connections_were_cut(rig: Rig, server: Server)
 
     rig.run(test())
     assert rig.reasons() == {"drained": 2}
+
+
+def test_udp_does_not_make_a_server_ready(rig: Rig, server: Server) -> None:
+    """A client that connects needs another listener; only a server without any is ready by UDP alone."""
+    server.apply(wanted(udp__port=0))
+    assert server.udp
+    assert readiness(server) == "ready"
+    (acceptor,) = acceptors(server)
+    acceptor._pause_after(OSError())
+    assert readiness(server) == "paused"
+    rig.loop.advance(1)
+    assert server.is_accepting
+    server.listeners._acceptors.remove(acceptor)
+    assert readiness(server) == "ready"
+    server.listeners._acceptors.append(acceptor)
