@@ -5,21 +5,20 @@ What only `run` needs is imported in `_run`, so that `check` and `--help` start 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import platform
 import shutil
 import sys
 import threading
-import traceback
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
-from echod import __version__, stdio, systemd
+from echod import __version__, probes, stdio, systemd
 from echod.arguments import add_settings, connection, flags_of, instance, source
 from echod.client import control, instances, terminal, top, watch
 from echod.client.admin_client import TIMEOUT
+from echod.command import Parser, exit_code
 from echod.config import admin_socket, checks, render
 from echod.config import load as config
 from echod.config.settings import ENV_INSTANCE, declared
@@ -27,6 +26,7 @@ from echod.errors import Refusal
 from echod.text import printable
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Sequence
 
     from echod.client.control import Reply
@@ -46,29 +46,20 @@ def main() -> NoReturn:
 
 def run(words: Sequence[str]) -> int:
     """Run a command; return the exit code: 0, or one of sysexits.h. `--help` and `--version` raise `SystemExit`."""
-    try:
-        arguments = parser().parse_args(words)
-        arguments.command(arguments)
-    except Refusal as refusal:
-        stdio.report(*map(printable, refusal.lines))
-        return refusal.exit_code
-    except Exception:  # noqa: BLE001 - a bug: no input of a user leads here
-        stdio.report("echod: internal error, please report it:", traceback.format_exc())
-        return os.EX_SOFTWARE
+    if words and words[0] in probes.COMMANDS:
+        return probes.run(words)
+    return exit_code(functools.partial(_run_command, words))
+
+
+def _run_command(words: Sequence[str]) -> int:
+    arguments = parser().parse_args(words)
+    arguments.command(arguments)
     return os.EX_OK
-
-
-class _Parser(argparse.ArgumentParser):
-    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - argparse always passes standard output
-        stdio.answer(message)
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{self.prog}: {message} (see {self.prog} --help)", exit_code=os.EX_USAGE)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line. The manual pages and the completions are made from it too."""
-    parser = _Parser(prog="echod", description="An echo daemon (RFC 862).", allow_abbrev=False)
+    parser = Parser(prog="echod", description="An echo daemon (RFC 862).", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=_version())
     commands = _commands(parser)
     _command(commands, "run", _run, "serve in the foreground until told to stop")
@@ -123,19 +114,21 @@ def parser() -> argparse.ArgumentParser:
         "let the running daemon be not ready, but go on accepting: for load balancers",
     )
     duck.add_argument("--off", action="store_true", help="take it back")
+    for name, (text, add_arguments, _) in probes.COMMANDS.items():
+        add_arguments(_add(commands, name, text))
     return parser
 
 
-def _commands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[_Parser]:
-    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+def _commands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[Parser]:
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
 
 
-def _add(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> argparse.ArgumentParser:
+def _add(commands: argparse._SubParsersAction[Parser], name: str, text: str) -> argparse.ArgumentParser:
     return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
 
 
 def _command(
-    commands: argparse._SubParsersAction[_Parser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     function: Callable[[argparse.Namespace], None],
     text: str,
@@ -150,7 +143,7 @@ def _command(
 
 
 def _admin_command(
-    commands: argparse._SubParsersAction[_Parser], name: str, function: Callable[[argparse.Namespace], None], text: str
+    commands: argparse._SubParsersAction[Parser], name: str, function: Callable[[argparse.Namespace], None], text: str
 ) -> argparse.ArgumentParser:
     """Add a command about the running daemon, which needs only the path of the admin socket."""
     settings = [setting for setting in declared() if setting.name == "admin.socket"]

@@ -78,7 +78,23 @@ _EXIT = [
     ("78", "Invalid configuration, or a refused reload. There is a line for each problem, with file and line."),
     ("141", "The reader of standard output closed it early, as head(1) does."),
 ]
+_PROBES = "ping and bench have the exit status of monitoring plugins instead:"
+_EXIT_PROBES = [
+    ("0", "All echoes came back, right and within --warn."),
+    ("1", "Some were lost, or --warn was exceeded; bench: it could not keep its own schedule."),
+    ("2", "None came back, a byte was wrong, --crit was exceeded, or there was no connection."),
+    ("3", "Wrong usage."),
+]
 _EXAMPLES = [
+    ("echod ping -c 5 --size 64,1400,9000 192.0.2.1", "Five messages of three sizes in turn: shows an MTU black hole."),
+    (
+        "echod ping -q -c 5 --warn 0.1,1% --crit 1,50% tls://echo.example.com:7443",
+        "Check a service, as a plugin of a monitoring system.",
+    ),
+    (
+        "echod bench --rate 1000 --duration 30s localhost:7007",
+        "Load a service, and report how long its users would wait.",
+    ),
     ("echod run -p 8080 -n 10", "Serve on port 8080, at most 10 connections at a time."),
     ("echod check -c echod.toml", "Report all errors of a file."),
     (
@@ -130,7 +146,7 @@ def echod(date: str) -> str:
             ("ENVIRONMENT", _list(_ENVIRONMENT)),
             ("FILES", _list(_FILES)),
             ("SIGNALS", _list(_SIGNALS)),
-            ("EXIT STATUS", _list(_EXIT)),
+            ("EXIT STATUS", f"{_list(_EXIT)}\n.PP\n{_wrapped(_PROBES)}\n{_list(_EXIT_PROBES)}"),
             ("EXAMPLES", _list(_EXAMPLES)),
             ("SEE ALSO", _references(("echod.toml", 5), ("systemctl", 1), ("journalctl", 1), ("systemd.service", 5))),
         ],

@@ -36,7 +36,7 @@ CONFIGURED = ["run", "check", "config show"]
 """The commands that read the configuration."""
 ADMIN_COMMANDS = ["status", "connections", "kill 1", "reload", "top", "ready", "lame-duck", "config show --running"]
 """The commands about the running daemon."""
-COMMANDS = [*CONFIGURED, "config schema", *(command.split()[0] for command in ADMIN_COMMANDS[:-1])]
+COMMANDS = [*CONFIGURED, "config schema", *(command.split()[0] for command in ADMIN_COMMANDS[:-1]), "ping", "bench"]
 SETTINGS = list(declared())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from echod import __main__ as entry
-from echod import cli
+from echod import cli, probes
 
 
 class Process:
@@ -87,3 +87,12 @@ def test_other_commands_end_by_ctrl_c_quietly(monkeypatch: pytest.MonkeyPatch, w
         signal.SIGUSR2: signal.SIG_IGN,
     }
     assert process.blocked == set()
+
+
+@pytest.mark.parametrize("name", ["ping", "bench"])
+def test_ping_and_bench_start_without_the_other_commands(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """They need none of the settings."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(probes, "main", ran.append)
+    begin(monkeypatch, name, "localhost")
+    assert ran == [[name, "localhost"]]

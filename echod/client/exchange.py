@@ -1,0 +1,89 @@
+"""Messages under way on any number of connections, and the time that each may take."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from echod.client.poller import Poller
+from echod.client.streams import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from echod.client.paths import Address, Route
+    from echod.client.streams import Message, Observer
+
+_TICK = 0.01
+"""Seconds between two looks at what has no event of its own: openings, and messages that wait for too long."""
+_RETIRED = 16
+"""Connections kept open for late echoes. The kernel would answer those with RST, and nobody would know that they came."""
+
+
+class Exchange:
+    """Sends messages, and gives up those without an echo after `timeout` seconds from the time at which they were due."""
+
+    def __init__(self, route: Route, timeout: float, observer: Observer, payload: Callable[[int], bytes]) -> None:
+        self.poller = Poller()
+        self._route = route
+        self._timeout = timeout
+        self._observer = observer
+        self._payload = payload
+        self._pending: deque[tuple[Message, Stream]] = deque()  # in the order in which they are due
+        self._openings: set[Stream] = set()
+        self._retired: deque[Stream] = deque()
+
+    def open(self, addresses: Sequence[Address]) -> Stream:
+        """Return a new connection, which may still be on its way."""
+        stream = Stream(self.poller, self._observer, self._route, addresses, self._payload)
+        if stream.is_opening:
+            self._openings.add(stream)
+        return stream
+
+    def send(self, stream: Stream, message: Message) -> None:
+        """Send a message on this connection as soon as it is open."""
+        self._pending.append((message, stream))
+        stream.put(message)
+
+    def is_busy(self) -> bool:
+        """Return whether a message is unfinished."""
+        while self._pending and self._pending[0][0].outcome:
+            self._pending.popleft()
+        return bool(self._pending)
+
+    def turn(self, until: float) -> None:
+        """Handle what has happened; wait for more until this moment (`time.monotonic`), or less long."""
+        now = time.monotonic()
+        while self.is_busy() and self._pending[0][0].due + self._timeout <= now:
+            message, stream = self._pending.popleft()
+            stream.give_up(message, self._timeout)
+            self._retire(stream)
+            until = now  # it may have been what the caller waits for
+        self._openings = {stream for stream in self._openings if stream.is_opening}
+        for stream in self._openings:
+            stream.step()
+        if self._pending or self._openings:
+            until = min(until, now + _TICK)
+        self.poller.wait(until)
+
+    def finish(self, longest: float) -> None:
+        """Make an end: lose the messages that have waited for longer than that (seconds), and forget the other ones."""
+        now = time.monotonic()
+        for message, stream in self._pending:
+            if not message.outcome and now - message.due > longest:
+                stream.give_up(message, now - message.due)
+
+    def close(self) -> None:
+        """Close what is left open."""
+        for stream in [*self._retired, *self._openings]:
+            stream.close()
+        self.poller.close()
+
+    def _retire(self, stream: Stream) -> None:
+        if stream.is_opening and stream.is_idle:
+            stream.close()
+        elif stream not in self._retired:
+            self._retired.append(stream)
+        if len(self._retired) > _RETIRED:
+            self._retired.popleft().close()

@@ -1,0 +1,119 @@
+"""Echo services that misbehave, each in one way, for the tests of the client. They serve in threads of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from tests.support.harness import LOCAL, reset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Behaviour = Callable[[socket.socket], None]
+
+_READ = 1 << 18
+
+
+@contextlib.contextmanager
+def serving(behave: Behaviour, listener: socket.socket | None = None) -> Iterator[int]:
+    """Let each connection behave like this; yield the port."""
+    listener = listener or socket.create_server((LOCAL, 0))
+    threads: list[threading.Thread] = []
+    clients: list[socket.socket] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # shut down
+            while True:
+                client, _ = listener.accept()
+                clients.append(client)
+                threads.append(threading.Thread(target=serve, args=(client,)))
+                threads[-1].start()
+
+    def serve(client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            behave(client)
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        name = listener.getsockname()
+        yield name[1] if isinstance(name, tuple) else 0
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        listener.close()
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[int]:
+    """Listen, and never accept: the kernel establishes connections all the same."""
+    with socket.create_server((LOCAL, 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def changed(change: Callable[[bytes], bytes]) -> Behaviour:
+    """Send back what this makes of each read."""
+
+    def behave(client: socket.socket) -> None:
+        while data := client.recv(_READ):
+            client.sendall(change(data))
+
+    return behave
+
+
+right = changed(lambda data: data)
+
+
+def flipped(offset: int) -> Behaviour:
+    """Change one byte of each read."""
+    return changed(lambda data: data[:offset] + bytes([data[offset] ^ 0xFF]) + data[offset + 1 :])
+
+
+def delayed(seconds: float) -> Behaviour:
+    """Send each read back after this time."""
+
+    def wait(data: bytes) -> bytes:
+        time.sleep(seconds)
+        return data
+
+    return changed(wait)
+
+
+def ending(after: int, *, answer: Callable[[bytes], bytes], by_reset: bool = False) -> Behaviour:
+    """Echo so many reads rightly, answer the next one like this, and end the connection."""
+
+    def behave(client: socket.socket) -> None:
+        for _ in range(after):
+            client.sendall(client.recv(_READ))
+        data = client.recv(_READ)
+        client.sendall(answer(data))
+        if by_reset:
+            reset(client)
+
+    return behave
+
+
+def silent(client: socket.socket) -> None:
+    """Read, and never answer."""
+    while client.recv(_READ):
+        pass
+
+
+def in_turn(*behaviours: Behaviour) -> Behaviour:
+    """Let the first connection behave like the first one, and so on; the last one is for all others."""
+    left = list(behaviours)
+
+    def behave(client: socket.socket) -> None:
+        (left.pop(0) if len(left) > 1 else left[0])(client)
+
+    return behave
