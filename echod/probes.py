@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from echod import command, stdio
 from echod.client import bench, bench_lines, paths, ping_lines
+from echod.client.datagrams import HEAD
 from echod.client.paths import WRONG_USAGE
 from echod.client.ping import Options, Ping
 from echod.client.tally import Limit
@@ -138,6 +139,8 @@ def _ping(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         parser.error(
             f"-i: less than {_QUICKEST_OF_ALL_USERS} seconds needs root, as in ping(8): it may flood a network"
         )
+    if arguments.target.kind == "udp" and min(arguments.size) < HEAD:
+        parser.error(f"-s: must be at least {HEAD} bytes over UDP, for the number of the message")
     options = Options(
         arguments.size,
         arguments.interval,

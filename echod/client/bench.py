@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from echod.client.difference import Difference
     from echod.client.paths import Route
-    from echod.client.streams import Failure, Stream
+    from echod.client.streams import Failure, Link
 
 TIMEOUT = 10.0
 """Seconds from the moment at which a message is due until it is lost."""
@@ -70,7 +70,7 @@ class Bench:
         self._pattern = os.urandom(options.size + _STARTS)
         self._start = 0
         self._exchange = Exchange(route, TIMEOUT, self, self._payload)
-        self._slots: list[Stream] = []
+        self._slots: list[Link] = []
         self._until = -math.inf
         self._opened_at: dict[int, float] = {}
         self._idle: list[int] = []  # slots of a closed loop whose message has found an end, but no echo
@@ -193,10 +193,10 @@ class Bench:
 
     # What the streams tell
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, stream: Link) -> None:
         """Take no note of an established connection."""
 
-    def echoed(self, stream: Stream, message: Message, now: float) -> None:  # noqa: ARG002 - as for `ping`
+    def echoed(self, stream: Link, message: Message, now: float) -> None:  # noqa: ARG002 - as for `ping`
         """Take note of a right echo; in a closed loop, send the next message."""
         if not self._is_measuring:
             self._greetings += 1
@@ -205,11 +205,11 @@ class Bench:
         if not self._options.rate:
             self._next(message, now)
 
-    def late(self, stream: Stream, message: Message, now: float) -> None:  # noqa: ARG002 - as for `ping`
+    def late(self, stream: Link, message: Message, now: float) -> None:  # noqa: ARG002 - as for `ping`
         """Take note of a right echo whose message was given up before."""
         self._late += 1
 
-    def lost(self, stream: Stream, message: Message, failure: Failure) -> None:  # noqa: ARG002 - as for `ping`
+    def lost(self, stream: Link, message: Message, failure: Failure) -> None:  # noqa: ARG002 - as for `ping`
         """Take note of a message without an echo."""
         if not self._is_measuring:
             raise Refusal(f"echod: {self._route.target}: {failure.text}", exit_code=NO_SERVICE)
@@ -217,7 +217,7 @@ class Bench:
         self._errors[failure.reason] = self._errors.get(failure.reason, 0) + 1
         self._idle.append(message.number + self._options.connections)
 
-    def wrong(self, stream: Stream, message: Message, difference: Difference, before: str) -> None:  # noqa: ARG002 - as for `ping`
+    def wrong(self, stream: Link, message: Message, difference: Difference, before: str) -> None:  # noqa: ARG002 - as for `ping`
         """Take note of an echo that is not what was sent, whatever was said of it before."""
         if not self._is_measuring:
             text = f"echod: {self._route.target}: not an echo service: {difference.text}"
@@ -228,7 +228,7 @@ class Bench:
         if not before:
             self._idle.append(message.number + self._options.connections)
 
-    def ended(self, stream: Stream, failure: Failure) -> None:
+    def ended(self, stream: Link, failure: Failure) -> None:
         """Take no note of the end of a connection: its messages are lost, and the next one opens another."""
 
     def _next(self, message: Message, now: float) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from echod.client.datagrams import Datagrams
 from echod.client.poller import Poller
 from echod.client.streams import Stream
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from echod.client.paths import Address, Route
-    from echod.client.streams import Message, Observer
+    from echod.client.streams import Link, Message, Observer
 
 _TICK = 0.01
 """Seconds between two looks at what has no event of its own: openings, and messages that wait for too long."""
@@ -30,18 +31,20 @@ class Exchange:
         self._timeout = timeout
         self._observer = observer
         self._payload = payload
-        self._pending: deque[tuple[Message, Stream]] = deque()  # in the order in which they are due
-        self._openings: set[Stream] = set()
-        self._retired: deque[Stream] = deque()
+        self._pending: deque[tuple[Message, Link]] = deque()  # in the order in which they are due
+        self._openings: set[Link] = set()
+        self._retired: deque[Link] = deque()
 
-    def open(self, addresses: Sequence[Address]) -> Stream:
+    def open(self, addresses: Sequence[Address]) -> Link:
         """Return a new connection, which may still be on its way."""
+        if self._route.target.kind == "udp":
+            return Datagrams(self.poller, self._observer, addresses, self._payload)
         stream = Stream(self.poller, self._observer, self._route, addresses, self._payload)
         if stream.is_opening:
             self._openings.add(stream)
         return stream
 
-    def send(self, stream: Stream, message: Message) -> None:
+    def send(self, stream: Link, message: Message) -> None:
         """Send a message on this connection as soon as it is open."""
         self._pending.append((message, stream))
         stream.put(message)
@@ -80,10 +83,10 @@ class Exchange:
             stream.close()
         self.poller.close()
 
-    def _retire(self, stream: Stream) -> None:
+    def _retire(self, stream: Link) -> None:
         if stream.is_opening and stream.is_idle:
             stream.close()
-        elif stream not in self._retired:
+        elif stream.is_retired and stream not in self._retired:
             self._retired.append(stream)
         if len(self._retired) > _RETIRED:
             self._retired.popleft().close()

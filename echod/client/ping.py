@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from echod.client.difference import Difference
     from echod.client.paths import Address, Route
-    from echod.client.streams import Failure, Stream
+    from echod.client.streams import Failure, Link
 
     Say = Callable[[str, dict[str, Any]], None]
 
@@ -48,13 +48,14 @@ class Ping:
 
     def __init__(self, route: Route, options: Options, say: Say) -> None:
         self._route = route
+        self._is_udp = route.target.kind == "udp"
         self._options = options
         self._say = say
         self._tally = Tally()
         self._exchange = Exchange(route, options.timeout, self, os.urandom)
-        self._streams: dict[int, Stream] = {}
-        self._blamed: Stream | None = None
-        self._number = 0
+        self._streams: dict[int, Link] = {}
+        self._blamed: Link | None = None
+        self._number = self._newest = 0
 
     def run(self) -> int:
         """Ping until the end, and return the exit code: that of monitoring plugins."""
@@ -96,11 +97,12 @@ class Ping:
     def _send(self, due: float) -> None:
         self._number += 1
         size = self._options.sizes[(self._number - 1) % len(self._options.sizes)]
-        stream = self._streams.get(size)
+        key = 0 if self._is_udp else size  # datagrams stop no others
+        stream = self._streams.get(key)
         if self._options.reconnect:
             stream = self._exchange.open([self._turn()])
         elif stream is None or stream.end or stream.is_retired:
-            stream = self._streams[size] = self._exchange.open(self._route.addresses)
+            stream = self._streams[key] = self._exchange.open(self._route.addresses)
         self._exchange.send(stream, Message(self._number, size, due))
 
     def _turn(self) -> Address:
@@ -109,7 +111,7 @@ class Ping:
 
     # What the streams tell
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, stream: Link) -> None:
         """Take note of an established connection."""
         assert stream.opened  # noqa: S101 - for mypy
         self._tally.connections += 1
@@ -117,13 +119,15 @@ class Ping:
         if stream.opened.tls is not None:
             self._tally.tls.add(stream.opened.tls)
 
-    def echoed(self, stream: Stream, message: Message, now: float) -> None:
+    def echoed(self, stream: Link, message: Message, now: float) -> None:
         """Take note of a right echo."""
         took = now - message.sent
         for count in self._tally.parts(message.size, stream.address):
             count.move("", "echoed")
             count.echo.add(took)
         self._tally.took(took)
+        self._tally.reordered += self._is_udp and message.number < self._newest
+        self._newest = max(self._newest, message.number)
         fields: dict[str, Any] = {"time": round(took, 9)}
         if stream.echoes == 1 and stream.opened:
             fields["connect"] = round(stream.opened.connect, 9)
@@ -132,12 +136,14 @@ class Ping:
         self._tell("ping.echo", stream, message, **fields, **self._kernel(stream))
         self._done(stream)
 
-    def late(self, stream: Stream, message: Message, now: float) -> None:
-        """Take note of a right echo whose message was given up before."""
-        self._tally.late += 1
-        self._tell("ping.late", stream, message, time=round(now - message.sent, 9))
+    def late(self, stream: Link, message: Message, now: float) -> None:
+        """Take note of a right echo whose message was finished before: given up, or over UDP echoed already."""
+        event = "late" if message.outcome == "lost" else "duplicates"
+        setattr(self._tally, event, getattr(self._tally, event) + 1)
+        name = "ping.late" if event == "late" else "ping.duplicate"
+        self._tell(name, stream, message, time=round(now - message.sent, 9))
 
-    def lost(self, stream: Stream, message: Message, failure: Failure) -> None:
+    def lost(self, stream: Link, message: Message, failure: Failure) -> None:
         """Take note of a message without an echo."""
         for count in self._tally.parts(message.size, stream.address):
             count.move("", "lost")
@@ -148,7 +154,7 @@ class Ping:
         self._blamed = stream
         self._done(stream)
 
-    def wrong(self, stream: Stream, message: Message, difference: Difference, before: str) -> None:
+    def wrong(self, stream: Link, message: Message, difference: Difference, before: str) -> None:
         """Take note of an echo that is not what was sent, whatever was said of it before."""
         for count in self._tally.parts(message.size, stream.address):
             count.move(before, "wrong")
@@ -156,18 +162,18 @@ class Ping:
         self._blamed = stream
         self._done(stream)
 
-    def ended(self, stream: Stream, failure: Failure) -> None:
+    def ended(self, stream: Link, failure: Failure) -> None:
         """Take note of the end of an established connection that we did not close."""
         self._tally.ended += 1
         if stream is not self._blamed:  # else the line of a lost message has said it
             age = round(time.monotonic() - stream.began, 6)
             self._tell("ping.disconnected", stream, None, reason=failure.reason, error=failure.text, age=age)
 
-    def _tell(self, event: str, stream: Stream, message: Message | None, **fields: Any) -> None:  # noqa: ANN401 - as JSON has them
+    def _tell(self, event: str, stream: Link, message: Message | None, **fields: Any) -> None:  # noqa: ANN401 - as JSON has them
         named = {"seq": message.number, "size": message.size} if message else {"seq": None}
         self._say(event, {**named, "server": stream.address.fields(), **fields})
 
-    def _kernel(self, stream: Stream) -> dict[str, Any]:
+    def _kernel(self, stream: Link) -> dict[str, Any]:
         """Return what the kernel knows, and the segments sent again since the last time."""
         tcp = kernel.tcp(stream.opened.sock) if stream.opened else None
         if tcp is None:
@@ -178,7 +184,7 @@ class Ping:
         self._tally.tcp = tcp
         return {"tcp": tcp.fields(), "retrans": again}
 
-    def _done(self, stream: Stream) -> None:
+    def _done(self, stream: Link) -> None:
         if self._options.reconnect and not stream.is_retired:
             stream.close()
 

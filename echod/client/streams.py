@@ -13,7 +13,7 @@ import itertools
 import select
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from echod.client.difference import Difference, describe
 from echod.client.opening import Opened, Opening
@@ -21,8 +21,11 @@ from echod.client.opening import Opened, Opening
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from echod.client.datagrams import Datagrams
     from echod.client.paths import Address, Route
     from echod.client.poller import Poller
+
+    Link: TypeAlias = "Stream | Datagrams"
 
 _READ = 1 << 18
 _FOLLOWING = 16
@@ -61,22 +64,22 @@ class Message:
 class Observer(Protocol):
     """Who is told what becomes of messages and connections."""
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, stream: Link) -> None:
         """Take note of an established connection."""
 
-    def echoed(self, stream: Stream, message: Message, now: float) -> None:
+    def echoed(self, stream: Link, message: Message, now: float) -> None:
         """Take note of a right echo."""
 
-    def late(self, stream: Stream, message: Message, now: float) -> None:
-        """Take note of a right echo whose message was given up before."""
+    def late(self, stream: Link, message: Message, now: float) -> None:
+        """Take note of a right echo whose message was finished before: given up, or over UDP echoed already."""
 
-    def lost(self, stream: Stream, message: Message, failure: Failure) -> None:
+    def lost(self, stream: Link, message: Message, failure: Failure) -> None:
         """Take note of a message without an echo."""
 
-    def wrong(self, stream: Stream, message: Message, difference: Difference, before: str) -> None:
+    def wrong(self, stream: Link, message: Message, difference: Difference, before: str) -> None:
         """Take note of an echo that is not what was sent. `before` is what was said of it, or ""."""
 
-    def ended(self, stream: Stream, failure: Failure) -> None:
+    def ended(self, stream: Link, failure: Failure) -> None:
         """Take note of the end of an established connection that we did not close."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tests.support.harness import LOCAL, reset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     Behaviour = Callable[[socket.socket], None]
 
@@ -59,6 +59,32 @@ def deaf() -> Iterator[int]:
     """Listen, and never accept: the kernel establishes connections all the same."""
     with socket.create_server((LOCAL, 0)) as listener:
         yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def datagrams(
+    answers: Callable[[bytes], Iterable[bytes]], family: socket.AddressFamily = socket.AF_INET
+) -> Iterator[int]:
+    """Send what this makes of each datagram; yield the port. An empty one ends it."""
+    host = LOCAL if family == socket.AF_INET else "::1"
+    with socket.socket(family, socket.SOCK_DGRAM) as sock, socket.socket(family, socket.SOCK_DGRAM) as stopper:
+        sock.bind((host, 0))
+
+        def serve() -> None:
+            while True:
+                data, address = sock.recvfrom(1 << 16)
+                if not data:
+                    return
+                for answer in answers(data):
+                    sock.sendto(answer, address)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            stopper.sendto(b"", sock.getsockname())
+            thread.join()
 
 
 def changed(change: Callable[[bytes], bytes]) -> Behaviour:

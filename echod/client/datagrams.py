@@ -1,0 +1,165 @@
+"""Messages and their echoes over UDP: each may be lost, come twice, or come after a later one.
+
+The first bytes of a message are its number, after some that are random for each run. So an echo finds its message in any order,
+and datagrams of an earlier run are nobody's. Datagrams are not fragmented on the way (ip(7), IP_MTU_DISCOVER): one that is larger
+than the path allows is lost, or refused by this kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from echod.client.difference import Difference, describe
+from echod.client.streams import Failure, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from echod.client.opening import Opened
+    from echod.client.paths import Address
+    from echod.client.poller import Poller
+    from echod.client.streams import Message, Observer
+
+HEAD = 8
+"""Bytes of the smallest message."""
+_HEAD = struct.Struct("!4sI")
+_NUMBERS = 1 << 32
+_READ = 1 << 16
+_REMEMBERED = 4096
+"""Messages that are finished, and whose second echo is known as such."""
+_MTU_DISCOVER: dict[int, tuple[int, int]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}  # <linux/in.h>
+_ALWAYS = 2  # IP_PMTUDISC_DO
+
+
+class Datagrams:
+    """A UDP socket, in the place of a connection: `Stream` has the same methods. Nothing is ever on its way to be opened."""
+
+    opened: Opened | None = None
+    is_opening = False
+    is_retired = False
+
+    def __init__(
+        self, poller: Poller, observer: Observer, addresses: Sequence[Address], payload: Callable[[int], bytes]
+    ) -> None:
+        self._poller = poller
+        self._observer = observer
+        self._payload = payload
+        self.began = time.monotonic()
+        self.address = addresses[0]
+        self.end: Failure | None = None
+        self.echoes = self.retrans = 0
+        self._run = os.urandom(4)
+        self._unanswered: OrderedDict[int, Message] = OrderedDict()
+        self._finished: OrderedDict[int, Message] = OrderedDict()
+        self._sock = socket.socket(self.address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._sock.setsockopt(*_MTU_DISCOVER[self.address.family], _ALWAYS)
+        try:
+            self._sock.connect(self.address.sockaddr)
+        except OSError as error:  # no route
+            self._sock.close()
+            self.end = Failure("connect", text_of(error))
+        else:
+            poller.add(self._sock.fileno(), select.EPOLLIN, lambda _: self._read())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._unanswered
+
+    def step(self) -> None:
+        """Do nothing: there is no opening."""
+
+    def put(self, message: Message) -> None:
+        """Send a message."""
+        if self.end:
+            self._lose(message, self.end)
+            return
+        message.data = _HEAD.pack(self._run, message.number % _NUMBERS) + self._payload(message.size - HEAD)
+        message.sent = time.monotonic()
+        self._unanswered[message.number % _NUMBERS] = message
+        try:
+            self._send(message.data)
+        except OSError as error:
+            self._lose(message, Failure("error", text_of(error)))
+        self._poller.stay_awake(message.sent)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._sock.send(data)
+        except ConnectionRefusedError:  # about a message before this one, whose error nobody has read yet
+            self._be_refused()
+            self._sock.send(data)
+
+    def give_up(self, message: Message, seconds: float) -> None:
+        """Finish a message that has waited for so long. Its echo may still come, and is late then."""
+        self._lose(message, Failure("timeout", f"no echo within {seconds:g} s"))
+
+    def close(self) -> None:
+        """Close the socket. What is under way is not finished by that."""
+        if not self.end:
+            self.end = Failure("closed", "closed")
+            self._poller.remove(self._sock.fileno())
+            self._sock.close()
+
+    def _read(self) -> None:
+        while not self.end:
+            try:
+                data = self._sock.recv(_READ)
+            except BlockingIOError:
+                return
+            except OSError:  # ICMP: there is nobody at this port
+                self._be_refused()
+                continue
+            self._compare(data, time.monotonic())
+
+    def _be_refused(self) -> None:
+        if self._unanswered:
+            message = next(iter(self._unanswered.values()))
+            self._lose(message, Failure("refused", "nobody listens at this port (ICMP)"))
+
+    def _compare(self, data: bytes, now: float) -> None:
+        run, number = _HEAD.unpack(data[:HEAD].ljust(HEAD, b"\0"))
+        message = self._unanswered.get(number) or self._finished.get(number) if run == self._run else None
+        if message is None and self._unanswered:
+            message = next(iter(self._unanswered.values()))  # its number may be what is wrong
+        if message is None:
+            return
+        if data == message.data:
+            self._succeed(message, now)
+            return
+        difference = describe(b"", message.data, b"", data)
+        if difference is None:
+            size = min(len(data), message.size)
+            difference = Difference(size, f"{len(data)} bytes came back, not {message.size}", in_step=True)
+        before = self._finish(message, "wrong")
+        self._observer.wrong(self, message, difference, before)
+
+    def _succeed(self, message: Message, now: float) -> None:
+        if message.outcome:
+            self._observer.late(self, message, now)
+            return
+        self._finish(message, "echoed")
+        self.echoes += 1
+        self._observer.echoed(self, message, now)
+
+    def _lose(self, message: Message, failure: Failure) -> None:
+        self._finish(message, "lost")
+        self._observer.lost(self, message, failure)
+
+    def _finish(self, message: Message, outcome: str) -> str:
+        before, message.outcome = message.outcome, outcome
+        number = message.number % _NUMBERS
+        self._unanswered.pop(number, None)
+        self._finished[number] = message
+        if len(self._finished) > _REMEMBERED:
+            self._finished.popitem(last=False)
+        return before

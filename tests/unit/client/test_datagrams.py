@@ -1,0 +1,209 @@
+"""`echod ping` over UDP: loss, reordering, duplicates, and datagrams that are too large."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from echod.client import datagrams as module
+from echod.client.datagrams import Datagrams
+from echod.client.paths import Address
+from echod.client.poller import Poller
+from echod.client.streams import Message
+from tests.support.echo_servers import datagrams
+from tests.support.harness import LOCAL, free_port
+from tests.unit.client.test_ping import IMPATIENT, counts, ping, told
+from tests.unit.client.test_streams import Told, poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, LOCAL), (socket.AF_INET6, "[::1]")])
+def test_right_echoes_are_a_line_each(capsys: Capture, family: socket.AddressFamily, host: str) -> None:
+    """The sizes take turns on one socket."""
+    with datagrams(lambda data: [data], family) as port:
+        code, out, _ = ping(capsys, "-i", "0.01", "-c", "3", "-s", "8,1400", f"udp://{host}:{port}")
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.partition(" time=")[0] for line in lines[1:4]] == [
+        f"{size} bytes from {host}:{port}: seq={number}" for number, size in ((1, 8), (2, 1400), (3, 8))
+    ]
+    assert lines[4].startswith("OK - 3 of 3 echoed, 0 % lost, rtt ")
+    assert any(line.startswith("jitter ") for line in lines)
+
+
+def test_what_is_lost_or_comes_twice_is_told(capsys: Capture) -> None:
+    """By the number within the message."""
+    seen = 0
+
+    def answers(data: bytes) -> Iterable[bytes]:
+        nonlocal seen
+        seen += 1
+        return {1: [data, data], 2: [], 3: [data]}[seen]
+
+    with datagrams(answers) as port:
+        code, events, summary = told(capsys, "-W", "0.3", "-c", "3", "-i", "0.05", f"udp://{LOCAL}:{port}")
+    assert [(each["event"], each["seq"]) for each in events] == [
+        ("ping.echo", 1),
+        ("ping.duplicate", 1),
+        ("ping.echo", 3),
+        ("ping.lost", 2),
+    ]
+    assert (summary["duplicates"], summary["reordered"], counts(summary), code) == (1, 0, (2, 1, 0), 1)
+
+
+def test_what_comes_after_a_later_one_is_reordered(capsys: Capture) -> None:
+    held: list[bytes] = []
+
+    def answers(data: bytes) -> Iterable[bytes]:
+        if not held:
+            held.append(data)
+            return []
+        return [data, held[0]]
+
+    with datagrams(answers) as port:
+        code, events, summary = told(capsys, "-c", "2", f"udp://{LOCAL}:{port}")
+    assert [each["seq"] for each in events] == [2, 1]
+    assert (summary["reordered"], counts(summary), code) == (1, (2, 0, 0), 0)
+
+
+def test_late_echoes_are_told_and_stay_lost(capsys: Capture) -> None:
+    """The socket stays the same."""
+
+    def answers(data: bytes) -> Iterable[bytes]:
+        time.sleep(0.25)
+        return [data]
+
+    with datagrams(answers) as port:
+        code, events, summary = told(capsys, *IMPATIENT, "-c", "2", "-i", "0.4", f"udp://{LOCAL}:{port}")
+    assert [each["event"] for each in events] == ["ping.lost", "ping.late", "ping.lost"]
+    assert (summary["late"], code) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "offset", "error"),
+    [
+        (lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:], 20, "1 byte wrong, the first at offset 20: "),
+        (lambda data: bytes([data[0] ^ 1]) + data[1:], 0, "1 byte wrong, the first at offset 0: "),
+        (lambda data: data[:30], 30, "30 bytes came back, not 56"),
+        (lambda data: data[:4], 4, "4 bytes came back, not 56"),
+        (lambda data: data + b"x", 56, "57 bytes came back, not 56"),
+    ],
+    ids=["flip", "flip in the number", "truncated", "truncated in the number", "longer"],
+)
+def test_what_is_wrong_is_told(capsys: Capture, answer: object, offset: int, error: str) -> None:
+    """Also if its number is what is wrong."""
+    with datagrams(lambda data: [answer(data)]) as port:  # type: ignore[operator]
+        code, (event,), summary = told(capsys, "-c", "1", f"udp://{LOCAL}:{port}")
+    assert (event["event"], event["offset"]) == ("ping.wrong", offset)
+    assert event["error"].startswith(error)
+    assert (counts(summary), code) == ((0, 0, 1), 2)
+
+
+def test_a_second_echo_that_is_wrong_is_wrong(capsys: Capture) -> None:
+    """The message is wrong then, although it was echoed before."""
+    with datagrams(lambda data: [data, data[:-1]]) as port:
+        code, events, summary = told(capsys, "-c", "2", "-i", "0.05", f"udp://{LOCAL}:{port}")
+    assert [each["event"] for each in events][:2] == ["ping.echo", "ping.wrong"]
+    assert summary["wrong"] >= 1
+    assert code == 2
+
+
+def test_a_port_where_nobody_listens_is_told(capsys: Capture) -> None:
+    """The other kernel says so (ICMP)."""
+    code, events, _ = told(capsys, "-c", "2", f"udp://{LOCAL}:{free_port()}")
+    assert [each["error"] for each in events] == ["nobody listens at this port (ICMP)"] * 2
+    assert code == 2
+
+
+def test_a_datagram_that_is_too_large_is_told(capsys: Capture) -> None:
+    """By this kernel: nothing is fragmented."""
+    with datagrams(lambda data: [data]) as port:
+        code, events, summary = told(capsys, "-c", "2", "-s", "56,66000", f"udp://{LOCAL}:{port}")
+    assert (events[0]["event"], events[1]["error"]) == ("ping.echo", "message too long")
+    assert (summary["black_hole"], code) == (66000, 1)
+
+
+def test_a_small_message_has_no_room_for_its_number(capsys: Capture) -> None:
+    code, _, err = ping(capsys, "-s", "7", "udp://127.0.0.1")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "-s: must be at least 8 bytes over UDP" in err
+
+
+def test_reconnect_uses_a_new_port_for_each_message(capsys: Capture) -> None:
+    """A balancer may send each to another backend."""
+    with datagrams(lambda data: [data]) as port:
+        code, _, summary = told(capsys, "-c", "3", "--reconnect", f"udp://{LOCAL}:{port}")
+    assert (summary["echoed"], code) == (3, 0)
+
+
+@pytest.fixture
+def poller() -> Iterator[Poller]:
+    made = Poller()
+    yield made
+    made.close()
+
+
+def test_an_error_of_the_message_before_is_not_of_the_next(poller: Poller) -> None:
+    """A send reports what the kernel has heard of the last one; without one, it is nobody's."""
+    told_ = Told()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as later:
+        port = free_port()
+        link = Datagrams(poller, told_, [Address(socket.AF_INET, (LOCAL, port))], os.urandom)
+        first, second, third = (Message(number, 8, 0.0) for number in (1, 2, 3))
+        link.put(first)  # the error is there at once, and nobody reads it
+        later.bind((LOCAL, port))
+        link.put(second)
+        assert [(event[0], event[1].number) for event in told_.events] == [("lost", 1)]
+        data, address = later.recvfrom(100)
+        later.sendto(b"12345678", address)  # of another run: taken for the oldest one's
+        poll(poller, lambda: second.outcome)
+        later.sendto(data[:4] + b"\0\0\0\x09", address)  # of nobody's
+        later.sendto(data, address)
+        poll(poller, lambda: len(told_.events) == 3)
+    link.put(third)
+    poll(poller, lambda: third.outcome)
+    link.close()
+    link.close()
+    assert [event[0] for event in told_.events] == ["lost", "wrong", "late", "lost"]
+
+
+def test_a_refusal_of_a_message_that_is_finished_is_of_nobody(poller: Poller) -> None:
+    told_ = Told()
+    link = Datagrams(poller, told_, [Address(socket.AF_INET, (LOCAL, free_port()))], os.urandom)
+    message = Message(1, 8, 0.0)
+    link.put(message)
+    link.give_up(message, 1.0)
+    for _ in range(3):
+        poller.wait(time.monotonic())
+    assert [event[0] for event in told_.events] == ["lost"]
+    assert link.is_idle
+    link.step()
+    link.close()
+
+
+def test_without_a_route_each_message_is_lost(poller: Poller) -> None:
+    """With the error of the kernel."""
+    told_ = Told()
+    link = Datagrams(poller, told_, [Address(socket.AF_INET, ("255.255.255.255", 7))], os.urandom)
+    link.put(Message(1, 8, 0.0))
+    assert told_.events[0][2].text == "permission denied"
+
+
+def test_only_some_finished_messages_are_remembered(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the messages."""
+    monkeypatch.setattr(module, "_REMEMBERED", 2)
+    link = Datagrams(poller, Told(), [Address(socket.AF_INET, (LOCAL, free_port()))], os.urandom)
+    for number in range(5):
+        message = Message(number, 8, 0.0)
+        link.put(message)
+        link.give_up(message, 1.0)
+    assert len(link._finished) == 2
+    link.close()
