@@ -16,8 +16,8 @@ _AWAKE = 0.001
 _NEARLY = 0.0002
 """Seconds for which it looks again and again instead of sleeping: after `stay_awake`, and before a moment. A sleep ends some
 tens of microseconds late, which would be in every figure; for so short a time, the processor may as well be busy."""
-_LONG_YIELD = 0.0002
-_CROWDED = 0.1
+_LONG_YIELD = 0.001
+_CROWDED = 0.05
 """Seconds. If giving way to other processes takes long, they need the processor, and looking again and again only delays us."""
 _LONGEST = 3600.0
 _EVENTS = 256

@@ -99,7 +99,7 @@ def test_a_callback_may_remove_another_descriptor_that_is_ready(poller: Poller) 
 
 def test_it_sleeps_where_others_need_the_processor(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
     """To look again and again would only delay the service."""
-    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.001))
+    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.002))
     slept: list[float] = []
     monkeypatch.setattr(Poller, "_sleep", lambda _, seconds: slept.append(seconds))
     poller.stay_awake(time.monotonic())
