@@ -20,9 +20,10 @@ from echod.client import bench, bench_lines, paths, ping_lines
 from echod.client.datagrams import HEAD
 from echod.client.paths import WRONG_USAGE
 from echod.client.ping import Options, Ping
-from echod.client.tally import Limit
+from echod.client.tally import CRITICAL, STATES, UNKNOWN, Limit
+from echod.errors import Refusal
 from echod.limits import needed, raise_soft_limit
-from echod.text import shown
+from echod.text import printable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -151,7 +152,13 @@ def _ping(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         arguments.warn,
         arguments.crit,
     )
-    route = _route(arguments, parser)
+    try:
+        route = _route(arguments, parser)
+    except Refusal as refusal:
+        if arguments.quiet and not arguments.json:  # monitoring systems show only what is on standard output
+            state = STATES[CRITICAL] if refusal.exit_code == CRITICAL else UNKNOWN
+            stdio.answer(printable(f"{state} - {refusal}") + "\n")
+        raise
     if not (arguments.json or arguments.quiet):
         stdio.answer(ping_lines.header(str(route.target), [each.fields() for each in route.addresses], arguments.size))
     return Ping(route, options, functools.partial(_say, arguments)).run()

@@ -31,7 +31,9 @@ def progress(echoes: int, seconds: float, latency: Distribution) -> str:
 
 def _report(fields: Fields) -> Iterator[str]:
     rate = f"{fields['rate']:,g} messages a second" if fields["rate"] else "as fast as it goes"
-    yield f"{fields['target']}: {fields['connections']:,} connections, {fields['size']:,} bytes, {rate}"
+    number = fields["connections"]
+    connections = "1 connection" if number == 1 else f"{number:,} connections"
+    yield f"{fields['target']}: {connections}, {fields['size']:,} bytes, {rate}"
     per_second = f"{fields['messages_per_second']:,.1f} a second, {size(fields['bytes_per_second'])}/s each way"
     yield f"{fields['messages']:,} messages came back in {fields['duration']:.1f} s: {per_second}"
     if fields["messages"]:

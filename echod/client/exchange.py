@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from echod.client.streams import Link, Message, Observer
 
 _TICK = 0.01
-"""Seconds between two looks at what has no event of its own: openings, and messages that wait for too long."""
+"""Seconds between two steps of openings that wait for a moment, such as that of the next address."""
 _RETIRED = 16
 """Connections kept open for late echoes. The kernel would answer those with RST, and nobody would know that they came."""
 
 
 class Exchange:
-    """Sends messages, and gives up those without an echo after `timeout` seconds from the time at which they were due."""
+    """Sends messages, and gives up those without an echo after `timeout` seconds."""
 
     def __init__(self, route: Route, timeout: float, observer: Observer, payload: Callable[[int], bytes]) -> None:
         self.poller = Poller()
@@ -31,7 +31,7 @@ class Exchange:
         self._timeout = timeout
         self._observer = observer
         self._payload = payload
-        self._pending: deque[tuple[Message, Link]] = deque()  # in the order in which they are due
+        self._pending: deque[tuple[float, Message, Link]] = deque()  # by the moment at which each is given up
         self._openings: set[Link] = set()
         self._retired: deque[Link] = deque()
 
@@ -46,36 +46,39 @@ class Exchange:
 
     def send(self, stream: Link, message: Message) -> None:
         """Send a message on this connection as soon as it is open."""
-        self._pending.append((message, stream))
+        self._pending.append((time.monotonic() + self._timeout, message, stream))
         stream.put(message)
 
     def is_busy(self) -> bool:
         """Return whether a message is unfinished."""
-        while self._pending and self._pending[0][0].outcome:
+        while self._pending and self._pending[0][1].outcome:
             self._pending.popleft()
         return bool(self._pending)
 
     def turn(self, until: float) -> None:
         """Handle what has happened; wait for more until this moment (`time.monotonic`), or less long."""
         now = time.monotonic()
-        while self.is_busy() and self._pending[0][0].due + self._timeout <= now:
-            message, stream = self._pending.popleft()
-            stream.give_up(message, self._timeout)
-            self._retire(stream)
-            until = now  # it may have been what the caller waits for
         self._openings = {stream for stream in self._openings if stream.is_opening}
         for stream in self._openings:
             stream.step()
-        if self._pending or self._openings:
+        if self._openings:
             until = min(until, now + _TICK)
+        if self.is_busy():
+            until = min(until, self._pending[0][0])
         self.poller.wait(until)
+        # Only after a look at what has come: this process itself may not have run for a while.
+        while self.is_busy() and self._pending[0][0] <= now:
+            _, message, stream = self._pending.popleft()
+            stream.give_up(message, self._timeout)
+            self._retire(stream)
 
     def finish(self, longest: float) -> None:
         """Make an end: lose the messages that have waited for longer than that (seconds), and forget the other ones."""
         now = time.monotonic()
-        for message, stream in self._pending:
-            if not message.outcome and now - message.due > longest:
-                stream.give_up(message, now - message.due)
+        for deadline, message, stream in self._pending:
+            waited = now - (deadline - self._timeout)
+            if not message.outcome and waited > longest:
+                stream.give_up(message, round(waited, 3))
 
     def close(self) -> None:
         """Close what is left open."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 OK, WARNING, CRITICAL = 0, 1, NO_SERVICE
 STATES = ("OK", "WARNING", "CRITICAL")
-"""The words of monitoring plugins for the first three exit codes."""
+UNKNOWN = "UNKNOWN"
+"""The words of monitoring plugins: for the exit codes 0, 1 and 2, and for 3."""
 _SMOOTHING = 16  # RFC 3550, 6.4.1
 
 

@@ -11,6 +11,7 @@ import pytest
 from echod import cli, probes
 from echod.client import paths
 from echod.client.tally import Limit
+from echod.errors import Refusal
 from tests.support.harness import DEADLINE
 
 Capture = pytest.CaptureFixture[str]
@@ -127,3 +128,28 @@ def test_they_start_without_what_only_other_commands_need() -> None:
     loaded = set(done.stdout.split())
     assert "echod.client.ping" in loaded
     assert loaded & {"pydantic", "uvloop", "asyncio", "ssl", "h11", "echod.config.settings"} == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "state"),
+    [
+        (["-q", "h"], 2, "CRITICAL - echod: tcp://h:7: no such name\n"),
+        (["-q", "--ca", "/none", "tls://h"], 3, "UNKNOWN - echod: --ca: /none: No such file or directory\n"),
+        (["h"], 2, ""),
+        (["-q", "--json", "h"], 2, ""),
+    ],
+)
+def test_a_monitoring_system_is_told_why_nothing_was_sent(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, state: str
+) -> None:
+    """On standard output: it shows nothing else."""
+
+    def fail(*_: object) -> None:
+        raise Refusal("echod: tcp://h:7: no such name", exit_code=2)
+
+    monkeypatch.setattr(paths, "resolve", fail)
+    assert probes.run(["ping", *words]) == code
+    out, err = capsys.readouterr()
+    assert out == state
+    assert err.startswith("echod: ")
+    assert err.count("\n") == 1

@@ -107,7 +107,7 @@ def test_the_text_has_the_figures_and_a_histogram(capsys: Capture) -> None:
     with serving(right) as port:
         _, out, _ = run(capsys, "--rate", "100", "--duration", "100ms", "--connections", "1", f"{LOCAL}:{port}")
     lines = out.splitlines()
-    assert lines[0] == f"tcp://{LOCAL}:{port}: 1 connections, 64 bytes, 100 messages a second"
+    assert lines[0] == f"tcp://{LOCAL}:{port}: 1 connection, 64 bytes, 100 messages a second"
     assert re.fullmatch(r"10 messages came back in 0\.\d s: [\d.]+ a second, [\d.]+ k?B/s each way", lines[1])
     assert [line.split()[0] for line in lines[3:10]] == ["min", "p50", "p90", "p99", "p99.9", "p99.99", "max"]
     assert re.search(r"^ *[\d.]+ ms +\d+ #{40}$", out, re.MULTILINE)
@@ -308,6 +308,6 @@ def test_without_a_message_there_is_no_lateness() -> None:
     options = bench.Options(5.0, 1, 1.0, 64)
     _, fields = bench.Bench(Route(Target("tcp", "h", 7), []), options, lambda *_: None)._report(1.0)
     assert bench_lines.report(fields).splitlines() == [
-        "tcp://h:7: 1 connections, 64 bytes, 5 messages a second",
+        "tcp://h:7: 1 connection, 64 bytes, 5 messages a second",
         "0 messages came back in 1.0 s: 0.0 a second, 0 B/s each way",
     ]

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from echod.client import opening
+from echod.client.exchange import Exchange
 from echod.client.opening import Opening
 from echod.client.paths import Address, Route, Target
 from echod.client.poller import Poller
 from echod.client.streams import Failure, Message, Stream
+from tests.support.echo_servers import right, serving
 from tests.support.harness import DEADLINE, LOCAL, reset, until
 
 if TYPE_CHECKING:
@@ -181,3 +183,20 @@ def test_bytes_that_come_before_any_message_end_the_connection(poller: Poller) -
         poll(poller, lambda: stream.end)
         server.close()
     assert told.events == [("opened",), ("ended", Failure("out_of_step", "1 byte more than was sent"))]
+
+
+def test_an_echo_that_is_there_counts_although_its_time_is_over() -> None:
+    """This process may not have run for a while: what has come is handled first."""
+    told = Told()
+    with serving(right) as port:
+        where = route(port)
+        exchange = Exchange(where, 0.05, told, os.urandom)
+        stream = exchange.open(where.addresses)
+        poll(exchange.poller, lambda: stream.opened)
+        message = Message(1, 8, 0.0)
+        exchange.send(stream, message)
+        time.sleep(0.2)
+        exchange.turn(time.monotonic())
+        stream.close()
+        exchange.close()
+    assert [event[0] for event in told.events] == ["opened", "echoed"]
