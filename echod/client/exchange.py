@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _TICK = 0.01
 """Seconds between two steps of openings that wait for a moment, such as that of the next address."""
+_PATIENCE = 1.0
+"""Seconds for which an echo may be under way at the end, and is not lost."""
 _RETIRED = 16
 """Connections kept open for late echoes. The kernel would answer those with RST, and nobody would know that they came."""
 
@@ -72,8 +74,12 @@ class Exchange:
             stream.give_up(message, self._timeout)
             self._retire(stream)
 
-    def finish(self, longest: float) -> None:
-        """Make an end: lose the messages that have waited for longer than that (seconds), and forget the other ones."""
+    def finish(self, slowest: float) -> None:
+        """Make an end: lose the messages whose echo should be here by now, given the slowest one so far (seconds; 0: none).
+
+        Others are forgotten: that the user ends it a moment too early is no loss.
+        """
+        longest = max(_PATIENCE, 2 * slowest) if slowest else 0.0
         now = time.monotonic()
         for deadline, message, stream in self._pending:
             waited = now - (deadline - self._timeout)
