@@ -127,7 +127,7 @@ def test_a_datagram_that_is_too_large_is_told(capsys: Capture) -> None:
     """By this kernel: nothing is fragmented."""
     with datagrams(lambda data: [data]) as port:
         code, events, summary = told(capsys, "-c", "2", "-s", "56,66000", f"udp://{LOCAL}:{port}")
-    assert (events[0]["event"], events[1]["error"]) == ("ping.echo", "message too long")
+    assert {each["seq"]: each.get("error") for each in events} == {1: None, 2: "message too long"}
     assert (summary["black_hole"], code) == (66000, 1)
 
 
@@ -194,7 +194,7 @@ def test_without_a_route_each_message_is_lost(poller: Poller) -> None:
     told_ = Told()
     link = Datagrams(poller, told_, [Address(socket.AF_INET, ("255.255.255.255", 7))], os.urandom)
     link.put(Message(1, 8, 0.0))
-    assert told_.events[0][2].text == "permission denied"
+    assert told_.events[0][2].text in ("permission denied", "network is unreachable")
 
 
 def test_only_some_finished_messages_are_remembered(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:

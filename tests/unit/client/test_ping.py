@@ -260,21 +260,6 @@ def test_bytes_that_nobody_sent_end_an_idle_connection(capsys: Capture) -> None:
     assert (summary["wrong"], summary["sent"], code) == (1, 4, 2)
 
 
-def test_only_some_connections_are_kept_for_late_echoes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that never answers would otherwise get any number of them."""
-    monkeypatch.setattr("echod.client.exchange._RETIRED", 2)
-    ended = []
-
-    def note(client: socket.socket) -> None:
-        silent(client)
-        ended.append(time.monotonic())
-
-    with serving(note) as port:
-        told(capsys, "-c", "5", "-i", "0.02", "-W", "0.01", f"{LOCAL}:{port}")
-        last = time.monotonic()
-    assert len([moment for moment in ended if moment < last]) >= 3
-
-
 def test_sizes_take_turns_and_show_from_which_on_nothing_comes_back(capsys: Capture) -> None:
     """A large message that gets stuck does not stop the small ones: each size has its own connection."""
 
@@ -307,9 +292,9 @@ def test_reconnect_tries_each_address_by_itself(capsys: Capture, monkeypatch: py
         code, events, summary = told(capsys, *words)
         _, out, _ = ping(capsys, *QUICK, "-q", *words)
         _, _, together = told(capsys, "-c", "1", f"several.example:{port}")
-    assert [(row["server"]["address"], row["echoed"]) for row in summary["servers"]] == list(
-        zip(hosts, (2, 2, 0), strict=True)
-    )
+    rows = {row["server"]["address"]: row["echoed"] for row in summary["servers"]}
+    assert rows == dict(zip(hosts, (2, 2, 0), strict=True))
+    events.sort(key=lambda each: each["seq"])
     assert [each["event"] for each in events] == ["ping.echo", "ping.echo", "ping.lost"] * 2
     assert all("connect" in each for each in events if each["event"] == "ping.echo")
     assert (summary["connections"], summary["connect"]["count"], code) == (4, 4, 1)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from echod.client import exchange as exchange_module
 from echod.client import opening
 from echod.client.exchange import Exchange
 from echod.client.opening import Opening
 from echod.client.paths import Address, Route, Target
 from echod.client.poller import Poller
 from echod.client.streams import Failure, Message, Stream
-from tests.support.echo_servers import right, serving
+from tests.support.echo_servers import right, serving, silent
 from tests.support.harness import DEADLINE, LOCAL, reset, until
 
 if TYPE_CHECKING:
@@ -200,3 +201,22 @@ def test_an_echo_that_is_there_counts_although_its_time_is_over() -> None:
         stream.close()
         exchange.close()
     assert [event[0] for event in told.events] == ["opened", "echoed"]
+
+
+def test_only_some_connections_are_kept_for_late_echoes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that never answers would otherwise get any number of them."""
+    monkeypatch.setattr(exchange_module, "_RETIRED", 2)
+    with serving(silent) as port:
+        where = route(port)
+        exchange = Exchange(where, 0.001, Told(), os.urandom)
+        streams = []
+        for number in range(5):
+            stream = exchange.open(where.addresses)
+            poll(exchange.poller, lambda stream=stream: stream.opened)
+            exchange.send(stream, Message(number, 8, 0.0))
+            while exchange.is_busy():
+                exchange.turn(time.monotonic() + 1)
+            streams.append(stream)
+        assert [bool(stream.end) for stream in streams] == [True] * 3 + [False] * 2
+        exchange.close()
+        assert all(stream.end for stream in streams)
