@@ -16,9 +16,6 @@ _AWAKE = 0.001
 _NEARLY = 0.0002
 """Seconds for which it looks again and again instead of sleeping: after `stay_awake`, and before a moment. A sleep ends some
 tens of microseconds late, which would be in every figure; for so short a time, the processor may as well be busy."""
-_LONG_YIELD = 0.001
-_CROWDED = 0.05
-"""Seconds. If giving way to other processes takes long, they need the processor, and looking again and again only delays us."""
 _LONGEST = 3600.0
 _EVENTS = 256
 
@@ -30,7 +27,6 @@ class Poller:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._awake_until = 0.0
-        self._crowded_until = 0.0
 
     def add(self, fd: int, events: int, callback: Callback) -> None:
         """Call back with the events of this descriptor."""
@@ -61,27 +57,13 @@ class Poller:
     def wait(self, until: float) -> None:
         """Call back for what is ready. Return after that, or at this moment (`time.monotonic`), or a little before it."""
         now = time.monotonic()
-        left = until - now
-        if now < self._crowded_until:
-            self._sleep(left)
-        elif now >= self._awake_until and left > _NEARLY:
-            self._sleep(left - _NEARLY)
+        if now >= self._awake_until and until - now > _NEARLY:
+            # Not by epoll_wait(2), which counts in milliseconds.
+            select.select([self._epoll], [], [], min(until - now - _NEARLY, _LONGEST))
         events = self._epoll.poll(0, _EVENTS)
         for fd, mask in events:
             callback = self._callbacks.get(fd)
             if callback:  # not removed by one of those before
                 callback(mask)
         if not events and time.monotonic() < until:
-            self._give_way()
-
-    def _sleep(self, seconds: float) -> None:
-        # Not by epoll_wait(2), which counts in milliseconds.
-        select.select([self._epoll], [], [], min(max(seconds, 0), _LONGEST))
-
-    def _give_way(self) -> None:
-        """Let another process have this processor: it may be the service."""
-        began = time.monotonic()
-        os.sched_yield()
-        now = time.monotonic()
-        if now - began > _LONG_YIELD:
-            self._crowded_until = now + _CROWDED
+            os.sched_yield()  # the service may need this processor

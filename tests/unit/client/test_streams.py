@@ -100,19 +100,6 @@ def test_a_callback_may_remove_another_descriptor_that_is_ready(poller: Poller) 
         each.close()
 
 
-def test_it_sleeps_where_others_need_the_processor(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To look again and again would only delay the service."""
-    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.002))
-    slept: list[float] = []
-    monkeypatch.setattr(Poller, "_sleep", lambda _, seconds: slept.append(seconds))
-    poller.stay_awake(time.monotonic())
-    poller.wait(time.monotonic() + 0.01)
-    assert slept == []
-    poller.stay_awake(time.monotonic())
-    poller.wait(time.monotonic() + 0.01)
-    assert len(slept) == 1
-
-
 def test_an_address_that_hangs_is_raced_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 8305, 5: after some time, beside it. The first to answer wins, and the other attempt is closed."""
     monkeypatch.setattr(opening, "ATTEMPT_DELAY", 0.02)
