@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -19,6 +20,7 @@ from echod import probes
 from echod.client import bench, bench_lines
 from echod.client.figures import Distribution
 from echod.client.paths import Route, Target
+from echod.client.streams import Message
 from tests.support.echo_servers import changed, delayed, ending, flipped, in_turn, right, serving, silent
 from tests.support.harness import DEADLINE, LOCAL, free_port
 
@@ -304,6 +306,16 @@ def test_a_unix_socket_is_near(capsys: Capture, tmp_path: Path) -> None:
     assert not any("p50 " in line for line in lines[2:-1])
     assert lines[-1].startswith("this client sent its messages late by")
     assert code == 2
+
+
+def test_latency_counts_from_the_moment_at_which_a_message_was_due() -> None:
+    """It may have waited for a connection, or for room to send."""
+    loaded = bench.Bench(Route(Target("tcp", "h", 7), []), bench.Options(5.0, 1, 1.0, 64), lambda *_: None)
+    loaded._is_measuring = True
+    message = Message(1, 64, due=1.0)
+    message.sent = 2.5
+    loaded.echoed(mock.Mock(), message, 3.0)
+    assert loaded._latency.most == 2.0
 
 
 def test_without_a_message_there_is_no_lateness() -> None:

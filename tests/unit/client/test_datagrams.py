@@ -197,6 +197,13 @@ def test_without_a_route_each_message_is_lost(poller: Poller) -> None:
     assert told_.events[0][2].text in ("permission denied", "network is unreachable")
 
 
+def test_datagrams_are_not_fragmented(poller: Poller) -> None:
+    """So the largest one that comes back tells the MTU of the path (ip(7), IP_MTU_DISCOVER)."""
+    link = Datagrams(poller, Told(), [Address(socket.AF_INET, (LOCAL, free_port()))], os.urandom)
+    assert link._sock.getsockopt(socket.IPPROTO_IP, module._MTU_DISCOVER[socket.AF_INET][1]) == module._ALWAYS
+    link.close()
+
+
 def test_only_some_finished_messages_are_remembered(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory does not grow with the messages."""
     monkeypatch.setattr(module, "_REMEMBERED", 2)

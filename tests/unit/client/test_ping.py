@@ -304,6 +304,7 @@ def test_reconnect_tries_each_address_by_itself(capsys: Capture, monkeypatch: py
 
 def test_an_address_that_does_not_answer_is_passed_over(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 8305: the next one is tried at once after an error. The line says which answered."""
+    monkeypatch.setattr("echod.client.opening.ATTEMPT_DELAY", 60)
     with serving(right) as port:
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.9", LOCAL)]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
