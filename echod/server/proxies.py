@@ -4,10 +4,11 @@ The header is read from the raw socket, before uvloop or TLS reads anything. A l
 the header ends, and then exactly that is read: what follows is the client's. What has come of an incomplete header is read too,
 or the loop would find the socket readable again and again.
 
-A connection that ends without a byte is the check of a balancer, a probe. So is one whose header names no client, or the
-balancer itself: version 1 has no other word for it, and HAProxy's checks say so. If it sends data it is echoed, but it is nobody's: it has no line in the log above debug, and `[access]` does not count it.
+A connection that ends without a byte is the check of a balancer, a probe. So is one whose header names no client. If that one
+sends data it is echoed, but it is nobody's: it has no line in the log above debug, and `[access]` does not count it. HAProxy's
+checks of version 1 name the balancer itself, and send nothing else. So such a connection is a client once it sends a byte.
 
-No connection has a worker before its header is there, or its first byte if it is a probe. With `when_full = "wait"`, a worker is
+No connection has a worker before its header is there, or its first byte if it may be a probe. With `when_full = "wait"`, a worker is
 kept free for each (`Admission.expected`): otherwise some would be accepted and then rejected.
 """
 
@@ -45,7 +46,7 @@ _LOOK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 class _Arrival:
     """A connection whose client is not known yet."""
 
-    __slots__ = ("data", "is_probe", "listener", "opening", "peer", "sock", "timer")
+    __slots__ = ("client", "data", "listener", "opening", "peer", "sock", "timer")
 
     def __init__(self, sock: _socket.socket, peer: Peer, listener: str, opening: Opening) -> None:
         self.sock = sock
@@ -53,7 +54,7 @@ class _Arrival:
         self.listener = listener
         self.opening = opening
         self.data = b""  # of its header
-        self.is_probe = False  # its header names no client
+        self.client: Peer | None = None  # what it is if a byte follows its header; `peer` if that names no client
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -147,10 +148,12 @@ class Proxies:
 
     def _on_late(self, arrival: _Arrival) -> None:
         self._forget(arrival)
-        if arrival.is_probe:
+        if arrival.client is None:
+            self._reject(arrival, "too late")
+        elif arrival.client is arrival.peer:
             close(arrival.sock)
         else:
-            self._reject(arrival, "too late")
+            self._pass_on(arrival, arrival.client)
 
     def _read(self, arrival: _Arrival) -> bool:
         """Read what has come, and pass the connection on or close it; say whether nothing more had to come for that."""
@@ -176,8 +179,10 @@ class Proxies:
         """
         while True:
             seen = _receive(arrival.sock, proxy_header.LONGEST, _LOOK)
-            if arrival.is_probe:
-                return arrival.peer if seen else None
+            if arrival.client:
+                if not seen and arrival.client is not arrival.peer:
+                    self._count_probe(arrival, "PROXY")
+                return arrival.client if seen else None
             if not seen:
                 if arrival.data:
                     raise ValueError("incomplete")
@@ -191,11 +196,15 @@ class Proxies:
                 continue
             header = proxy_header.parse(arrival.data)
             self.headers[header.version, header.command] += 1
-            if header.client and header.client != (arrival.peer.address, arrival.peer.port):
-                return NamedPeer(*header.client, arrival.peer)
-            self._count_probe(arrival, header.command)
-            arrival.is_probe = True
-            arrival.peer.source = ""
+            if header.client is None:
+                self._count_probe(arrival, header.command)
+                arrival.client = arrival.peer
+                arrival.peer.source = ""
+                continue
+            client = NamedPeer(*header.client, arrival.peer)
+            if header.client != (arrival.peer.address, arrival.peer.port):
+                return client
+            arrival.client = client
 
     def _count_probe(self, arrival: _Arrival, command: str | None) -> None:
         self.probes += 1

@@ -270,7 +270,7 @@ def test_each_setting_is_a_flag(
 ) -> None:
     """Of every command that reads the configuration, under its dotted name."""
     file.write_text("pool.size = 0")
-    values = words.format(setting.name).replace("\0", "wrong").split(" ")
+    values = words.format(setting.name).replace("\0", "wrong?").split(" ")
     code, _, errors = run(capsys, *command.split(), "-c", str(file), *values)
     assert code == os.EX_CONFIG
     assert errors.startswith(f"--{setting.name}: {setting.name}: must be ")

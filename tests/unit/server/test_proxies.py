@@ -232,9 +232,7 @@ def test_a_reset_is_a_probe_too(gate: Gate) -> None:
     assert ours.fileno() < 0
 
 
-@pytest.mark.parametrize(
-    "header", [LOCAL_CHECK, binary(0x21, 0), b"PROXY UNKNOWN\r\n", binary(0x20, 0, b"\4\0\0"), v1(PROXY, 9)]
-)
+@pytest.mark.parametrize("header", [LOCAL_CHECK, binary(0x21, 0), b"PROXY UNKNOWN\r\n", binary(0x20, 0, b"\4\0\0")])
 def test_a_check_is_echoed_and_counts_for_nobody(gate: Gate, header: bytes) -> None:
     """It needs a worker for its data only, and has no line above debug, whatever the rules are."""
     gate.rules(Rules(Ranges([]), Ranges([IPv4Network("0.0.0.0/0")]), 1, 0.001))
@@ -258,6 +256,32 @@ def test_a_check_without_data_ends_without_a_word(gate: Gate) -> None:
     assert is_closed(client)
     assert is_closed(other)
     assert (gate.rejected, gate.proxies.probes, gate.rig.pool.accepted) == ([], 2, 0)
+    assert gate.at_rest
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["and speaks", "and is silent"])
+def test_a_proxy_that_names_itself_is_a_client(gate: Gate, says: bool) -> None:
+    """As `echod ping --proxy` is. At the latest after `timeouts.handshake`, it has a worker."""
+    client = gate.come(v1(PROXY, 9))
+    assert gate.rig.pool.accepted == 0
+    if says:
+        gate.send(client, b"ping")
+    else:
+        gate.rig.loop.advance(LIMIT)
+    assert gate.rig.pool.sources == {PROXY: 1}
+    assert not says or gate.unread == [b"ping"]
+    (line,) = gate.lines("connection.opened")
+    assert (line["client"], line["proxy"]) == ({"address": PROXY, "port": 9},) * 2
+    assert gate.proxies.probes == 0
+
+
+def test_a_proxy_that_names_itself_and_leaves_has_checked(gate: Gate) -> None:
+    """HAProxy's checks of version 1 do so."""
+    client = gate.come(v1(PROXY, 9))
+    gate.finish(client)
+    (line,) = gate.rig.lines.lines
+    assert (line["level"], line["event"], line["command"]) == ("debug", "connection.probed", "PROXY")
+    assert (gate.proxies.probes, gate.rig.pool.accepted) == (1, 0)
     assert gate.at_rest
 
 
