@@ -9,6 +9,8 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
+import pytest
+
 from echod import limits
 from tests.support.bystander import rests
 from tests.support.harness import Echod, command, read_all, read_exactly, reset, until
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Daemon = Callable[..., Echod]
+
+pytestmark = pytest.mark.slow
 
 NONE_LEFT = 3
 """A soft limit below what is open already: no new descriptor, and none of the old ones is touched (getrlimit(2))."""

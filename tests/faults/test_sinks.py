@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 CONNECTIONS = 1000
 
 
@@ -407,7 +409,6 @@ def _small_disk(directory: Path) -> Iterator[tuple[str, ...]]:
     yield (*mount, script, "sh")
 
 
-@pytest.mark.slow
 def test_a_full_disk_that_has_room_again_gets_every_line_or_its_number(echod: Daemon, tmp_path: Path) -> None:
     """A line of which a part did fit is completed. The lines and the reported drops add up."""
     disk = tmp_path / "disk"
@@ -432,7 +433,6 @@ def test_a_full_disk_that_has_room_again_gets_every_line_or_its_number(echod: Da
         _all_there([json.loads(raw) for raw in log], 5 + 2 * (CONNECTIONS // 2))
 
 
-@pytest.mark.slow
 def test_a_sink_that_blocks_now_and_then_under_load_gets_every_line_or_its_number(echod: Daemon) -> None:
     """The pipe is read a page at a time, while four threads connect."""
     raw = bytearray()

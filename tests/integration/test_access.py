@@ -169,6 +169,7 @@ def test_who_waits_for_a_worker_is_asked_when_one_is_free(echod: Daemon) -> None
         assert is_served(waiting)
 
 
+@pytest.mark.slow
 def test_a_rule_that_lets_nobody_in_is_refused(echod: Daemon) -> None:
     """Before it hurts, by `check`, and by a reload."""
     text = "[access]\nallow = ['10.0.0.0/8', '192.0.2.1']\ndeny = ['10.0.0.0/9', '10.128.0.0/9', '192.0.2.0/24']"
@@ -180,6 +181,7 @@ def test_a_rule_that_lets_nobody_in_is_refused(echod: Daemon) -> None:
         assert comes_in(daemon, LOCAL)
 
 
+@pytest.mark.slow
 def test_10_000_networks_are_no_burden(echod: Daemon) -> None:
     """They load, are looked up, and a reload takes them while connections are served."""
     networks = ", ".join(f"'10.{n >> 8}.{n & 255}.0/25'" for n in range(10_000))

@@ -199,6 +199,7 @@ def test_only_the_socket_tells_who_is_connected_and_changes_things(admin: Daemon
         assert local.ask("/reload", "POST").json == {"changed": [], "old": {}, "new": {}, "warnings": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -308,6 +309,7 @@ def test_it_is_not_ready_while_all_workers_are_busy(admin: Daemon) -> None:
         until(lambda: remote.ready() == (200, "ready"), what="ready again")
 
 
+@pytest.mark.slow
 def test_a_lame_duck_is_made_and_taken_back(admin: Daemon) -> None:
     """By its commands; `ready` says what it is, with its exit code and a line."""
     with admin('[timeouts]\nlame_duck = "1h"\ndrain = "1h"') as daemon, sides(daemon) as (local, remote):
@@ -386,6 +388,7 @@ def test_status_is_a_screen_for_people_and_json_for_programs(admin: Daemon) -> N
         assert "\x1b" not in screen
 
 
+@pytest.mark.slow
 def test_connections_are_sorted_and_filtered(admin: Daemon) -> None:
     """A row for each, with a heading for people."""
     with admin() as daemon, contextlib.ExitStack() as stack:
@@ -403,6 +406,7 @@ def test_connections_are_sorted_and_filtered(admin: Daemon) -> None:
         assert [line.split()[0] for line in lines] == ["2", "1"]
 
 
+@pytest.mark.slow
 def test_kill_ends_one_and_no_other(admin: Daemon) -> None:
     """Its line says why; of one that is not there, the command says so."""
     with admin() as daemon, contextlib.ExitStack() as stack:
@@ -417,6 +421,7 @@ def test_kill_ends_one_and_no_other(admin: Daemon) -> None:
         assert ask("kill x", daemon).returncode == os.EX_USAGE
 
 
+@pytest.mark.slow
 def test_kill_ends_several_connections(admin: Daemon) -> None:
     """By their ids, of which one is wrong, or by the network of their clients."""
     with admin() as daemon, contextlib.ExitStack() as stack:
@@ -431,6 +436,7 @@ def test_kill_ends_several_connections(admin: Daemon) -> None:
         assert line_of(ask(f"kill --source {LOCAL}/32", daemon), os.EX_DATAERR) == line
 
 
+@pytest.mark.slow
 def test_config_show_running_is_what_the_daemon_has(echod: Daemon, tmp_path: Path) -> None:
     """Which is neither what the file says now, nor what a shell without the unit's variables has."""
     where = f"--admin.socket {path_of(tmp_path)}"
@@ -449,6 +455,7 @@ def test_config_show_running_is_what_the_daemon_has(echod: Daemon, tmp_path: Pat
     assert line_of(command(*f"config show --running {where}".split()), os.EX_UNAVAILABLE).startswith("echod: no daemon")
 
 
+@pytest.mark.slow
 def test_a_reload_without_the_file_gives_the_exit_code_of_a_start_without_it(admin: Daemon) -> None:
     with admin() as daemon:
         daemon.file.unlink()
@@ -456,6 +463,7 @@ def test_a_reload_without_the_file_gives_the_exit_code_of_a_start_without_it(adm
         assert line_of(ask("reload", daemon), os.EX_NOINPUT) == line
 
 
+@pytest.mark.slow
 def test_reload_waits_for_the_answer(admin: Daemon) -> None:
     """What has changed, or what is wrong and where; then the daemon goes on as it was."""
     with admin("[pool]\nsize = 5") as daemon, contextlib.ExitStack() as stack:
@@ -476,6 +484,7 @@ def test_reload_waits_for_the_answer(admin: Daemon) -> None:
         assert [line["event"] for line in daemon.answers] == ["config.reloaded", "config.reloaded", "config.rejected"]
 
 
+@pytest.mark.slow
 def test_commands_find_the_socket_by_the_file_even_if_it_is_bad_by_now(echod: Daemon, tmp_path: Path) -> None:
     """What else is wrong in it is the answer of the reload; TOML that can't be parsed is what the command says."""
     good = f"[admin]\nsocket = '{path_of(tmp_path)}'\n"
@@ -524,6 +533,7 @@ def test_reloads_asked_for_at_the_same_time_are_all_answered(admin: Daemon, tmp_
 # Where the socket is
 
 
+@pytest.mark.slow
 def test_no_daemon_is_one_line(tmp_path: Path) -> None:
     """Whether there is nothing, or what a dead one has left, or nobody to ask."""
     path = path_of(tmp_path)
@@ -556,6 +566,7 @@ def test_others_have_no_permission(echod: Daemon) -> None:
         assert "running" in said(command(*words, prefix=[*somebody, "--regid=0"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY"])
 def test_auto_is_where_the_session_or_the_service_has_its_files(echod: Daemon, tmp_path: Path, variable: str) -> None:
     """A daemon makes its directory there; a second one goes on without, says so, and leaves the socket to the first."""
@@ -573,6 +584,7 @@ def test_auto_is_where_the_session_or_the_service_has_its_files(echod: Daemon, t
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["missing", "a file", "a long path"])
 def test_auto_without_a_place_goes_on_without(echod: Daemon, tmp_path: Path, kind: str) -> None:
     """The daemon serves, and a line says why nobody can ask it."""
@@ -610,6 +622,7 @@ def test_off_answers_nobody(echod: Daemon, tmp_path: Path) -> None:
         assert not (tmp_path / "echod").exists()
 
 
+@pytest.mark.slow
 def test_a_named_path_that_is_taken_is_refused(admin: Daemon, tmp_path: Path) -> None:
     """By a daemon that lives: it goes on; by something else: it is left alone."""
     words = ("run", "-p", "0", "--listen.host", LOCAL, "--admin.socket")
@@ -631,6 +644,7 @@ def test_a_named_path_that_is_taken_is_refused(admin: Daemon, tmp_path: Path) ->
         assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_daemon_has_left_is_replaced(admin: Daemon, tmp_path: Path) -> None:
     """The next one listens there at once."""
     first = admin()

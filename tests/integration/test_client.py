@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.support.harness import Echod
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -85,21 +87,18 @@ def check(port: int) -> None:
         assert (found["echoed"], found["connections"]) == (6, 6 if more else 3)
 
 
-@pytest.mark.slow
 def test_socat_answers() -> None:
     port = free_port()
     with service(port, "socat", f"TCP-LISTEN:{port},bind={LOCAL},fork,reuseaddr", "EXEC:cat"):
         check(port)
 
 
-@pytest.mark.slow
 def test_ncat_answers() -> None:
     port = free_port()
     with service(port, "ncat", "--listen", "--keep-open", "--exec", "/bin/cat", LOCAL, str(port)):
         check(port)
 
 
-@pytest.mark.slow
 def test_xinetd_answers(tmp_path: Path) -> None:
     port = free_port()
     config = tmp_path / "xinetd.conf"
@@ -111,7 +110,6 @@ def test_xinetd_answers(tmp_path: Path) -> None:
         check(port)
 
 
-@pytest.mark.slow
 def test_haproxy_in_front_is_passed_and_its_dead_backends_show(tmp_path: Path) -> None:
     """With one of two backends dead, each second message on a new connection is lost."""
     port, dead = free_port(), free_port()
@@ -132,7 +130,6 @@ def test_haproxy_in_front_is_passed_and_its_dead_backends_show(tmp_path: Path) -
     assert (found["echoed"], found["lost"], done.returncode) == (3, 3, 1)
 
 
-@pytest.mark.slow
 def test_a_server_that_stops_for_a_moment_delays_all_that_were_due_meanwhile(echod: Callable[..., Echod]) -> None:
     """About 100 messages in 100 ms at 1,000 a second; a client that waits for its echo would show one."""
     with echod() as daemon:
@@ -150,7 +147,6 @@ def test_a_server_that_stops_for_a_moment_delays_all_that_were_due_meanwhile(ech
     assert found["latency"]["max"] >= 0.09
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ping", "bench"])
 def test_memory_does_not_grow_with_the_messages(echod: Callable[..., Echod], name: str) -> None:
     """Tens of thousands of them."""

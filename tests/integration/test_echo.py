@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 GIGABYTE = 1 << 30
 
 
+@pytest.mark.slow
 def test_a_gigabyte_in_chunks_of_random_size_comes_back(echod: Daemon) -> None:
     """A client sends 1 GiB in chunks of up to 1 MiB and half-closes: it gets the same GiB, then FIN."""
     block = memoryview(os.urandom(16 << 20))

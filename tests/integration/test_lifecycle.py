@@ -202,6 +202,7 @@ def test_version_names_what_it_runs_on() -> None:
     assert re.fullmatch(r"echod \d+\.\d+\.\d+ \(uvloop [\d.]+, Python [\d.]+\S*\)\n", done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subcommand", ["check", "run"])
 def test_a_pool_above_the_hard_limit_is_exit_78(tmp_path: Path, subcommand: str) -> None:
     """Descriptors that can't be had are missed at the start and not under load."""
@@ -246,6 +247,7 @@ def test_without_connections_it_stops_at_once(echod: Daemon, number: signal.Sign
 
 
 @STOP_SIGNALS
+@pytest.mark.slow
 def test_a_transfer_of_100_mb_completes(echod: Daemon, number: signal.Signals) -> None:
     """The signal comes in the middle: nobody new is let in, the transfer goes on to its end, the exit code is 0."""
     size = 100_000_000
@@ -406,6 +408,7 @@ def test_signals_without_end_do_not_spoil_the_exit(echod: Daemon) -> None:
 # The drain deadline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half_close", [True, False], ids=["half-close", "open"])
 def test_who_has_sent_everything_gets_all_of_its_echo_after_the_deadline(echod: Daemon, *, half_close: bool) -> None:
     """The deadline strikes with megabytes under way to a client that reads slowly: it gets them all, then FIN."""
@@ -470,6 +473,7 @@ def test_a_client_that_never_stops_sending_is_ended_after_the_deadline(echod: Da
         assert daemon.lines[-1]["aborted"] == 1
 
 
+@pytest.mark.slow
 def test_a_silent_connection_gets_fin_at_the_deadline(echod: Daemon) -> None:
     """It ends as `drained`, and a client that closes then was not aborted."""
     with echod('[timeouts]\ndrain = "100ms"') as daemon, daemon.connect() as sock:

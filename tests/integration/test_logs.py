@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Daemon = Callable[..., Echod]
 
 
+@pytest.mark.slow
 def test_every_line_of_a_storm_is_whole_and_the_sums_agree(echod: Daemon) -> None:
     """5,000 connections, 200 at a time: opened = closed, and each line has the bytes that its client sent."""
     rng = random.Random(5000)
@@ -125,6 +126,7 @@ def test_the_level_cuts_off_what_is_below(echod: Daemon) -> None:
         assert [line["event"] for line in daemon.lines] == ["pool.full", "connection.rejected"]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_is_for_people(echod: Daemon) -> None:
     """With format `auto` and a terminal, lines are rendered in colour, with the same facts, and are no JSON."""
     master, slave = os.openpty()

@@ -74,6 +74,7 @@ def test_data_in_the_socket_before_the_rejection_does_not_turn_eof_into_a_reset(
         assert read_all(early) == b""
 
 
+@pytest.mark.slow
 def test_rejections_are_logged_ten_times_a_second_and_the_rest_counted(echod: Daemon) -> None:
     """Of a burst, ten get a line; the first line after that second says how many had none."""
     with echod(REJECT) as daemon, contextlib.ExitStack() as stack:
@@ -112,6 +113,7 @@ def test_with_wait_a_client_is_served_when_a_worker_becomes_free(echod: Daemon) 
         assert events == ["connection.opened"] * 3 + ["connection.closed", "connection.opened"]
 
 
+@pytest.mark.slow
 def test_with_wait_2000_clients_that_arrive_together_are_all_served(echod: Daemon) -> None:
     """The kernel's backlog queues what three workers cannot serve at once; nobody is turned away or forgotten."""
     # What the kernel's queue does not hold (listen(2)) tries again, and arrives when the queue gets shorter.
@@ -233,6 +235,7 @@ def test_a_client_that_comes_again_and_again_is_never_refused(echod: Daemon, con
         assert daemon.events("connection.rejected") == []
 
 
+@pytest.mark.slow
 def test_as_many_clients_as_workers_come_and_go_without_a_refusal(echod: Daemon) -> None:
     """There is a worker for each, and one to spare."""
     with echod(f"[pool]\nsize = {CHURNERS + 1}") as daemon:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 PROXY, CLIENT = "127.0.0.77", "203.0.113.7"
 PROXIES = f"[access]\nproxies = '{PROXY}'\n"
 ABOVE_DEBUG = ("info", "warning", "error")
@@ -220,7 +222,6 @@ def test_a_stop_serves_a_client_whose_header_is_under_way(echod: Daemon) -> None
         assert daemon.events("daemon.stopped")[0]["aborted"] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("header", [v1(CLIENT, 4711), v2(CLIENT, 4711, b"\x04\0\3abc")], ids=["v1", "v2"])
 def test_a_header_split_at_every_byte_names_the_client(echod: Daemon, header: bytes) -> None:
     """In two segments and in as many as it has bytes; the data may come with its last byte or behind it."""
@@ -248,7 +249,6 @@ def test_a_header_split_at_every_byte_names_the_client(echod: Daemon, header: by
 HEADERS = int(os.environ.get("ECHOD_TEST_EXAMPLES", "1")) * 5_000
 
 
-@pytest.mark.slow
 def test_random_headers_name_no_wrong_client_and_leave_nothing(echod: Daemon, tmp_path: Path) -> None:
     """Good ones get each byte back; of the others, none is echoed a byte. ECHOD_TEST_EXAMPLES=20 sends 10⁵ of them."""
     where = ["--admin.socket", str(tmp_path / "admin.sock")]
@@ -348,7 +348,6 @@ def haproxy(tmp_path: Path) -> Iterator[Callable[[int], dict[str, int]]]:
         process.wait(DEADLINE)
 
 
-@pytest.mark.slow
 def test_behind_haproxy_each_client_is_named_and_no_check_is_logged(
     echod: Daemon, tmp_path: Path, haproxy: Callable[[int], dict[str, int]]
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_pool_that_grows_admits_more(echod: Daemon) -> None:
             assert [served(sock) for sock in (first, second, third)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_pool_that_shrinks_cuts_nobody(echod: Daemon) -> None:
     """From 100 to 10 with 50 in use: all 50 go on; somebody else comes in as soon as fewer than 10 are left."""
     with echod("[pool]\nsize = 100") as daemon, contextlib.ExitStack() as stack:
@@ -225,6 +226,7 @@ def test_access_holds_for_who_comes(echod: Daemon) -> None:
         assert daemon.wait_for("connection.rejected", count=2)["reason"] == "per_source"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("info", "warning"), ("error", "info")])
 def test_a_change_of_the_level_is_logged(echod: Daemon, before: str, after: str) -> None:
     """Whichever of the two levels lets it pass; what comes after is logged by the new one."""
@@ -396,6 +398,7 @@ def test_an_emptied_file_is_refused(echod: Daemon) -> None:
         assert changed(daemon.reload("[access]\nallow = ['127.0.0.0/8', '192.0.2.1']")) != {}
 
 
+@pytest.mark.slow
 def test_a_reload_that_lets_in_more_clients_says_so(echod: Daemon, tmp_path: Path) -> None:
     """In the log, in the answer, and in the status from then on."""
     admin = ("--admin.socket", str(tmp_path / "admin.sock"))

@@ -117,6 +117,7 @@ def test_the_manager_is_told_of_each_turn_in_its_life(echod: Daemon, manager: Ma
         assert daemon.wait() == 0
 
 
+@pytest.mark.slow
 def test_the_manager_is_told_of_a_lame_duck(echod: Daemon, manager: Manager, tmp_path: Path) -> None:
     """Its stop begins at once, and takes all the time that it needs: for the lame duck, then for the drain."""
     config = "[timeouts]\nlame_duck = '1h'\n[pool]\nsize = 7\n[admin]\nsocket = '{}'".format(tmp_path / "admin.sock")
@@ -134,6 +135,7 @@ def test_the_manager_is_told_of_a_lame_duck(echod: Daemon, manager: Manager, tmp
         assert manager.wait_for("STOPPING=1") == f"{extended}draining, 1 connections open"
 
 
+@pytest.mark.slow
 def test_the_manager_is_told_that_the_log_is_held_up(echod: Daemon, manager: Manager, tmp_path: Path) -> None:
     """`systemctl status` says so: the journal can't."""
     with (
@@ -150,6 +152,7 @@ def test_the_manager_is_told_that_the_log_is_held_up(echod: Daemon, manager: Man
         assert daemon.errors() == "echod: 5 lines of the log could not be written: ENOSPC\n"
 
 
+@pytest.mark.slow
 def test_the_watchdog_is_pinged_while_it_serves_and_while_it_drains(
     echod: Daemon, manager: Manager, tmp_path: Path
 ) -> None:
@@ -188,6 +191,7 @@ def test_it_serves_on_what_it_is_handed_and_binds_nothing(
         assert len(daemon.events("config.warning")) == 1
 
 
+@pytest.mark.slow
 def test_urgent_bytes_to_an_inherited_socket_come_back(
     activated: Callable[..., Echod], listener: socket.socket
 ) -> None:
@@ -202,6 +206,7 @@ def test_urgent_bytes_to_an_inherited_socket_come_back(
             assert read_exactly(late, 1) == b"!"
 
 
+@pytest.mark.slow
 def test_a_reload_answers_that_what_it_has_changed_has_no_effect(
     activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path
 ) -> None:
@@ -214,6 +219,7 @@ def test_a_reload_answers_that_what_it_has_changed_has_no_effect(
         assert done.stderr == "warning: [listen] is not bound: the sockets come from systemd (LISTEN_FDS)\n"
 
 
+@pytest.mark.slow
 def test_a_client_that_comes_between_two_processes_is_refused_by_none(
     activated: Callable[..., Echod], listener: socket.socket
 ) -> None:
@@ -234,6 +240,7 @@ def test_a_client_that_comes_between_two_processes_is_refused_by_none(
         assert second.wait_for("connection.closed", count=2)["reason"] == "eof"
 
 
+@pytest.mark.slow
 def test_what_it_can_not_serve_on_is_refused() -> None:
     """In a line, with 78: to start it again changes nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE) as wrong:
@@ -247,6 +254,7 @@ def test_what_it_can_not_serve_on_is_refused() -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_it_can_not_serve_on_is_named_and_the_rest_is_served(
     activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path
 ) -> None:
@@ -269,6 +277,7 @@ def test_what_it_can_not_serve_on_is_named_and_the_rest_is_served(
             assert line["names"] == ["unknown"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True])
 def test_it_answers_udp(
     activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path, *, alone: bool
@@ -292,6 +301,7 @@ def test_it_answers_udp(
             assert command("ready", "--admin.socket", admin).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("abstract", [False, True])
 def test_it_serves_on_a_unix_socket(
     activated: Callable[..., Echod], listener: socket.socket, tmp_path: Path, *, abstract: bool
@@ -311,6 +321,7 @@ def test_it_serves_on_a_unix_socket(
         assert abstract or (tmp_path / "echo").is_socket()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_mptcp(), reason="no MPTCP here")
 @pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, socket.IPPROTO_MPTCP])
 def test_it_serves_on_mptcp(activated: Callable[..., Echod], protocol: int) -> None:
@@ -339,6 +350,7 @@ def test_it_serves_on_mptcp(activated: Callable[..., Echod], protocol: int) -> N
             assert daemon.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_mptcp(), reason="no MPTCP here")
 def test_an_urgent_byte_comes_back_from_a_socket_of_mptcp(activated: Callable[..., Echod]) -> None:
     """MPTCP has no SO_OOBINLINE, but a client without MPTCP has a connection of plain TCP, with urgent bytes."""
@@ -356,6 +368,7 @@ _WRAPPER = ["/bin/sh", "-c", '"$@"; exit', "sh"]
 """It does not replace itself by echod, which so has another process id."""
 
 
+@pytest.mark.slow
 def test_sockets_meant_for_a_wrapper_are_a_hint_when_the_address_is_in_use(listener: socket.socket) -> None:
     """By systemd itself, through the very sockets."""
     port = str(listener.getsockname()[1])
@@ -368,6 +381,7 @@ def test_sockets_meant_for_a_wrapper_are_a_hint_when_the_address_is_in_use(liste
     assert hint.endswith(": a wrapper has to start echod with exec")
 
 
+@pytest.mark.slow
 def test_sockets_meant_for_a_wrapper_are_a_warning_when_it_serves_elsewhere(echod: Daemon) -> None:
     """Clients of the sockets would wait without an end."""
     with echod(prefix=[sys.executable, "-c", _LEFT_OVER]) as daemon:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_idle_connection_ends_with_eof_and_an_active_one_stays(echod: Daemon) -> None:
     """Without a byte for the idle timeout, a client gets EOF (not a reset); another that goes on sending is kept."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 
 def port(daemon: Echod, count: int = 2) -> int:
     """Return the port of UDP, which is in this line about a listener."""

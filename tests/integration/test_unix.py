@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Daemon = Callable[..., Echod]
 
+pytestmark = pytest.mark.slow
+
 ME = {"pid": os.getpid(), "uid": os.getuid()}
 
 
@@ -191,7 +193,6 @@ def test_a_socket_that_somebody_removes_is_there_again(echod: Daemon, path: Path
             assert before.recv(1) in (b"z", b"")
 
 
-@pytest.mark.slow
 def test_who_reads_slowly_gets_everything_and_who_does_not_is_cut(echod: Daemon, path: Path) -> None:
     """The kernel only tells that a whole piece of the output was read, of at most 36 KiB."""
     flags = ["--listen.unix", str(path), "--timeouts.write", "1s", "--timeouts.idle", "30s"]
@@ -211,7 +212,6 @@ def test_who_reads_slowly_gets_everything_and_who_does_not_is_cut(echod: Daemon,
             read_all(deaf)
 
 
-@pytest.mark.slow
 def test_who_says_nothing_is_idle_and_who_still_reads_is_not(echod: Daemon, path: Path) -> None:
     """Without TCP_INFO, only what the checks see counts."""
     flags = ["--listen.unix", str(path), "--timeouts.idle", "1s", "--timeouts.write", "off"]

@@ -145,7 +145,7 @@ def test_faults_are_counted_and_the_load_goes_on(  # noqa: PLR0917 - a table
     with serving(behave()) as port:
         words = [*rate, "--duration", "0.15", "--connections", "1", f"{LOCAL}:{port}"]
         found, fields = report(capsys, *words)
-    assert set(lost) <= set(fields["errors"]) <= {*lost, "eof"}  # the server closes after what is wrong
+    assert set(lost) <= set(fields["errors"]) <= {*lost, "eof", "reset"}  # the server closes after what is wrong
     assert bool(fields["wrong"]) == (wrong is not None)
     assert re.match(wrong or "None", str(fields["first_wrong"]))
     assert fields["messages"] >= 5

@@ -260,7 +260,7 @@ def test_a_check_without_data_ends_without_a_word(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("says", [True, False], ids=["and speaks", "and is silent"])
-def test_a_proxy_that_names_itself_is_a_client(gate: Gate, says: bool) -> None:
+def test_a_proxy_that_names_itself_is_a_client(gate: Gate, *, says: bool) -> None:
     """As `echod ping --proxy` is. At the latest after `timeouts.handshake`, it has a worker."""
     client = gate.come(v1(PROXY, 9))
     assert gate.rig.pool.accepted == 0
