@@ -29,6 +29,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from echod import __version__, clock
 from echod.admin.status import RESULTS
+from echod.server import tls
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
 from echod.server.proxy_header import HEADERS
@@ -142,6 +143,20 @@ def _read(running: Running) -> Iterator[_Reading]:
         "PROXY headers that were read, by version and command; UNKNOWN names no client.",
         tuple((version, command, server.proxies.headers[version, command]) for version, command in HEADERS),
     )
+    handshakes = server.handshakes
+    yield _Reading(
+        _labelled,
+        "echod_tls_handshakes",
+        "TLS handshakes, by how they ended.",
+        ("result", *((result, handshakes.count[result]) for result in tls.RESULTS)),
+    )
+    yield _histogram("echod_tls_handshake_seconds", "From accept to the end of a TLS handshake.", handshakes.seconds)
+    if handshakes.loaded:
+        yield _gauge(
+            "echod_tls_certificate_expiry_timestamp_seconds",
+            "Until when the certificate is valid, in Unix time.",
+            handshakes.loaded.certificate.not_after.timestamp(),
+        )
     yield _gauge("echod_connections_in_use", "Open connections.", len(pool.in_use))
     yield _gauge("echod_lame_duck", "Whether it accepts, but is not ready: a lame duck.", server.lame_duck is not None)
     yield _gauge("echod_pool_size", "Workers: the most connections at one time.", pool.size)

@@ -13,7 +13,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from echod import __version__, clock
+from echod import __version__, clock, x509
 from echod.server import kernel
 from echod.server.access import REJECT_REASONS
 from echod.server.pool import CLOSE_REASONS
@@ -149,6 +149,7 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             "p99": round(lag.quantile(0.99), 6),
             "max": round(lag.most, 6),
         },
+        "tls": _certificate(server),
         "reload": {
             **_when(reloads.last.at),
             "success": not reloads.last.errors,
@@ -195,6 +196,7 @@ def connection(worker: Worker) -> dict[str, Any]:
         "connection": worker.connection,
         **worker.client.as_client(),
         "listener": worker.listener,
+        **({"tls": worker.tls} if worker.tls else {}),
         "age": round(now - worker.opened, 3),
         "idle": round(idle, 3),
         "bytes_received": worker.received,
@@ -205,9 +207,24 @@ def connection(worker: Worker) -> dict[str, Any]:
     }
 
 
+def _certificate(server: Server) -> dict[str, Any] | None:
+    loaded = server.handshakes.loaded
+    if loaded is None:
+        return None
+    certificate = loaded.certificate
+    return {
+        "certificate": printable(server.settings.tls.certificate),
+        "subject": certificate.subject,
+        "not_after": x509.timestamp(certificate.not_after),
+        "expires_in": round(certificate.not_after.timestamp() - time.time(), 3),
+    }
+
+
 def _state(worker: Worker) -> str:
     if worker.reason or not worker.transport or worker.transport.is_closing():
         return "closing"
+    if not worker.is_open:
+        return "handshake"
     return "stalled" if worker.paused else "open"
 
 

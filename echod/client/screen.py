@@ -20,6 +20,8 @@ RECENT = 5
 """Rejected clients shown, of those in the answer."""
 NEARLY_FULL = 0.9
 """The part of the pool in use from which its line needs attention."""
+EXPIRES_SOON = 14 * 86400.0
+"""Seconds before its end from which the certificate needs attention."""
 LATE = 1.0
 """Seconds for which lines of the log may be held until that needs attention."""
 _WHEN_FULL = {"reject": "the next client is closed at once", "wait": "the next client waits in the backlog"}
@@ -188,6 +190,10 @@ def _health(answer: Mapping[str, Any]) -> Iterator[Line]:
     paused, lag = answer["accept_paused_seconds"], answer["loop_lag"]
     if paused:
         yield True, "paused", f"{fine(paused)} without accepting, for lack of descriptors or memory"
+    if tls := answer["tls"]:
+        over = tls["expires_in"] <= 0
+        when = "expired" if over else f"expires in {span(tls['expires_in'])}"
+        yield tls["expires_in"] < EXPIRES_SOON, "tls", f"{tls['subject']}, {when} ({tls['not_after']})"
     yield False, "loop lag", f"{fine(lag['last'])} now; since the start p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
     yield _log(answer["log"])
 

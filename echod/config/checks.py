@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from echod import limits
 from echod.config import explain
-from echod.config.settings import ENV_FILE, ENV_INSTANCE, ENV_PREFIX, Listen, Settings, Timeouts, declared
+from echod.config.settings import (
+    ENV_FILE,
+    ENV_INSTANCE,
+    ENV_PREFIX,
+    VERIFIES,
+    Listen,
+    Settings,
+    Timeouts,
+    declared,
+)
 from echod.config.types import duration_text, mode_text, rate_text, split_http_address
 from echod.networks import EVERYONE, Ranges
 from echod.text import shown
@@ -43,6 +52,7 @@ def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     yield from _nobody_can_connect(settings, layers)
     yield from _port_used_twice(settings, layers)
     yield from _path_used_twice(settings, layers)
+    yield from _missing_certificates(settings, layers)
 
 
 def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
@@ -84,13 +94,17 @@ def _nobody_can_connect(settings: Settings, layers: Sequence[Layer]) -> Iterator
 
 
 def _port_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    if settings.tls.port and settings.tls.port == settings.listen.port:
+        where = explain.origin(("tls", "port"), layers)
+        yield f"{where}: tls.port: port {settings.tls.port} is also listen.port: change one of them"
     host, port = split_http_address(settings.admin.http)
-    if not port or port != settings.listen.port:
+    used = {settings.tls.port: "tls.port", settings.listen.port: "listen.port"}
+    if not port or port not in used:
         return
     for other in settings.listen.host:
         if "*" in (host, other) or _overlap(ipaddress.ip_address(host), ipaddress.ip_address(other)):
             where = explain.origin(("admin", "http"), layers)
-            yield f"{where}: admin.http: port {port} is also listen.port, on {other}: change one of them"
+            yield f"{where}: admin.http: port {port} is also {used[port]}, on {other}: change one of them"
             return
 
 
@@ -98,6 +112,27 @@ def _path_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[st
     if settings.listen.unix.startswith("/") and Path(settings.listen.unix) == Path(settings.admin.socket):
         where = explain.origin(("listen", "unix"), layers)
         yield f"{where}: listen.unix: {shown(settings.listen.unix)} is also admin.socket: change one of them"
+
+
+def _missing_certificates(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
+    tls = settings.tls
+    if tls.port is None:
+        return
+    if not tls.certificate:
+        where = explain.origin(("tls", "certificate"), layers)
+        yield f"{where}: tls.certificate: must name a PEM file, because tls.port is set"
+    if tls.verify != "none" and not tls.client_ca:
+        where = explain.origin(("tls", "client_ca"), layers)
+        yield f'{where}: tls.client_ca: must name a PEM file, because tls.verify is "{tls.verify}"'
+
+
+def certificates(settings: Settings) -> list[str]:
+    """Return a warning for each thing about the certificate that needs attention. Raises `Refusal` if it can't be used."""
+    if settings.tls.port is None:
+        return []
+    from echod.config import certificates as files  # noqa: PLC0415 - with OpenSSL, which commands do without
+
+    return list(files.warnings(settings.tls, files.load(settings.tls).certificate))
 
 
 def _overlap(one: _Address, other: _Address) -> bool:
@@ -140,6 +175,8 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     if settings.udp.port is not None and settings.udp.rate is None:
         text = "two echo servers that one forged datagram points at each other would go on for ever"
         yield line(text, "udp", "rate")
+    if settings.tls.client_ca and settings.tls.verify == "none":
+        yield line('has no effect, tls.verify is "none"', "tls", "client_ca")
     denied = Ranges(settings.access.deny)
     for number, network in enumerate(settings.access.allow):
         if denied.covers(network):
@@ -160,6 +197,9 @@ def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds
     for key, was, now in rates:
         if was and not now and before.udp.port is not None:
             yield line(f'no limit, it was "{rate_text(was)}"', "udp", key)
+    old, new = before.tls.verify, after.tls.verify
+    if before.tls.port is not None and VERIFIES.index(new) < VERIFIES.index(old):
+        yield line(f'certificates of clients are "{new}", they were "{old}"', "tls", "verify")
     if not binds:
         return
     if hosts := [host for host in after.listen.host if not _listened(host, before.listen.host)]:

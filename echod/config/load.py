@@ -56,7 +56,8 @@ def load(file: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
     found = list(checks.problems(settings, layers))
     if found:
         raise Refusal(*found)
-    warnings = [*checks.unknown_variables(environ), *checks.warnings(settings, layers)]
+    of_certificates = checks.certificates(settings)
+    warnings = [*checks.unknown_variables(environ), *checks.warnings(settings, layers), *of_certificates]
     has_keys = any(isinstance(section, dict) and section for section in layers[-1].values.values())
     return Loaded(settings, file, layers, explain.capped(warnings, len(warnings)), has_keys)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from echod.config.places import PemFile
 from echod.config.types import (
     MAX_PORT,
     Buffer,
@@ -42,6 +43,7 @@ ENV_FILE = "ECHOD_CONFIG"
 ENV_INSTANCE = "ECHOD_INSTANCE"
 """The variable that names this process among several; the unit template sets it, and log lines have it."""
 
+Verify = Literal["none", "optional", "required"]
 WhenFull = Literal["reject", "wait"]
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
@@ -49,6 +51,8 @@ Lifecycle = Literal["all", "closed", "used", "none"]
 
 LEVELS = get_args(Level)
 """The most verbose first."""
+VERIFIES = get_args(Verify)
+"""The one that admits the most clients first."""
 
 MAX_WORKERS = 1_000_000
 MAX_DATAGRAM = 65_527  # bytes: of UDP over IPv6 (RFC 768, RFC 8200, 4.5); over IPv4, 20 less
@@ -98,6 +102,22 @@ class Listen(_Section):
     )
 
 
+class Tls(_Section):
+    """TLS on a port of its own. A reload reads the files again, also if no setting has changed."""
+
+    port: Port = _setting(
+        None,
+        'TCP port for TLS, on the addresses of listen.host; 0 takes any free port, and "off" serves no TLS.',
+    )
+    certificate: PemFile = _setting("", "PEM file with the certificate and the chain to its authority.")
+    key: PemFile = _setting("", "PEM file with the private key; if empty, it is in the file of tls.certificate.")
+    client_ca: PemFile = _setting("", "PEM file with the authorities that sign the certificates of clients.")
+    verify: Verify = _setting(
+        "none",
+        'Certificates of clients: "none" asks for none, "optional" checks one that the client has, "required" insists on it.',
+    )
+
+
 class Udp(_Section):
     """The echo over UDP, on the addresses of listen.host. What is more than a rate, or too large, is dropped."""
 
@@ -131,7 +151,7 @@ class Timeouts(_Section):
     write: Timeout = _setting(30.0, "Closes a connection whose client has taken none of the echo for this long.")
     lifetime: Timeout = _setting(None, "Closes a connection that has lasted for this long, however busy it is.")
     handshake: Timeout = _setting(
-        5.0, "Closes a connection whose PROXY header (access.proxies) has not arrived after this long."
+        5.0, "Closes a connection whose PROXY header (access.proxies) or TLS handshake is not complete after this long."
     )
     lame_duck: Timeout = _setting(
         None,
@@ -215,6 +235,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     listen: Listen = Listen()
+    tls: Tls = Tls()
     udp: Udp = Udp()
     pool: PoolSection = PoolSection()
     timeouts: Timeouts = Timeouts()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from echod.server.datagrams import Datagrams
     from echod.server.endpoint import Listener, Peer
     from echod.server.pool import Pool
+    from echod.server.tls import Handshakes
 
 BATCH = 32
 """Connections accepted before the loop goes on with those that are open."""
@@ -65,6 +66,7 @@ class Parts(NamedTuple):
     admission: Admission
     datagrams: Callable[[], Datagrams]
     """Returns what all sockets of UDP share."""
+    handshakes: Handshakes
 
 
 class Acceptor:
@@ -83,7 +85,7 @@ class Acceptor:
         opening: Opening,
         waits: bool,
     ) -> None:
-        self._loop, self._log, self._pool, self._admission, _ = parts
+        self._loop, self._log, self._pool, self._admission, _, _ = parts
         self.listener = listener
         self._family, self._type, self._proto = listener.sock.family, listener.sock.type, listener.sock.proto
         self._peer = peer

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from echod.config import settings
     from echod.server.endpoint import Peer
 
-REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate", "proxy_header")
-"""Why a client is rejected, in the order in which it is checked; the last one before that, by `Proxies`."""
+REJECT_REASONS = ("denied", "per_source", "pool_full", "accept_rate", "proxy_header", "handshake")
+"""Why a client is rejected: the first four in the order in which they are checked; then by `Proxies`, before these, and by
+`Handshakes`, after them."""
 
 
 class Rules(NamedTuple):

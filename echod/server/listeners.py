@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from echod.errors import Refusal
-from echod.server import tcp, unix_stream
+from echod.server import tcp, tls, unix_stream
 from echod.server.endpoint import AddressMissing, Endpoint
 from echod.server.kinds import Deferred
 
@@ -34,6 +34,7 @@ def _is_udp(sock: socket.socket) -> bool:
 
 KINDS: dict[str, Kind] = {
     tcp.KIND: tcp,
+    tls.KIND: tls,
     unix_stream.KIND: unix_stream,
     "udp": Deferred("echod.server.udp", wanted=lambda settings: settings.udp.port is not None, takes=_is_udp),
 }

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from echod import x509
 from echod.histogram import Histogram
 from echod.server import kernel
 from echod.server.worker import Worker
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from echod.server.endpoint import Peer
 
 
-CLOSE_REASONS = ("eof", "reset", "idle_timeout", "write_timeout", "lifetime", "drained", "killed", "error")
+CLOSE_REASONS = ("eof", "reset", "truncated", "idle_timeout", "write_timeout", "lifetime", "drained", "killed", "error")
 """Why a connection has ended."""
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Seconds: from the probe of a load balancer to connections that last for days."""
@@ -49,7 +50,10 @@ class Pool:
         self.stalled: set[Worker] = set()  # those whose peer does not read, and some that were among them a moment ago
         self.sources: dict[str, int] = {}  # how many of these each source has, see `Peer`; "" are checks of proxies
         self.when_free: Callable[[], None] | None = None
-        self.accepted = 0
+        self._numbered = 0  # the last connection
+        self._not_opened = 0  # of these, those that are not opened yet, or never were
+        self.unopened: dict[str, Callable[[Worker, BaseException | None], None]] = {}
+        """By listener, where a connection is not open once it has a worker: what to call if it ends before `open`."""
         self.closed: Counter[str] = Counter()  # by reason
         self.unused = 0  # of these, those that never sent a byte
         self.durations = Histogram(*DURATIONS)  # seconds, of closed connections
@@ -83,7 +87,7 @@ class Pool:
         """Give the connection a worker; if that fails, nothing has changed. Raises `IndexError` if none is free."""
         # Whatever may fail comes before the worker leaves the free list: it would be lost.
         worker = self._free[-1]
-        number = self.accepted + 1
+        number = self._numbered + 1
         source = client.source
         worker.take(sock, client, listener, number, time.monotonic())
         self.sources[source] = self.sources.get(source, 0) + 1
@@ -93,7 +97,10 @@ class Pool:
             self._uncount(source)
             raise
         self._free.pop()
-        self.accepted = number
+        self._numbered = number
+        if listener in self.unopened:
+            self._not_opened += 1
+            worker.is_open = False
         try:
             self._log_opened(worker)
         except BaseException as error:
@@ -101,17 +108,29 @@ class Pool:
             raise
         return worker
 
+    @property
+    def accepted(self) -> int:
+        """The number of connections that were opened."""
+        return self._numbered - self._not_opened
+
+    def open(self, worker: Worker, tls: dict[str, Any]) -> None:
+        """Log and count that the connection of a worker is opened now, with this in its lines."""
+        worker.is_open = True
+        worker.tls = tls
+        self._not_opened -= 1
+        self._log_opened(worker)
+
     def _log_opened(self, worker: Worker) -> None:
         client = worker.client
-        if self.lifecycle == "all" and client.source:
+        if self.lifecycle == "all" and client.source and worker.is_open:
             # Not `**client.as_client()` for all: 0.2 µs for each connection.
-            if client.proxy:
+            if client.proxy or worker.tls:
                 self._log.info(
                     "connection.opened",
                     connection=worker.connection,
-                    client=client.fields(),
+                    **client.as_client(),
                     listener=worker.listener,
-                    proxy=client.proxy.fields(),
+                    **({"tls": worker.tls} if worker.tls else {}),
                     in_use=len(self.in_use),
                 )
             else:
@@ -166,7 +185,10 @@ class Pool:
         """Take back a worker whose connection has ended, by `exc` if it is not None, and book the connection."""
         source = worker.client.source
         try:
-            self._book(worker, exc)
+            if worker.is_open:
+                self._book(worker, exc)
+            else:
+                self.unopened[worker.listener](worker, exc)
         finally:  # whatever went wrong, the worker comes back
             del self.in_use[worker.connection]
             self._uncount(source)
@@ -203,6 +225,8 @@ class Pool:
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}
             if client.proxy:
                 fields["proxy"] = client.proxy.fields()
+            if worker.tls:
+                fields["tls"] = worker.tls
             self._log.info(
                 "connection.closed",
                 connection=worker.connection,
@@ -225,4 +249,6 @@ def _reason(exc: BaseException | None) -> str:
 
 
 def _name(exc: BaseException | None) -> str:
+    if exc and type(exc).__module__ == "ssl":  # its errno is one of OpenSSL
+        return x509.reason(exc)
     return errno.errorcode.get(getattr(exc, "errno", 0), type(exc).__name__)

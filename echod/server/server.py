@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from echod import limits
+from echod.config import certificates
 from echod.errors import Refusal
 from echod.histogram import Histogram
 from echod.networks import Ranges
@@ -22,6 +23,7 @@ from echod.server.pool import Pool
 from echod.server.proxies import Proxies
 from echod.server.rejections import Rejections
 from echod.server.timeouts import Timeouts
+from echod.server.tls import Handshakes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +53,7 @@ class Prepared(NamedTuple):
     rules: Rules
     proxies: Ranges
     workers: list[Worker]
+    tls: certificates.Loaded | None
 
 
 class LameDuck(NamedTuple):
@@ -93,18 +96,19 @@ class Server:
         self._admission = Admission(loop, self.pool, self._access, self.rejections, self._timeouts.watch)
         self.proxies = Proxies(loop, log, self.pool, self._admission, self.rejections)
         self.udp: Datagrams | None = None
-        parts = Parts(loop, log, self.pool, self._admission, self._datagrams)
+        self.handshakes = Handshakes(loop, log, self.pool, self.rejections)
+        parts = Parts(loop, log, self.pool, self._admission, self._datagrams, self.handshakes)
         self.listeners = Listeners(parts, inherited=inherited)
 
     def prepare(self, settings: Settings) -> Prepared:
-        """Build the rules and workers, which is slow. Safe in any thread."""
+        """Build the rules and workers, and read the certificate, which is slow. Safe in any thread. Raises `Refusal`."""
         prepare_kinds(settings)
         workers = self.pool.make(settings.pool.size - self.pool.size)
-        return Prepared(Rules.of(settings.access), Ranges(settings.access.proxies), workers)
+        return Prepared(Rules.of(settings.access), Ranges(settings.access.proxies), workers, _certificate(settings))
 
     def apply(self, settings: Settings, prepared: Prepared | None = None) -> None:
         """Serve by these settings from now on, or raise `Refusal`; then nothing but the limit of descriptors has changed."""
-        rules, proxies, workers = prepared or self.prepare(settings)
+        rules, proxies, workers, certificate = prepared or self.prepare(settings)
         proxied = bool(settings.access.proxies)
         limits.raise_soft_limit(limits.needed(settings.pool.size, proxied=proxied))
         bound = self.listeners.bind(settings)
@@ -117,6 +121,7 @@ class Server:
         self.proxies.set(proxies, timeouts.handshake)
         self._admission.entrance = self.proxies.admit if proxied else self._admission.admit
         self._timeouts.set(idle=timeouts.idle, write=timeouts.write, lifetime=timeouts.lifetime)
+        self.handshakes.set(settings, certificate)
         self.listeners.serve(settings, bound)
         if self.udp:
             self.udp.set(settings.udp)
@@ -220,3 +225,7 @@ class Server:
         """Stop the timer, and close what a drain that was interrupted has left."""
         self._timeouts.close()
         self.proxies.close()
+
+
+def _certificate(settings: Settings) -> certificates.Loaded | None:
+    return None if settings.tls.port is None else certificates.load(settings.tls)

@@ -19,10 +19,12 @@ from echod.server.endpoint import AddressMissing, Endpoint, Listener, Peer
 
 if TYPE_CHECKING:
     import _socket
+    import asyncio
     from collections.abc import Coroutine, Iterator, Sequence
 
     from echod.config.settings import Settings
     from echod.server.acceptor import Parts
+    from echod.server.pool import Pool
     from echod.server.worker import Worker
 
 KIND = "tcp"
@@ -54,10 +56,11 @@ def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
         opening(worker, sock)
 
     chosen = opening_of_inherited if listener.inherited else opening
-    return Acceptor(parts, listener, peer=_peer, opening=chosen, waits=waits)
+    return Acceptor(parts, listener, peer=peer, opening=chosen, waits=waits)
 
 
-def _peer(_: _socket.socket, address: tuple[Any, ...]) -> Peer:
+def peer(_: _socket.socket, address: tuple[Any, ...]) -> Peer:
+    """Return the peer of a socket that was accepted from this address."""
     return Peer(*address)
 
 
@@ -68,21 +71,18 @@ class Plain:
         self._loop = parts.loop
         self._pool = parts.pool
 
-    def open(self, worker: Worker, sock: _socket.socket) -> None:
-        """Give the socket to uvloop, with the worker as its protocol. If that fails, the worker is free again.
+    def open(self, worker: Worker, sock: _socket.socket, layer: asyncio.Protocol | None = None) -> None:
+        """Give the socket to uvloop, with the worker, or a layer, as its protocol. If that fails, the worker is free again.
 
         A task per connection would cost more than the rest of an accept. The coroutine needs none: it waits once, for
         `connection_made`, which uvloop puts into the loop's queue before it waits.
         """
         try:
             # A default instead of a closure: a closure's cell is made before the `try`, and without memory that fails.
-            opening = self._loop.connect_accepted_socket(lambda worker=worker: worker, sock)  # type: ignore[misc, arg-type]
+            opening = self._loop.connect_accepted_socket(lambda protocol=layer or worker: protocol, sock)  # type: ignore[misc, arg-type]
             opening.send(None)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
-            try:
-                self._pool.release(worker, error)
-            finally:
-                close(sock)
+            discard(self._pool, worker, sock, error)
             return
         self._loop.call_soon(self._opened, opening, worker)
 
@@ -94,6 +94,14 @@ class Plain:
             pass
         except Exception as error:  # noqa: BLE001 - likewise; the coroutine has closed the transport
             self._pool.release(worker, error)
+
+
+def discard(pool: Pool, worker: Worker, sock: _socket.socket, error: Exception) -> None:
+    """Give up a connection that can't be opened."""
+    try:
+        pool.release(worker, error)
+    finally:
+        close(sock)
 
 
 def adopt(sock: socket.socket) -> Listener | None:

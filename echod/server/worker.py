@@ -7,7 +7,7 @@ to see whether a byte has moved.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from echod.server import kernel
 
@@ -37,6 +37,7 @@ class Worker(asyncio.Protocol):
         "dropped",
         "finished",
         "held",
+        "is_open",
         "listener",
         "mark",
         "opened",
@@ -45,6 +46,7 @@ class Worker(asyncio.Protocol):
         "received",
         "seen",
         "sock",
+        "tls",
         "transport",
     )
 
@@ -53,6 +55,8 @@ class Worker(asyncio.Protocol):
     listener: str  # the URL of the one that it came in by
     sock: _socket.socket
     opened: float
+    is_open: bool  # or in a handshake
+    tls: dict[str, Any] | None  # what it has negotiated, as log lines have it
     # What the last check has found, see quiet_for():
     mark: int  # `received`
     held: int  # bytes that the peer had not acknowledged
@@ -79,6 +83,8 @@ class Worker(asyncio.Protocol):
         self.dropped = 0  # of `received`, the bytes not echoed because they came after our FIN
         self.mark = self.held = 0
         self.paused = False
+        self.is_open = True
+        self.tls = None
         self.finished: float | None = None  # when our FIN was sent, before the peer's
         self.reason: str | None = None  # why the daemon ends the connection; None while it doesn't
 

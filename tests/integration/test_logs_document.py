@@ -62,6 +62,7 @@ def test_the_daemons_lines_are_as_documented(echod: Daemon) -> None:
         "daemon.lame_duck",
         "daemon.lame_duck_ended",
         "connection.probed",
+        "tls.loaded",
     )
     with_tests_of_their_own = {*of_their_own, *(name for name in events() if "internal" in name)}
     assert seen == events().keys() - with_tests_of_their_own

@@ -25,6 +25,7 @@ from tests.property.test_types import (
     rates,
     socket_paths,
 )
+from tests.support.certificates import pem_file
 
 _FORMS: dict[str, st.SearchStrategy[Any]] = {
     "ADDRESS": hosts,
@@ -35,6 +36,7 @@ _FORMS: dict[str, st.SearchStrategy[Any]] = {
     "NAME": st.lists(host_names, max_size=4),
     "NETWORK": st.lists(networks, max_size=4),
     "PATH": socket_paths,
+    "FILE": st.sampled_from(["", pem_file()]),
     "PORT": ports,
     "RATE": rates,
     "SIZE": st.just("auto") | st.integers(4096, 1 << 30),

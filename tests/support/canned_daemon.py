@@ -91,6 +91,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "sources": [{"source": "192.0.2.1", "connections": 200}, {"source": "2001:db8::/64", "connections": 50}],
         "rejections": [],
         "loop_lag": {"last": 0.0004, "p50": 0.001, "p99": 0.002, "max": 0.25},
+        "tls": None,
         "reload": {
             "timestamp": "2023-11-14T22:13:20.250000Z",
             "age": 125.0,

@@ -21,6 +21,7 @@ from echod.server.listeners import Listeners
 from echod.server.pool import Pool
 from echod.server.proxies import Proxies
 from echod.server.rejections import Rejections
+from echod.server.tls import Handshakes
 from tests.support.fakes import FakeLoop, FakeTransport, Lines, sockets
 from tests.support.harness import DEADLINE, LOCAL, free_port
 
@@ -56,7 +57,10 @@ class Rig:
         )
         self.proxies = Proxies(self.loop.asyncio, self.log, self.pool, self.admission, self.rejections)
         self.datagrams = Datagrams(self.loop.asyncio, self.log, self.access)
-        self.parts = Parts(self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams)
+        self.handshakes = Handshakes(self.loop.asyncio, self.log, self.pool, self.rejections)
+        self.parts = Parts(
+            self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams, self.handshakes
+        )
         self.listeners = Listeners(self.parts)
         self.sockets: list[socket.socket] = []
         # What the kernel says, see `fake_kernel`:

@@ -65,6 +65,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
             "closed": {
                 "eof": 0,
                 "reset": 0,
+                "truncated": 0,
                 "idle_timeout": 0,
                 "write_timeout": 0,
                 "lifetime": 0,
@@ -72,7 +73,14 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
                 "killed": 0,
                 "error": 0,
             },
-            "rejected": {"denied": 0, "per_source": 0, "pool_full": 0, "accept_rate": 0, "proxy_header": 0},
+            "rejected": {
+                "denied": 0,
+                "per_source": 0,
+                "pool_full": 0,
+                "accept_rate": 0,
+                "proxy_header": 0,
+                "handshake": 0,
+            },
             "probes": 0,
         },
         "bytes_received": 0,

@@ -67,7 +67,7 @@ def _missing(_: Path) -> None:
 
 HINT = "; strings need quotes, true and false are lowercase"
 STATEMENT = "Expected newline or end of document after a statement"
-SECTIONS = "known: [listen], [udp], [pool], [timeouts], [access], [log], [admin]"
+SECTIONS = "known: [listen], [tls], [udp], [pool], [timeouts], [access], [log], [admin]"
 HOST = 'must be "*" or IP addresses, e.g. "127.0.0.1" or "::1"; got'
 NETWORK = 'must be a network, e.g. "10.0.0.0/8" or "2001:db8::/32"; got'
 DURATION = 'must be a duration with its unit, e.g. "500ms", "30s", "1h30m", or "off"; got'
@@ -143,7 +143,7 @@ TABLE: dict[str, Bad] = {
         f"[pool]\nsize = {'{a=' * 20}1{'}' * 20}", "FILE:2: pool.size: must be a whole number, got a table"
     ),
     # Unknown keys
-    "an unknown section": wrong("[tls]", f"FILE:1: tls: unknown section; {SECTIONS}"),
+    "an unknown section": wrong("[zzz]", f"FILE:1: zzz: unknown section; {SECTIONS}"),
     "a section with a slip": wrong("[timeout]\nidle = 1", "FILE:1: timeout: unknown section; did you mean [timeouts]?"),
     "a section in capitals": wrong("[POOL]", "FILE:1: POOL: unknown section; did you mean [pool]?"),
     "an unknown key": wrong("[pool]\nzzz = 1", "FILE:2: pool.zzz: unknown key; known: pool.size, pool.when_full"),
@@ -151,7 +151,9 @@ TABLE: dict[str, Bad] = {
     "a key with a hyphen": wrong(
         "[pool]\nwhen-full = 'wait'", "FILE:2: pool.when-full: unknown key; did you mean pool.when_full?"
     ),
-    "a key without its section": wrong("port = 7", "FILE:1: port: unknown key; did you mean listen.port or udp.port?"),
+    "a key without its section": wrong(
+        "port = 7", "FILE:1: port: unknown key; did you mean listen.port or tls.port or udp.port?"
+    ),
     "a key in another section": wrong(
         "[listen]\nper_source = 7", "FILE:2: listen.per_source: unknown key; did you mean access.per_source?"
     ),

@@ -16,6 +16,7 @@ from echod.config import explain as lines
 from echod.config import load as config
 from echod.config.settings import Setting, Settings, declared
 from echod.errors import Refusal
+from tests.support.certificates import pem_file
 from tests.support.loading import load, problems
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "NUMBER": (7, "8"),
     "PORT": (7, "off"),
     "SIZE": ("32Ki", "auto"),
+    "FILE": (pem_file(), pem_file("two.example")),
     "PATH": ("/one", "/two"),
     "RATE": ("off", "7/s"),
 }
@@ -112,7 +114,8 @@ def _samples(setting: Setting) -> tuple[Any, Any]:
 def in_force(setting: Setting, file: Path, sources: Mapping[str, Any]) -> tuple[object, str]:
     """Return the value in force and its origin, given the values of some layers."""
     file.write_text(f"[{setting.section}]\n{setting.key} = {_toml(sources['file'])}\n" if "file" in sources else "")
-    flags = {setting.name: _as_text(_toml(sources["flag"]))} if "flag" in sources else {}
+    flags = {"tls.certificate": pem_file()} if setting.name == "tls.port" else {}
+    flags |= {setting.name: _as_text(_toml(sources["flag"]))} if "flag" in sources else {}
     environ = {setting.variable: _as_text(_toml(sources["variable"]))} if "variable" in sources else {}
     loaded = config.load(file, flags, environ)
     return setting.of(loaded.settings), lines.origin((setting.section, setting.key), loaded.layers)
@@ -411,7 +414,7 @@ def test_a_variable_that_is_not_utf_8_is_refused(name: str) -> None:
     assert line.endswith(r'"\udcff"')
 
 
-ALL_SECTIONS = "[listen], [udp], [pool], [timeouts], [access], [log], [admin]"
+ALL_SECTIONS = "[listen], [tls], [udp], [pool], [timeouts], [access], [log], [admin]"
 
 
 @pytest.mark.parametrize(
@@ -421,19 +424,19 @@ ALL_SECTIONS = "[listen], [udp], [pool], [timeouts], [access], [log], [admin]"
         ("\n[listn.x]\na = 1", "FILE:2: listn: unknown section; did you mean [listen]?"),
         ("[[timeout]]", "FILE:1: timeout: unknown section; did you mean [timeouts]?"),
         ("pol.size = 1", "FILE:1: pol: unknown section; did you mean [pool]?"),
-        ("[tls]", f"FILE:1: tls: unknown section; known: {ALL_SECTIONS}"),
-        ("port = 7", "FILE:1: port: unknown key; did you mean listen.port or udp.port?"),
+        ("[zzz]", f"FILE:1: zzz: unknown section; known: {ALL_SECTIONS}"),
+        ("port = 7", "FILE:1: port: unknown key; did you mean listen.port or tls.port or udp.port?"),
         ("zzz = 7", f"FILE:1: zzz: unknown key; known: {ALL_SECTIONS}"),
         ("self = 7", f"FILE:1: self: unknown key; known: {ALL_SECTIONS}"),
         ("[pool]\nsise = 1", "FILE:2: pool.sise: unknown key; did you mean pool.size?"),
         ("[listen]\nhotp = 1", "FILE:2: listen.hotp: unknown key; did you mean listen.host?"),
         ("[admin]\nhotp = 1", "FILE:2: admin.hotp: unknown key; did you mean admin.http?"),
-        ("[pool]\nport = 1", "FILE:2: pool.port: unknown key; did you mean listen.port or udp.port?"),
+        ("[pool]\nport = 1", "FILE:2: pool.port: unknown key; did you mean listen.port or tls.port or udp.port?"),
         ("[pool]\nzzz = 1", "FILE:2: pool.zzz: unknown key; known: pool.size, pool.when_full"),
         ("[pool]\n[pool.sise]\nx = 1", "FILE:2: pool.sise: unknown key; did you mean pool.size?"),
         ("[POOL]", "FILE:1: POOL: unknown section; did you mean [pool]?"),
         ("[Pool]\nsize = 1", "FILE:1: Pool: unknown section; did you mean [pool]?"),
-        ("PORT = 7", "FILE:1: PORT: unknown key; did you mean listen.port or udp.port?"),
+        ("PORT = 7", "FILE:1: PORT: unknown key; did you mean listen.port or tls.port or udp.port?"),
         ("[pool]\nSize = 1", "FILE:2: pool.Size: unknown key; did you mean pool.size?"),
         ("[pool]\nWHENFULL = 1", "FILE:2: pool.WHENFULL: unknown key; did you mean pool.when_full?"),
         ("[pool.zzz.x]", "FILE:1: pool.zzz: unknown key; known: pool.size, pool.when_full"),

@@ -14,6 +14,7 @@ import pytest
 from echod.config import load as config
 from echod.config import render
 from echod.config.settings import Setting, Settings, declared
+from tests.support.certificates import pem_file
 from tests.support.harness import DEADLINE
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +33,7 @@ SAMPLES: dict[str, list[object]] = {
     "NUMBER": [1, 2, "1k"],
     "PORT": ["off", 0, 65535, "1k"],
     "SIZE": ["auto", 32768, "32Ki"],
+    "FILE": [pem_file(), pem_file("two.example")],
     "PATH": ["/run/é b.sock", '/run/"\\', "off"],
     "RATE": ["off", "500/s", "0.1/h", "7.3/m"],
 }
@@ -73,7 +75,8 @@ def test_a_rendered_setting_is_read_as_the_same(setting: Setting, file: Path) ->
     default = setting.of(config.load(Path(os.devnull), {}, {}).settings)
     seen = []
     for value in samples(setting):
-        file.write_text(f"[{setting.section}]\n{setting.key} = {json.dumps(value, ensure_ascii=False)}\n")
+        more = f"certificate = '{pem_file()}'\n" if setting.name == "tls.port" else ""
+        file.write_text(f"[{setting.section}]\n{setting.key} = {json.dumps(value, ensure_ascii=False)}\n{more}")
         settings = config.load(file, {}, {}).settings
         seen.append(setting.of(settings))
         text = toml(settings)
@@ -90,8 +93,7 @@ def test_settings_are_rendered_by_section_in_the_order_of_the_file() -> None:
     text = toml(settings)
     assert text.startswith(
         '[listen]\nhost = "*"\nport = 7007\nbacklog = 1024\nreuse_port = false\nreceive_buffer = "auto"\nfree_bind = false\n'
-        'unix = "off"\nunix_mode = "0660"\n\n'
-        '[udp]\nport = "off"\nrate = "100/s"\ntotal_rate = "10000/s"\nmax_size = 1472\n\n[pool]\nsize = 1024\n'
+        'unix = "off"\nunix_mode = "0660"\n\n[tls]\nport = "off"\n'
     )
     assert (
         '\n\n[access]\nallow = ["10.0.0.0/8", "::1/128"]\ndeny = []\nper_source = 0\naccept_rate = "off"\nproxies = []\n\n'

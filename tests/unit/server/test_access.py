@@ -111,7 +111,7 @@ def test_the_first_reason_is_returned(rig: Rig) -> None:
     reasons = [refusal(rig, INSIDE, full=True), refusal(rig, OUTSIDE, full=True)]
     del rig.pool.sources[OUTSIDE]
     reasons += [refusal(rig, OUTSIDE, full=True), refusal(rig, OUTSIDE)]
-    assert (*reasons, "proxy_header") == REJECT_REASONS
+    assert (*reasons, "proxy_header", "handshake") == REJECT_REASONS
     rig.loop.advance(1)
     assert refusal(rig, OUTSIDE) is None
 

@@ -285,7 +285,7 @@ def test_preparing_changes_nothing(rig: Rig, server: Server) -> None:
     thread = threading.Thread(target=lambda: prepared.append(server.prepare(grown)))
     thread.start()
     thread.join(DEADLINE)
-    ((rules, _, workers),) = prepared
+    ((rules, _, workers, _),) = prepared
     assert rules.allow is not None
     assert "10.0.0.1" in rules.allow
     assert len(workers) == 3

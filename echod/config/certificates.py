@@ -1,0 +1,126 @@
+"""The certificate, key and authorities of `[tls]`: from their files to a context for connections, with clear errors.
+
+Only a configuration with `tls.port` imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import ssl
+import stat
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from echod import x509
+from echod.errors import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from echod.config.settings import Tls
+    from echod.x509 import Certificate
+
+SOON = 14 * 86400.0
+"""Seconds before its end from which a certificate needs attention."""
+_LARGE_KEY = 4096
+_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
+_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+class Loaded(NamedTuple):
+    """A context for connections, and the certificate that it shows."""
+
+    context: ssl.SSLContext
+    certificate: Certificate
+
+
+class _Passphrase(Exception):  # noqa: N818 - not an error of the program
+    pass
+
+
+def load(tls: Tls) -> Loaded:
+    """Read the files anew. Raises `Refusal` with the file's name, and with exit code 66 if one can't be read."""
+    key_file = tls.key or tls.certificate
+    chain = _read("tls.certificate", tls.certificate)
+    block = _BLOCK.search(chain)
+    if block is None:
+        raise _refusal("tls.certificate", tls.certificate, "has no certificate in PEM format")
+    if not _KEY.search(_read("tls.key", key_file)):
+        hint = "" if tls.key else ": name its file in tls.key"
+        raise _refusal("tls.key", key_file, f"has no private key in PEM format{hint}")
+    context = _context()
+    try:
+        context.load_cert_chain(tls.certificate, key_file, password=_no_passphrase)
+    except _Passphrase:
+        raise _refusal("tls.key", key_file, "needs a passphrase, which echod can't ask for: store it without") from None
+    except (ssl.SSLError, OSError) as error:
+        raise _unfit(tls, error) from None
+    context.verify_mode = _VERIFY[tls.verify]
+    if tls.verify != "none":
+        _read("tls.client_ca", tls.client_ca)
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise _refusal("tls.client_ca", tls.client_ca, f"has no usable certificate: {x509.reason(error)}") from None
+    try:
+        certificate = x509.parse(ssl.PEM_cert_to_DER_cert(block[0].decode("ascii")))
+    except ValueError as error:
+        raise _refusal("tls.certificate", tls.certificate, f"can't be read as a certificate: {error}") from None
+    return Loaded(context, certificate)
+
+
+def _context() -> ssl.SSLContext:
+    """Return a context for TLS 1.2 and 1.3, without anything that keeps state or lets the client start over."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.num_tickets = 0
+    return context
+
+
+def _no_passphrase() -> str:
+    raise _Passphrase
+
+
+def _read(setting: str, name: str) -> bytes:
+    try:
+        with open(name, "rb") as file:  # noqa: PTH123 - a name with a NUL raises ValueError in both
+            return file.read()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise Refusal(f"{name}: {setting}: can't be read: {why}", exit_code=os.EX_NOINPUT) from None
+
+
+def _refusal(setting: str, name: str, why: str) -> Refusal:
+    return Refusal(f"{name}: {setting}: {why}")
+
+
+def _unfit(tls: Tls, error: OSError) -> Refusal:
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return _refusal(
+            "tls.key", tls.key or tls.certificate, f"is not the key of the certificate in {tls.certificate}"
+        )
+    return _refusal("tls.certificate", tls.certificate, f"can't be used with its key: {x509.reason(error)}")
+
+
+def warnings(tls: Tls, certificate: Certificate) -> Iterator[str]:
+    """Yield a line for each thing that works but needs attention."""
+    now, key_file = time.time(), tls.key or tls.certificate
+    begins, ends = certificate.not_before.timestamp(), certificate.not_after.timestamp()
+    if now >= ends:
+        yield f"{tls.certificate}: tls.certificate: has expired at {x509.timestamp(certificate.not_after)}: clients will refuse it"
+    elif now >= ends - SOON:
+        yield f"{tls.certificate}: tls.certificate: expires at {x509.timestamp(certificate.not_after)}: renew it"
+    if now < begins:
+        text = f"is not valid before {x509.timestamp(certificate.not_before)}: clients will refuse it"
+        yield f"{tls.certificate}: tls.certificate: {text}"
+    if certificate.rsa_bits >= _LARGE_KEY:
+        text = f"has an RSA key of {certificate.rsa_bits} bits: each handshake holds up all connections for about 4 ms"
+        yield f"{tls.certificate}: tls.certificate: {text}; take an ECDSA key (P-256), or RSA with 2048 bits"
+    with contextlib.suppress(OSError):  # it was there a moment ago
+        if os.stat(key_file).st_mode & stat.S_IROTH:  # noqa: PTH116
+            yield f"{key_file}: tls.key: every user of this machine can read it: chmod o-r"

@@ -1,0 +1,164 @@
+"""The TLS kind of listener: its port is that of `tls.port`, and its connections are opened after a handshake.
+
+An accepted connection gets its worker before the handshake, so that the pool and `[access]` bound the handshakes too. The log
+has `connection.opened` after it, or `connection.rejected` if it fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, cast
+
+from echod import x509
+from echod.histogram import Histogram
+from echod.server import tcp
+from echod.server.acceptor import Acceptor
+from echod.server.endpoint import Endpoint
+from echod.server.session import Session
+
+if TYPE_CHECKING:
+    import _socket
+    import asyncio
+    import socket
+    import ssl
+
+    from echod.config.certificates import Loaded
+    from echod.config.settings import Settings
+    from echod.log import Logger
+    from echod.server.acceptor import Parts
+    from echod.server.endpoint import Listener
+    from echod.server.pool import Pool
+    from echod.server.rejections import Rejections
+    from echod.server.worker import Worker
+
+KIND = "tls"
+RESULTS = ("ok", "failed", "timeout", "closed")
+"""How handshakes end. "closed": by the client, or because the connection was killed."""
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+STEPS = 2
+"""Steps of handshakes in one turn of the loop: each takes 0.2 to 0.4 ms."""
+
+bind = tcp.bind
+tune = tcp.tune
+
+
+def endpoints(settings: Settings) -> list[Endpoint]:
+    """Return what the settings want of this kind."""
+    port = settings.tls.port
+    return [] if port is None else [Endpoint(KIND, host, port) for host in settings.listen.host]
+
+
+def adopt(_sock: socket.socket) -> Listener | None:
+    """Return `None`: a socket that was handed over is for plain TCP."""
+    return None
+
+
+def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Acceptor:
+    """Return what accepts on this listener."""
+    handshakes, plain = parts.handshakes, tcp.Plain(parts)
+    parts.pool.unopened[listener.url] = handshakes.rejected
+
+    def opening(worker: Worker, sock: _socket.socket) -> None:
+        try:
+            session = handshakes.begin(worker)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the worker and the descriptor
+            tcp.discard(parts.pool, worker, sock, error)
+            return
+        plain.open(worker, sock, session)
+
+    return Acceptor(parts, listener, peer=tcp.peer, opening=opening, waits=waits)
+
+
+class Handshakes:
+    """The handshakes of all connections: a few steps in each turn of the loop, for as long as they may take, and counted."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, log: Logger, pool: Pool, rejections: Rejections) -> None:
+        self.loop = loop
+        self._log = log
+        self._pool = pool
+        self._rejections = rejections
+        self.loaded: Loaded | None = None
+        """What new connections get; open ones keep what they have."""
+        self._context: (
+            ssl.SSLContext
+        )  # of these, the last: the clients in the backlog of a listener that is retired get it
+        self._timeout: float | None = None
+        self._queue: deque[Session] = deque()
+        self._turn: asyncio.Handle | None = None
+        self.count: Counter[str] = Counter()  # by result
+        self.seconds = Histogram(*SECONDS)  # from accept to the end of the handshake, of those that went well
+
+    def set(self, settings: Settings, loaded: Loaded | None) -> None:
+        """Begin new connections with this certificate, which is logged."""
+        self._timeout = settings.timeouts.handshake
+        self.loaded = loaded
+        if loaded:
+            self._context = loaded.context
+            self._log.info(
+                "tls.loaded",
+                certificate=settings.tls.certificate,
+                subject=loaded.certificate.subject,
+                not_after=x509.timestamp(loaded.certificate.not_after),
+            )
+
+    def begin(self, worker: Worker) -> Session:
+        """Return the session for a worker that has got a connection."""
+        return Session(worker, self._context, self)
+
+    def watch(self, session: Session) -> None:
+        """Let the handshake take so long as it may."""
+        if self._timeout is not None:
+            session.timer = self.loop.call_later(self._timeout, session.expire)
+
+    def queue(self, session: Session) -> None:
+        """Have the next step of this handshake done when its turn comes."""
+        self._queue.append(session)
+        if self._turn is None:
+            self._turn = self.loop.call_soon(self._some)
+
+    def _some(self) -> None:
+        self._turn = None
+        for _ in range(min(STEPS, len(self._queue))):
+            session = self._queue.popleft()
+            try:
+                self._step(session)
+            except BaseException:  # such as no memory: it must not stay half-open
+                session.abort()
+                raise
+            finally:
+                if self._queue and self._turn is None:
+                    self._turn = self.loop.call_soon(self._some)
+
+    def _step(self, session: Session) -> None:
+        worker = session.worker
+        if not session.step():
+            return
+        if session.timer:
+            session.timer.cancel()
+            session.timer = None
+        self.count["ok"] += 1
+        self.seconds.observe(time.monotonic() - worker.opened)
+        self._pool.open(worker, _negotiated(session.tls))
+        session.open()
+
+    def rejected(self, worker: Worker, exc: BaseException | None) -> None:
+        """Count and log that the connection of a worker has ended before it was opened."""
+        if worker.transport is None:  # it could not be opened
+            result, error = "closed", type(exc).__name__
+        else:
+            result, error = cast("Session", worker.transport).refusal
+            if isinstance(exc, ConnectionError) and result == "closed":
+                error = "the client has reset the connection"
+        self.count[result] += 1
+        self._rejections.log(worker.client, worker.listener, "handshake", error)
+
+
+def _negotiated(tls: ssl.SSLObject) -> dict[str, Any]:
+    """Return what a handshake has led to, as log lines have it."""
+    cipher, certificate = tls.cipher(), tls.getpeercert(binary_form=True)
+    return {
+        "version": tls.version(),
+        "cipher": cipher and cipher[0],
+        "client": x509.subject(certificate) if certificate else None,
+    }

@@ -1,0 +1,322 @@
+"""TLS as its clients and operators see it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.certificates import authority_file, client_context, pem_file
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, free_port, read_all, send_all, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Daemon = Callable[..., Echod]
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+BIG = os.urandom(700_000)
+
+
+def config(port: int | str = 0, certificate: str | None = None, more: str = "", rest: str = "") -> str:
+    return f"[tls]\nport = {port}\ncertificate = '{certificate or pem_file()}'\n{more}\n{rest}"
+
+
+def tls_port(daemon: Echod) -> int:
+    urls = [line["listener"] for line in daemon.events("listener.started")]
+    return int(next(url for url in urls if url.startswith("tls://")).rpartition(":")[2])
+
+
+@contextmanager
+def connected(daemon: Echod, context: ssl.SSLContext | None = None) -> Iterator[ssl.SSLSocket]:
+    with (
+        socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) as raw,
+        (context or client_context()).wrap_socket(raw, server_hostname="localhost") as sock,
+    ):
+        yield sock
+
+
+def echo_of_one(daemon: Echod, context: ssl.SSLContext | None = None) -> bytes:
+    with connected(daemon, context) as sock:
+        sock.sendall(b"x")
+        return sock.recv(1)
+
+
+def rejection(daemon: Echod) -> str:
+    line = daemon.wait_for("connection.rejected")
+    assert line["reason"] == "handshake"
+    assert line["listener"].startswith("tls://")
+    error: str = line["error"]
+    return error
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_each_byte_comes_back_and_the_log_says_what_was_negotiated(echod: Daemon, version: ssl.TLSVersion) -> None:
+    with echod(config()) as daemon:
+        with connected(daemon, client_context(version=version)) as sock:
+            threading.Thread(target=sock.sendall, args=[BIG]).start()
+            got = bytearray()
+            while len(got) < len(BIG):
+                got += sock.recv(1 << 16)
+            assert got == BIG
+            cipher = sock.cipher()
+            assert cipher
+            sock.unwrap()
+        line = daemon.wait_for("connection.closed")
+        assert line["tls"] == {"version": version.name.replace("_", "."), "cipher": cipher[0], "client": None}
+        assert (line["reason"], line["bytes_received"], line["bytes_sent"]) == ("eof", len(BIG), len(BIG))
+        assert daemon.events("connection.opened")[0]["tls"] == line["tls"]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_a_slow_reader_that_half_closes_gets_all_of_its_echo_and_close_notify(
+    echod: Daemon, version: ssl.TLSVersion
+) -> None:
+    """The case in which uvloop's own TLS loses bytes: data, close_notify and FIN, and then a slow reader."""
+    with echod(config()) as daemon, socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) as sock:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client_context(version=version).wrap_bio(incoming, outgoing, server_hostname="localhost")
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(1 << 16))
+        tls.write(BIG)
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.unwrap()
+        everything = outgoing.read()
+
+        def send() -> None:
+            sock.sendall(everything)
+            sock.shutdown(socket.SHUT_WR)
+
+        threading.Thread(target=send).start()
+        time.sleep(0.1)
+        got, ended = bytearray(), False
+        while data := sock.recv(9000):
+            incoming.write(data)
+            try:
+                while part := tls.read(1 << 16):
+                    got += part
+                ended = True
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:
+                ended = True
+        assert got == BIG
+        assert ended
+        assert daemon.wait_for("connection.closed")["reason"] == "eof"
+
+
+def test_fin_without_close_notify_is_truncated(echod: Daemon) -> None:
+    with echod(config()) as daemon:
+        with connected(daemon) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(5) == b"hello"
+            os.close(sock.detach())
+        assert daemon.wait_for("connection.closed")["reason"] == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"), [(b"GET / HTTP/1.0\r\n\r\n", "http request"), (b"hello world\n", "wrong version number")]
+)
+def test_a_client_without_tls_is_rejected(echod: Daemon, request_: bytes, error: str) -> None:
+    with echod(config()) as daemon:
+        with socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) as sock:
+            sock.sendall(request_)
+            read_all(sock)
+        assert rejection(daemon) == error
+        assert daemon.events("connection.opened") == []
+
+
+def test_a_tls_client_on_the_plain_port_gets_its_bytes_back(echod: Daemon) -> None:
+    with echod(config()) as daemon, daemon.connect() as raw, pytest.raises(ssl.SSLError):
+        client_context().wrap_socket(raw, server_hostname="localhost")
+
+
+def test_a_handshake_that_is_not_complete_in_time_is_rejected(echod: Daemon) -> None:
+    with echod(config(rest="[timeouts]\nhandshake = '100ms'")) as daemon:
+        with socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) as sock:
+            sock.sendall(b"\x16\x03")
+            assert read_all(sock) == b""
+        assert rejection(daemon) == "timed out"
+
+
+def test_required_client_certificates(echod: Daemon) -> None:
+    """The subject is in the log; who has none, or one of another authority, gets an alert."""
+    more = f"verify = 'required'\nclient_ca = '{authority_file()}'"
+    with echod(config(more=more)) as daemon:
+        with connected(daemon, client_context(certificate=pem_file("probe.example"))) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        assert "CN=probe.example" in daemon.wait_for("connection.opened")["tls"]["client"]
+        with pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"):
+            echo_of_one(daemon)
+        assert rejection(daemon) == "peer did not return a certificate"
+        other = client_context(certificate=pem_file("evil.example", by="two"))
+        with pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca"):
+            echo_of_one(daemon, other)
+        assert "certificate verify failed" in daemon.wait_for("connection.rejected", count=2)["error"]
+
+
+def test_a_reload_takes_a_new_certificate_and_open_connections_keep_theirs(echod: Daemon, tmp_path: Path) -> None:
+    """All or nothing: a file that can't be used changes nothing. The TOML file stays as it is."""
+    file = tmp_path / "cert.pem"
+    shutil.copy(pem_file(), file)
+    text = config(certificate=str(file))
+    with echod(text) as daemon, connected(daemon) as old:
+
+        def serial() -> Any:
+            with connected(daemon) as sock:
+                certificate: Any = sock.getpeercert()
+                return certificate["serialNumber"]
+
+        first = serial()
+        file.write_text("nonsense")
+        assert daemon.reload(text)["event"] == "config.rejected"
+        assert serial() == first
+        shutil.copy(pem_file("localhost", not_after=datetime.now(UTC) + timedelta(days=40)), file)
+        assert daemon.reload(text)["event"] == "config.reloaded"
+        assert serial() != first
+        old.sendall(b"still there")
+        assert old.recv(100) == b"still there"
+
+
+def test_a_drain_ends_with_close_notify(echod: Daemon) -> None:
+    with echod(config(rest="[timeouts]\ndrain = '100ms'")) as daemon, connected(daemon) as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        daemon.process.terminate()
+        assert sock.recv(1) == b""  # and not SSLEOFError
+        sock.close()
+        assert daemon.wait_for("connection.closed")["reason"] == "drained"
+
+
+def test_status_connections_and_metrics(echod: Daemon, tmp_path: Path) -> None:
+    where = ["--admin.socket", str(tmp_path / "admin.sock")]
+    soon = pem_file("localhost", not_after=datetime.now(UTC) + timedelta(days=3))
+    with echod(config(certificate=soon), flags=where) as daemon, connected(daemon):
+        daemon.wait_for("connection.opened")
+        assert "expires at" in daemon.wait_for("config.warning")["message"]
+        assert "\n! tls  " in command("status", *where).stdout
+        assert '"version":"TLSv1.3"' in command("connections", "--json", *where).stdout
+        curl = ["curl", "-s", "--unix-socket", where[1], "http://echod/metrics"]
+        text = subprocess.run(curl, capture_output=True, text=True, check=True).stdout
+        assert 'echod_tls_handshakes_total{result="ok"} 1.0' in text
+        assert "echod_tls_certificate_expiry_timestamp_seconds" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+@pytest.mark.parametrize("certificate", [False, True])
+def test_openssl_s_client(echod: Daemon, version: str, certificate: bool) -> None:  # noqa: FBT001
+    more = f"verify = 'optional'\nclient_ca = '{authority_file()}'"
+    with echod(config(more=more)) as daemon:
+        words = ["openssl", "s_client", "-connect", f"{LOCAL}:{tls_port(daemon)}", version, "-quiet", "-no_ign_eof"]
+        words += ["-CAfile", authority_file(), "-verify_return_error"]
+        words += ["-cert", pem_file("probe.example"), "-key", pem_file("probe.example")] if certificate else []
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as client:
+            assert client.stdin
+            assert client.stdout
+            client.stdin.write(b"hello\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == b"hello\n"
+            client.stdin.close()
+            client.wait(DEADLINE)
+        line = daemon.wait_for("connection.closed")
+        assert (line["reason"], bool(line["tls"]["client"])) == ("eof", certificate)
+
+
+@pytest.mark.slow
+def test_200_busy_connections_survive_reloads_with_alternating_certificates(echod: Daemon, tmp_path: Path) -> None:
+    """40 reloads a second; new connections show the new serial."""
+    file = tmp_path / "cert.pem"
+    files = [Path(pem_file()), Path(pem_file("localhost", not_after=datetime.now(UTC) + timedelta(days=40)))]
+    shutil.copy(files[0], file)
+    text = config(certificate=str(file), rest="[pool]\nsize = 300")
+    with echod(text) as daemon:
+        stop, lost, echoed = threading.Event(), [], [0]
+
+        def busy(part: int) -> None:
+            context = client_context()
+            socks = [socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) for _ in range(20)]
+            clients = [context.wrap_socket(sock, server_hostname="localhost") for sock in socks]
+            try:
+                while not stop.is_set():
+                    for client in clients:
+                        client.sendall(b"%d" % part)
+                        assert client.recv(10) == b"%d" % part
+                        echoed[0] += 1
+            except (OSError, AssertionError) as error:
+                lost.append(error)
+            finally:
+                for client in clients:
+                    client.close()
+
+        threads = [threading.Thread(target=busy, args=[part]) for part in range(10)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(daemon.events("connection.opened")) >= 200, what="200 connections")
+        serials = set()
+        for number in range(120):
+            shutil.copy(files[number % 2], tmp_path / "new.pem")
+            (tmp_path / "new.pem").rename(file)
+            daemon.process.send_signal(1)
+            time.sleep(0.025)
+            if number % 10 == 0:
+                assert daemon.reload(text)["event"] == "config.reloaded"
+                with connected(daemon) as sock:
+                    certificate: Any = sock.getpeercert()
+                    serials.add((number % 20, certificate["serialNumber"]))
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert lost == []
+        assert echoed[0] > 200
+        assert not daemon.events("config.rejected")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs HAProxy")
+def test_haproxy_verifies_the_certificate(echod: Daemon, tmp_path: Path) -> None:
+    """As a server of HAProxy with `ssl verify required`."""
+    with echod(config()) as daemon:
+        port = free_port()
+        (tmp_path / "haproxy.cfg").write_text(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n"
+            f"listen echo\n bind {LOCAL}:{port}\n"
+            f" server one {LOCAL}:{tls_port(daemon)} ssl verify required ca-file {authority_file()} verifyhost localhost\n"
+        )
+        haproxy = subprocess.Popen(
+            [shutil.which("haproxy") or "", "-f", str(tmp_path / "haproxy.cfg")], stderr=subprocess.DEVNULL
+        )
+        try:
+
+            def listens_() -> bool:
+                try:
+                    socket.create_connection((LOCAL, port)).close()
+                except OSError:
+                    return False
+                return True
+
+            until(listens_, what="HAProxy")
+            with socket.create_connection((LOCAL, port), timeout=DEADLINE) as sock:
+                send_all(sock, BIG)
+                assert read_all(sock) == BIG
+        finally:
+            haproxy.terminate()
+            haproxy.wait(DEADLINE)

@@ -1,0 +1,57 @@
+"""Certificates for tests, made by trustme: an authority, what it has signed, and the contexts of clients."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import ssl
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trustme
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@functools.cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="echod-pem-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def authority(name: str = "one") -> trustme.CA:
+    return trustme.CA(organization_name=f"authority {name}")
+
+
+@functools.cache
+def authority_file(name: str = "one") -> str:
+    path = _folder() / f"ca-{name}.pem"
+    authority(name).cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@functools.cache
+def pem_file(name: str = "localhost", by: str = "one", key: bool = True, not_after: datetime | None = None) -> str:  # noqa: FBT001, FBT002 - functools.cache
+    """Return a file with a certificate for this name, its chain, and its key."""
+    more: dict[str, Any] = {} if not_after is None else {"not_after": not_after}
+    leaf = authority(by).issue_cert(name, "127.0.0.1", common_name=name, **more)
+    path = _folder() / f"{len(list(_folder().iterdir()))}.pem"
+    parts = [blob.bytes() for blob in leaf.cert_chain_pems] + ([leaf.private_key_pem.bytes()] if key else [])
+    path.write_bytes(b"".join(parts))
+    path.chmod(0o600)
+    return str(path)
+
+
+def client_context(*, certificate: str | None = None, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """Return a context that trusts the first authority."""
+    context = ssl.create_default_context(cafile=authority_file())
+    if certificate:
+        context.load_cert_chain(certificate)
+    if version:
+        context.minimum_version = context.maximum_version = version
+    return context

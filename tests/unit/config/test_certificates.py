@@ -1,0 +1,147 @@
+"""What `echod check` says of certificates, keys and authorities."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from echod.config import certificates, checks
+from echod.errors import Refusal
+from echod.x509 import Certificate
+from tests.support.certificates import authority_file, pem_file
+from tests.support.loading import load
+from tests.support.rig import settings
+
+NOW = datetime.now(UTC)
+
+
+def refusal(**values: str) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        settings(tls__port=7443, **{f"tls__{name}": value for name, value in values.items()})
+    return caught.value
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "x.pem"
+
+
+def test_a_file_that_is_missing_or_unreadable(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    assert refusal(certificate=missing).lines == (
+        f"{missing}: tls.certificate: can't be read: No such file or directory",
+    )
+    assert refusal(certificate=missing).exit_code == os.EX_NOINPUT
+    assert (
+        refusal(certificate=pem_file(), key=str(tmp_path)).lines[0].endswith("tls.key: can't be read: Is a directory")
+    )
+    ca = refusal(certificate=pem_file(), client_ca=missing, verify="required").lines[0]
+    assert ca == f"{missing}: tls.client_ca: can't be read: No such file or directory"
+
+
+def test_a_file_without_what_it_should_have(file: Path) -> None:
+    file.write_text("nonsense")
+    assert refusal(certificate=str(file)).lines == (f"{file}: tls.certificate: has no certificate in PEM format",)
+    assert (
+        refusal(certificate=pem_file("a", "one", False))
+        .lines[0]
+        .endswith("tls.key: has no private key in PEM format: name its file in tls.key")
+    )
+    assert refusal(certificate=pem_file(), key=str(file)).lines[0].endswith("has no private key in PEM format")
+    text = refusal(certificate=pem_file(), client_ca=str(file), verify="optional").lines[0]
+    assert "tls.client_ca: has no usable certificate: " in text
+
+
+def test_the_key_of_another_certificate() -> None:
+    lines = refusal(certificate=pem_file(), key=pem_file("other")).lines
+    assert lines == (f"{pem_file('other')}: tls.key: is not the key of the certificate in {pem_file()}",)
+
+
+def test_a_broken_certificate(file: Path) -> None:
+    file.write_text(Path(pem_file()).read_text().replace("MII", "AAA", 1))
+    assert "tls.certificate: can't be used with its key: " in refusal(certificate=str(file)).lines[0]
+
+
+def test_a_certificate_that_only_openssl_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: bytes) -> Certificate:
+        raise ValueError("a field is missing")
+
+    monkeypatch.setattr("echod.x509.parse", fail)
+    assert refusal(certificate=pem_file()).lines[0].endswith("can't be read as a certificate: a field is missing")
+
+
+def test_a_key_with_a_passphrase_never_prompts(file: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    best = serialization.BestAvailableEncryption(b"secret")
+    form = serialization.PrivateFormat.PKCS8
+    file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, best))
+    text = refusal(certificate=pem_file(), key=str(file)).lines[0]
+    assert text == f"{file}: tls.key: needs a passphrase, which echod can't ask for: store it without"
+
+
+def test_settings_that_miss_another_one() -> None:
+    assert refusal().lines == ("default: tls.certificate: must name a PEM file, because tls.port is set",)
+    (line,) = refusal(certificate=pem_file(), verify="required").lines
+    assert (
+        line == '--tls.verify: tls.client_ca: must name a PEM file, because tls.verify is "required"'
+        or line.startswith("default: tls.client_ca: must name")
+    )
+
+
+def test_a_port_is_used_once() -> None:
+    values = {"listen__port": "7443"}
+    with pytest.raises(Refusal, match=r"tls.port: port 7443 is also listen.port"):
+        settings(tls__port=7443, tls__certificate=pem_file(), **values)
+    with pytest.raises(Refusal, match=r"admin.http: port 7443 is also tls.port, on \*"):
+        settings(tls__port=7443, tls__certificate=pem_file(), admin__http="127.0.0.1:7443")
+    with pytest.raises(Refusal, match=r'tls.port: must be from 0 to 65535, or "off"; got "65536"'):
+        settings(tls__port="65536")
+
+
+def test_a_port_has_this_form() -> None:
+    with pytest.raises(Refusal, match=r'tls.port: must be a port, e.g. 7443, or "off"; got "https"'):
+        settings(tls__port="https")
+    with pytest.raises(Refusal, match=r'tls.key: must be a path that begins with "/", got "key.pem"'):
+        settings(tls__key="key.pem")
+
+
+def test_authorities_without_verify_have_no_effect(tmp_path: Path) -> None:
+    loaded = load(tmp_path / "x.toml", f"[tls]\nclient_ca = '{authority_file()}'\n")
+    assert loaded.warnings == [f'{tmp_path}/x.toml:2: tls.client_ca: has no effect, tls.verify is "none"']
+
+
+def test_a_reload_that_verifies_less_has_a_warning() -> None:
+    tls = {"tls__port": 7443, "tls__certificate": pem_file(), "tls__client_ca": authority_file()}
+    strict, lax = settings(**tls, tls__verify="required"), settings(**tls, tls__verify="optional")
+    (line,) = checks.widened(strict, lax, (), binds=True)
+    assert line.endswith('certificates of clients are "optional", they were "required"')
+    assert list(checks.widened(lax, strict, (), binds=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "bits", "text"),
+    [
+        (-9, -1, 0, "has expired at"),
+        (-9, 13, 0, "expires at"),
+        (1, 90, 0, "is not valid before"),
+        (-9, 90, 4096, "has an RSA key of 4096 bits"),
+    ],
+)
+def test_what_needs_attention(begin: int, end: int, bits: int, text: str) -> None:
+    tls = settings(tls__port=7443, tls__certificate=pem_file()).tls
+    assert checks.certificates(settings(tls__port=7443, tls__certificate=pem_file())) == []
+    odd = Certificate("CN=x", NOW + timedelta(days=begin), NOW + timedelta(days=end), bits)
+    (line,) = certificates.warnings(tls, odd)
+    assert line.startswith(f"{pem_file()}: tls.certificate: {text}")
+
+
+def test_a_key_that_every_user_can_read(file: Path) -> None:
+    file.write_bytes(Path(pem_file()).read_bytes())
+    file.chmod(0o644)
+    (line,) = checks.certificates(settings(tls__port=7443, tls__certificate=str(file)))
+    assert line == f"{file}: tls.key: every user of this machine can read it: chmod o-r"

@@ -1,0 +1,90 @@
+"""The TLS kind of listener: where it listens, and connections that can't be opened."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from echod.config import certificates
+from echod.server import tls
+from tests.support.certificates import client_context, pem_file
+from tests.support.fakes import sockets
+from tests.support.harness import LOCAL
+from tests.support.rig import Rig, settings
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def wanted(**values: Any) -> Any:
+    return settings(listen__host=LOCAL, listen__port=0, tls__port=0, tls__certificate=pem_file(), **values)
+
+
+def serve(rig: Rig) -> int:
+    found = wanted()
+    rig.handshakes.set(found, certificates.load(found.tls))
+    rig.listeners.serve(found, rig.listeners.bind(found))
+    return rig.port("tls")
+
+
+def test_it_listens_on_the_hosts_of_the_settings(rig: Rig) -> None:
+    serve(rig)
+    assert [url.partition(":")[0] for url in rig.listeners.urls] == ["tcp", "tls"]
+    assert tls.endpoints(settings()) == []
+
+
+def test_sockets_of_systemd_are_plain() -> None:
+    ours, theirs = sockets()
+    with ours, theirs:
+        assert tls.adopt(ours) is None
+
+
+def test_a_connection_that_can_not_be_opened_is_rejected(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker comes back."""
+    port = serve(rig)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tls, "Session", fail)
+    client = rig.connect(port)
+    rig.readable()
+    assert select.select([client], [], [], 5)[0]
+    (line,) = rig.lines.events("connection.rejected")
+    assert (line["reason"], line["error"], rig.pool.free) == ("handshake", "MemoryError", 3)
+
+
+def test_a_handshake_over_a_real_listener(rig: Rig) -> None:
+    """The accepted connection has a worker, and no line, until it is complete."""
+    port = serve(rig)
+    client = rig.connect(port)
+    rig.readable()
+    assert (rig.pool.free, rig.pool.accepted, rig.lines.events("connection.opened")) == (2, 0, [])
+    (transport,) = rig.loop.transports
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    there = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    for _ in range(3):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            there.do_handshake()
+        if data := outgoing.read():
+            transport.receive(data)
+        rig.loop.run()
+        incoming.write(transport.taken)
+        transport.taken.clear()
+    (line,) = rig.lines.events("connection.opened")
+    assert line["tls"]["version"] == "TLSv1.3"
+    assert rig.pool.accepted == 1
+    client.close()
+
+
+def test_clients_in_the_backlog_of_a_retired_listener_get_the_last_certificate(rig: Rig) -> None:
+    port = serve(rig)
+    rig.connect(port)
+    off = settings(listen__host=LOCAL, listen__port=0)
+    rig.handshakes.set(off, None)
+    rig.listeners.serve(off, [])
+    rig.readable()
+    assert rig.handshakes.loaded is None
+    assert rig.pool.free == 2
