@@ -93,6 +93,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         "sources": [],
         "rejections": [],
         "loop_lag": {"last": 0.0, "p50": 0.0, "p99": 0.0, "max": 0.0},
+        "tls": None,
         "reload": {
             "timestamp": "2020-09-13T12:27:30.250000Z",
             "age": 10.25,

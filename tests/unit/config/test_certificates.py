@@ -99,12 +99,12 @@ def test_a_port_is_used_once() -> None:
         settings(tls__port=7443, tls__certificate=pem_file(), **values)
     with pytest.raises(Refusal, match=r"admin.http: port 7443 is also tls.port, on \*"):
         settings(tls__port=7443, tls__certificate=pem_file(), admin__http="127.0.0.1:7443")
-    with pytest.raises(Refusal, match=r'tls.port: must be from 0 to 65535, or "off"; got "65536"'):
+    with pytest.raises(Refusal, match=r'tls.port: must be a port from 0 to 65535, or "off"; got "65536"'):
         settings(tls__port="65536")
 
 
 def test_a_port_has_this_form() -> None:
-    with pytest.raises(Refusal, match=r'tls.port: must be a port, e.g. 7443, or "off"; got "https"'):
+    with pytest.raises(Refusal, match=r'tls.port: must be a port, e.g. 7007, or "off"; got "https"'):
         settings(tls__port="https")
     with pytest.raises(Refusal, match=r'tls.key: must be a path that begins with "/", got "key.pem"'):
         settings(tls__key="key.pem")
