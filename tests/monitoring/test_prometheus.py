@@ -454,7 +454,7 @@ class Prometheus:
 def watched(echod: Daemon, tmp_path: Path) -> Iterator[tuple[Echod, Prometheus]]:
     """Return an echod with two workers, and the Prometheus that scrapes it."""
     with (
-        echod("[pool]\nsize = 2", flags=ON_HTTP) as daemon,
+        echod("[pool]\nsize = 2\n[udp]\nport = 0", flags=ON_HTTP) as daemon,
         reserved_port() as port,
         Prometheus(admin(daemon), port=port, directory=tmp_path) as prometheus,
     ):
