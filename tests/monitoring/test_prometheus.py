@@ -17,6 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from ruamel.yaml import YAML
 
+from tests.support.certificates import pem_file
 from tests.support.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, reserved_port, until
 
 if TYPE_CHECKING:
@@ -177,8 +178,9 @@ def admin(daemon: Echod) -> str:
 @pytest.fixture(scope="module")
 def exposition(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a scrape of an echod that has done a little of everything."""
+    tls = ["--tls.port", "0", "--tls.certificate", pem_file()]
     with Echod(
-        "[pool]\nsize = 1", directory=tmp_path_factory.mktemp("scrape"), flags=[*ON_HTTP, "--udp.port", "0"]
+        "[pool]\nsize = 1", directory=tmp_path_factory.mktemp("scrape"), flags=[*ON_HTTP, "--udp.port", "0", *tls]
     ) as daemon:
         assert daemon.echo(b"hello") == b"hello"
         daemon.wait_for("connection.closed")
