@@ -7,6 +7,7 @@ import select
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from echod.admin import status
 from echod.config import certificates
 from echod.server import tls
 from tests.support.certificates import client_context, pem_file
@@ -62,6 +63,7 @@ def test_a_handshake_over_a_real_listener(rig: Rig) -> None:
     client = rig.connect(port)
     rig.readable()
     assert (rig.pool.free, rig.pool.accepted, rig.lines.events("connection.opened")) == (2, 0, [])
+    assert [status.connection(worker)["state"] for worker in rig.pool.in_use.values()] == ["handshake"]
     (transport,) = rig.loop.transports
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     there = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
