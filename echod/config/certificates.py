@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SOON = 14 * 86400.0
 """Seconds before its end from which a certificate needs attention."""
+_ATTEMPTS = 3
 _LARGE_KEY = 4096
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -42,7 +43,30 @@ class _Passphrase(Exception):  # noqa: N818 - not an error of the program
 
 
 def load(tls: Tls) -> Loaded:
-    """Read the files anew. Raises `Refusal` with the file's name, and with exit code 66 if one can't be read."""
+    """Read the files anew. Raises `Refusal` with the file's name, and with exit code 66 if one can't be read.
+
+    If files are replaced meanwhile, the certificate and the key may not belong together: then they are read again.
+    """
+    for _ in range(_ATTEMPTS):
+        before = _versions(tls)
+        try:
+            return _load(tls)
+        except Refusal:
+            if _versions(tls) == before:
+                raise
+    return _load(tls)
+
+
+def _versions(tls: Tls) -> list[tuple[int, int]]:
+    found = []
+    for name in (tls.certificate, tls.key or tls.certificate, tls.client_ca):
+        with contextlib.suppress(OSError, ValueError):
+            stat_ = os.stat(name)  # noqa: PTH116
+            found.append((stat_.st_ino, stat_.st_mtime_ns))
+    return found
+
+
+def _load(tls: Tls) -> Loaded:
     key_file = tls.key or tls.certificate
     chain = _read("tls.certificate", tls.certificate)
     block = _BLOCK.search(chain)

@@ -45,9 +45,12 @@ class Session(asyncio.Protocol):
     def __init__(self, worker: Worker, context: ssl.SSLContext, handshakes: Handshakes) -> None:
         self.worker = worker
         self._handshakes = handshakes
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._context: ssl.SSLContext | None = (
+            context  # until the first step: a batch of accepts would take long with OpenSSL
+        )
+        self._incoming: ssl.MemoryBIO
+        self._outgoing: ssl.MemoryBIO
+        self.tls: ssl.SSLObject
         self._protocol: asyncio.Protocol = worker
         self._transport: asyncio.Transport
         self._held: memoryview | bytes = b""  # ciphertext that was read, and not put into OpenSSL yet
@@ -127,6 +130,10 @@ class Session(asyncio.Protocol):
 
     def step(self) -> bool:
         """Do what the client's messages allow; say whether the handshake is complete."""
+        if self._context:
+            self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+            self._context = None
         done = False
         try:
             while not done and not self._is_over:

@@ -372,7 +372,7 @@ def test_a_step_that_fails_costs_neither_the_worker_nor_the_turn_of_others(monke
     """Such as for want of memory."""
     rig = tls_rig(monkeypatch, timeouts__handshake="off")
     clients = [Client(rig) for _ in range(3)]
-    clients[0].session.tls = Broken()  # type: ignore[assignment]
+    clients[0].session._context = Broken()  # type: ignore[assignment]
     for client in clients:
         with contextlib.suppress(ssl.SSLWantReadError):
             client.tls.do_handshake()

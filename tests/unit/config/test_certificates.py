@@ -145,3 +145,24 @@ def test_a_key_that_every_user_can_read(file: Path) -> None:
     file.chmod(0o644)
     (line,) = checks.certificates(settings(tls__port=7443, tls__certificate=str(file)))
     assert line == f"{file}: tls.key: every user of this machine can read it: chmod o-r"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_files_that_are_replaced_meanwhile_are_read_again(
+    monkeypatch: pytest.MonkeyPatch, file: Path, times: int
+) -> None:
+    """The certificate is read before the key: a renewal may come in between."""
+    tls = settings(tls__port=7443, tls__certificate=pem_file()).tls.model_copy(update={"certificate": str(file)})
+    file.write_text("nonsense")
+    read, asked = certificates._read, []
+
+    def replace(setting: str, name: str) -> bytes:
+        found = read(setting, name)
+        asked.append(name)
+        new = file.with_suffix(".new")
+        new.write_text("nonsense" if len(asked) < times else Path(pem_file()).read_text())
+        new.rename(file)
+        return found
+
+    monkeypatch.setattr(certificates, "_read", replace)
+    assert certificates.load(tls).certificate.subject
