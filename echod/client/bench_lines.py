@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from echod.client.figures import QUANTILES
-from echod.client.screen import size
+from echod.screen import size
 from echod.text import printable
 
 if TYPE_CHECKING:

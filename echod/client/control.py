@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from echod.client import screen
+from echod import screen
 from echod.client.admin_client import as_expected, content, unavailable
 from echod.client.instances import combined
 from echod.client.totals import total

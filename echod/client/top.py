@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from echod.client import control, screen
+from echod import screen
+from echod.client import control
 from echod.client.admin_client import TIMEOUT
 from echod.client.terminal import Terminal
 from echod.client.totals import total

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from generate import reference
 
-from echod import __version__, cli, daemon, log
-from echod.client import screen, top, watch
+from echod import __version__, cli, daemon, log, screen
+from echod.client import top, watch
 from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from echod.client import control, screen
+from echod import screen
+from echod.client import control
 from echod.client.admin_client import AdminClient
 from echod.client.control import ConnectionId, Reply, User
 from echod.client.instances import MAIN, Instances

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from echod.client import control, screen, top
+from echod import screen
+from echod.client import control, top
 from echod.client.admin_client import AdminClient
 from echod.client.instances import MAIN, Instances
 from echod.client.top import Top

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from echod.client import screen
+from echod import screen
 from echod.client.totals import total
 from tests.support.canned_daemon import row, status
 
