@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import re
 import resource
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from echod import __version__, clock
+from echod.admin import negotiation
 from echod.admin.status import RESULTS
 from echod.server import tls
 from echod.server.access import REJECT_REASONS
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 _OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _END = b"# EOF\n"  # of an OpenMetrics document
-_QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
-_NAMED = 2  # how precise a media type is without a wildcard
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
 _PROC = Path("/proc/self")
@@ -104,27 +102,10 @@ def _written(content_type: str, reading: _Reading) -> bytes:
 
 def _chosen(accept: str) -> str:
     """Return the content type that the client wants most. OpenMetrics has to be wanted more, or to be named."""
-    wanted, plain = (_wanted(accept, *form.split("; ")[:2]) for form in (_OPEN, _PLAIN))
+    wanted, plain = (negotiation.wanted(accept, *form.split("; ")[:2]) for form in (_OPEN, _PLAIN))
     quality, precision = wanted
-    is_open = quality and (wanted > plain or (wanted == plain and precision >= _NAMED))
+    is_open = quality and (wanted > plain or (wanted == plain and precision >= negotiation.NAMED))
     return _OPEN if is_open else _PLAIN
-
-
-def _wanted(accept: str, kind: str, version: str) -> tuple[float, int]:
-    """Return how much this form is wanted, from 0 to 1, and how precisely it is meant: the most precise range decides.
-
-    RFC 9110, 12.5.1. Of the parameters, `version` counts.
-    """
-    ranges = ("*/*", f"{kind.partition('/')[0]}/*", kind)
-    found = [(-1, 0.0)]
-    for item in accept.lower().split(","):
-        name, *parameters = (part.strip().replace('"', "") for part in item.split(";"))
-        versions = [each for each in parameters if each.startswith("version=")]
-        quality = next((each[2:] for each in parameters if each.startswith("q=")), "1")
-        if name in ranges and versions in ([], [version]) and _QUALITY.fullmatch(quality):
-            found.append((ranges.index(name) + len(versions), float(quality)))
-    precision, most = max(found)
-    return most, precision
 
 
 def _read(running: Running) -> Iterator[_Reading]:

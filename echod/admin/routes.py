@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from echod.admin import metrics, status
+from echod import screen
+from echod.admin import metrics, page, status
 from echod.admin.http import Response, refusal, reply
 from echod.errors import Refusal
 
@@ -37,6 +38,7 @@ class Routes:
         self._server, self._reloads, _ = running
         self._meter = meter
         self._names = names
+        self._page = page.load()
 
     async def local(self, request: Request) -> Response:
         """Answer on the Unix socket."""
@@ -62,6 +64,7 @@ class Routes:
 
     async def _read_only(self, request: Request) -> Response:
         answers: dict[str, Answer] = {
+            "/": self._overview,
             "/metrics": self._metrics,
             "/status": self._status,
             "/livez": self._live,
@@ -74,6 +77,13 @@ class Routes:
                 f"there is {', '.join(answers)}; on the Unix socket also /config, /connections, /reload and /lame-duck",
             )
         return await _to("GET", answer, request)
+
+    async def _overview(self, request: Request) -> Response:
+        """Answer the status page to a browser, and the screen of `echod status` to anything else."""
+        if page.is_wanted(request.headers.get("accept", "")):
+            return self._page
+        text = screen.status(await status.status(self._running, self._meter))
+        return Response(200, text.encode(), "text/plain; charset=utf-8", (page.VARY,))
 
     async def _metrics(self, request: Request) -> Response:
         return Response(200, *await metrics.expose(self._running, request.headers.get("accept", "")))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.in_process import Inside
 
-READ_ONLY = ["/metrics", "/status", "/livez", "/readyz"]
+READ_ONLY = ["/", "/metrics", "/status", "/livez", "/readyz"]
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
@@ -310,13 +310,13 @@ def test_head_goes_where_get_does(daemon: Inside, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "", "*", "/metrics/", "/Status", "/connection", "/reload/", "/lame-duck/", "/connections-2"]
+    "path", ["", "//", "*", "/metrics/", "/Status", "/connection", "/reload/", "/lame-duck/", "/connections-2"]
 )
 def test_another_path_is_not_there(daemon: Inside, path: str) -> None:
     """With those that are."""
     answer = ask(daemon, path)
     assert answer.status == 404
-    assert answer.json["error"].startswith("there is /metrics, /status, /livez, /readyz;")
+    assert answer.json["error"].startswith("there is /, /metrics, /status, /livez, /readyz;")
 
 
 # Who may
