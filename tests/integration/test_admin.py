@@ -164,7 +164,7 @@ def test_both_sides_answer_what_changes_nothing(admin: Daemon, side: int) -> Non
         assert client.ask("/livez").json == {"status": "alive"}
         assert client.ask("/readyz").json == {"status": "ready"}
         assert client.ask("/status?verbose=1").json["state"] == "running"
-        for path in ("/livez", "/readyz", "/status", "/metrics"):
+        for path in ("/", "/livez", "/readyz", "/status", "/metrics"):
             head = client.ask(path, "HEAD")
             assert (head.status, head.body) == (200, b"")
             assert int(head.headers["content-length"]) > 0
@@ -172,7 +172,7 @@ def test_both_sides_answer_what_changes_nothing(admin: Daemon, side: int) -> Non
             for method in ("POST", "DELETE", "PUT", "OPTIONS"):
                 refused = client.ask(path, method)
                 assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
-        for path in ("/", "/metrics/", "//livez", "/../livez", "/%00", "/stat%FFus"):
+        for path in ("/index.html", "/metrics/", "//livez", "/../livez", "/%00", "/stat%FFus"):
             refused = client.ask(path)
             assert (refused.status, list(refused.json)) == (404, ["error"])
 

@@ -1,0 +1,201 @@
+"""The status page in a real Chromium: it shows what happens as it happens, to everybody, on any screen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.browser import CHROMIUM, Browser
+from tests.support.harness import LOCAL, Echod, command, read_all, read_exactly, reserved_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.browser import Tab
+
+    Daemon = Callable[..., Echod]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium; on Debian: apt install chromium"),
+]
+
+AXE = resources.files("axe_core_python").joinpath("axe.min.js").read_text()
+"""Finds what keeps people from using a page (https://github.com/dequelabs/axe-core)."""
+POOL = 5
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port
+
+
+@pytest.fixture
+def start(echod: Daemon, tmp_path: Path, port: int) -> Callable[[], Echod]:
+    """Return what starts a daemon with a small pool, which serves the page on `port`."""
+
+    def start() -> Echod:
+        flags = ["--admin.socket", str(tmp_path / "admin.sock"), "--admin.http", f"{LOCAL}:{port}"]
+        return echod(f"[pool]\nsize = {POOL}\n", flags=flags)
+
+    return start
+
+
+@contextlib.contextmanager
+def full(daemon: Echod) -> Iterator[None]:
+    """Fill the pool."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(POOL):
+            sock = stack.enter_context(daemon.connect(source="127.0.0.9"))
+            sock.sendall(b"x")
+            assert read_exactly(sock, 1) == b"x"
+        yield
+
+
+def opened(browser: Browser, port: int, **how: object) -> Tab:
+    tab = browser.open(f"http://{LOCAL}:{port}/", **how)  # type: ignore[arg-type]
+    tab.wait_for_text("running", "#state")
+    return tab
+
+
+def test_it_shows_what_happens_as_it_happens(
+    browser: Browser, start: Callable[[], Echod], port: int, tmp_path: Path
+) -> None:
+    """A full pool, a storm, a refused reload, a lame duck and a restart, without being loaded again."""
+    with start() as daemon:
+        tab = opened(browser, port)
+        tab.wait_for_text(f"0 of {POOL} in use", "#pool")
+        tab.evaluate("window.stays = document.querySelector('#pool')")
+
+        with full(daemon):
+            tab.wait_for_text(f"! {POOL} of {POOL} in use, 100 %", "#pool")
+            tab.wait_for_text("running, not ready: pool full", "#state")
+            tab.wait_for_text("127.0.0.9", "#sources")
+            assert tab.evaluate("document.querySelector('#gauge').ariaValueNow") == str(POOL)
+            for _ in range(200):
+                with daemon.connect(source="127.0.0.7") as rejected:
+                    assert read_all(rejected) == b""
+            tab.wait_for_text("rejects clients", "#events")
+            tab.wait_for_text("pool_full\t200", "#rejected")
+            tab.wait_for_text("127.0.0.7:", "#last")
+            tab.wait("document.querySelectorAll('#rates path')[1].getAttribute('d').includes(' 1.0')")
+        tab.wait_for_text("rejects nobody any more", "#events")
+        tab.wait_for_text(f"eof\t{POOL}", "#closed")
+
+        assert daemon.reload("[pool]\nsize = '<img src=x onerror=alert(1)>'\n")["event"] == "config.rejected"
+        tab.wait_for_text("a reload was refused", "#events")
+        tab.wait_for_text("! refused", "#reload")
+        tab.wait_for_text("<img src=x", "#reload")  # as text
+
+        socket = ["--admin.socket", str(tmp_path / "admin.sock")]
+        assert command("lame-duck", *socket).returncode == 0
+        tab.wait_for_text("lame duck", "#state")
+        tab.wait_for_text("not ready for", "#about")
+        tab.wait("document.title === '! echod: lame duck'")
+        assert command("lame-duck", "--off", *socket).returncode == 0
+        tab.wait("document.title === 'echod: running'")
+        daemon.file.write_text(f"[pool]\nsize = {POOL}\n")
+
+    tab.wait_for_text("the daemon does not answer", "#state")
+    tab.wait_for_text("what is below is of", "#about")
+    with start() as daemon:
+        tab.wait_for_text("running", "#state")
+        tab.wait_for_text(f"restarted: pid {daemon.process.pid}", "#events")
+        assert tab.evaluate("window.stays === document.querySelector('#pool')")
+        assert tab.happened("Runtime.exceptionThrown") == []
+        asked = {each["request"]["url"] for each in tab.happened("Network.requestWillBeSent")}
+        assert asked == {f"http://{LOCAL}:{port}/", f"http://{LOCAL}:{port}/status"}
+        entries = [each["entry"]["text"] for each in tab.happened("Log.entryAdded")]
+        assert all("ERR_CONNECTION_REFUSED" in each for each in entries), entries
+
+
+def test_a_line_stays_as_it_is_while_its_text_does(browser: Browser, start: Callable[[], Echod], port: int) -> None:
+    """Nothing flickers, a selection stays, and a screen reader keeps its place."""
+    with start():
+        tab = opened(browser, port)
+        tab.evaluate("""
+            window.changes = [];
+            new MutationObserver(all => changes.push(...all.map(each => each.target.id || each.target.nodeName)))
+                .observe(document.querySelector("#listeners"), {childList: true, subtree: true, characterData: true});
+            window.begun = document.querySelector("#about").textContent;
+        """)
+        tab.wait("document.querySelector('#about').textContent !== begun")
+        assert tab.evaluate("changes") == []
+
+
+def test_it_does_not_ask_while_nobody_sees_it(browser: Browser, start: Callable[[], Echod], port: int) -> None:
+    """A tab that is forgotten in the background costs the daemon nothing."""
+    with start():
+        tab = opened(browser, port)
+        asked = tab.evaluate("""(async () => {
+            let asked = 0;
+            window.fetch = () => { asked++; return Promise.reject(new Error()); };
+            Object.defineProperty(document, "hidden", {get: () => true, configurable: true});
+            await poll();
+            const whileHidden = asked;
+            delete document.hidden;
+            await poll();
+            return [whileHidden, asked];
+        })()""")
+        assert asked[0] == 0
+        assert asked[1] > 0
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 320), ("dark", 1280)])
+def test_everybody_can_read_it_on_any_screen(
+    browser: Browser, start: Callable[[], Echod], port: int, scheme: str, width: int
+) -> None:
+    """axe finds nothing, with a full pool, and without a daemon; and nothing has to be scrolled sideways."""
+    with start() as daemon:
+        tab = opened(browser, port, width=width, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+        with full(daemon):
+            with daemon.connect() as rejected:
+                assert read_all(rejected) == b""
+            daemon.reload("[pool]\nsize = 'x'\n")
+            tab.wait_for_text("pool full", "#state")
+            tab.wait_for_text("! error", "#reload")
+            examine(tab, width)
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, background.strip("rgb()").split(","))) < 3 * 128) == (scheme == "dark")
+        assert tab.evaluate("getComputedStyle(document.querySelector('#fill')).transitionDuration") == "0s"
+        daemon.file.write_text("")
+    tab.wait_for_text("does not answer", "#state")
+    examine(tab, width)
+
+
+def examine(tab: Tab, width: int) -> None:
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.evaluate(f"{AXE};0")
+    found = tab.evaluate("axe.run()")
+    assert len(found["passes"]) > 20
+    assert found["violations"] == [], json.dumps(found["violations"], indent=1)
+
+
+def test_parts_that_this_daemon_does_not_have_are_shown_once_it_has(
+    browser: Browser, start: Callable[[], Echod], port: int
+) -> None:
+    """Each number and text in them, and a certificate that soon expires with an exclamation mark."""
+    with start():
+        tab = opened(browser, port)
+        shown = tab.evaluate("""
+            part("tls", {expiry: 86400 * 3 + 7200}); part("udp", {datagrams: {echoed: 1234}, bytes_sent: 4096});
+            ["tls", "udp"].map(id => document.getElementById(id).innerText)
+        """)
+        assert shown == ["! expiry\tin 3d 2h", "datagrams echoed\t1,234\nbytes sent\t4.1 kB"]
+        tab.evaluate("show({...last, tls: null, udp: null})")
+        assert (
+            tab.evaluate("['tls', 'udp'].map(id => document.getElementById(id).closest('section').hidden)")
+            == [True] * 2
+        )
