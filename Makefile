@@ -16,7 +16,7 @@ MUTATION := $(VENV)-mutation
 PARALLEL := --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-system soak mutate lint bench format reference lock install uninstall deb image clean
+.PHONY: help run test test-faults test-system soak mutate lint bench screenshots format reference lock install uninstall deb image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ lint: $(DEV) ## check rules, format, types and imports
 
 bench: $(RUN) ## compare with other servers, in half an hour; QUICK=1: a rough look, in under two minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
+
+screenshots: $(DEV) ## draw the pictures of the status page in docs/ (needs Chromium)
+	@$(BIN)/python -m tests.monitoring.screenshots
 
 format: $(DEV) ## format the code
 	@$(BIN)/ruff check --fix
@@ -112,7 +115,7 @@ $(VENV)/.mutation: $(PINS)/mutation.txt $(DEV)
 	@touch $@
 
 # A new folder for each build, so that it holds one wheel.
-$(WHEEL): $(RUN) $(wildcard echod/*.py echod/*/*.py) README.md LICENSE
+$(WHEEL): $(RUN) $(wildcard echod/*.py echod/*/*.py echod/*/*.html) README.md LICENSE
 	@rm -rf $@
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-build-isolation --no-deps --wheel-dir $@ . || { rm -rf $@; exit 1; }
 

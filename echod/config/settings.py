@@ -217,7 +217,7 @@ class Admin(_Section):
     )
     http: HttpAddress = _setting(
         "off",
-        "Address of a read-only HTTP server for /metrics, /livez, /readyz and /status,"
+        "Address of a read-only HTTP server for a status page, /metrics, /livez, /readyz and /status,"
         ' e.g. "127.0.0.1:9107", "*:9107" for every address, or "off".',
         live=False,
     )

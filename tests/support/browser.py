@@ -27,7 +27,6 @@ _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--hide-scrollbars",
-    "--disable-lcd-text",
     "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-extensions",
