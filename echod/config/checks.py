@@ -119,10 +119,10 @@ def _missing_certificates(settings: Settings, layers: Sequence[Layer]) -> Iterat
     if tls.port is None:
         return
     if not tls.certificate:
-        where = explain.origin(("tls", "certificate"), layers)
+        where = explain.origin(("tls", "port"), layers)
         yield f"{where}: tls.certificate: must name a PEM file, because tls.port is set"
     if tls.verify != "none" and not tls.client_ca:
-        where = explain.origin(("tls", "client_ca"), layers)
+        where = explain.origin(("tls", "verify"), layers)
         yield f'{where}: tls.client_ca: must name a PEM file, because tls.verify is "{tls.verify}"'
 
 

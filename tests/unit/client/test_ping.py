@@ -105,7 +105,7 @@ def test_json_has_a_line_for_each_echo_and_the_summary(capsys: Capture) -> None:
         (changed(lambda data: data * 2), [r"echo: ", r"wrong: 56 bytes more than were sent"] * 2, (0, 0, 2), 2),
         (
             changed(lambda data: data[:20] + data),
-            [r"wrong: 20 bytes came twice, seen at offset 20"] * 2,
+            [r"wrong: 20 bytes came twice, seen at offset 2\d"] * 2,  # what follows may begin alike, by chance
             (0, 0, 2),
             2,
         ),

@@ -85,12 +85,13 @@ def test_a_key_with_a_passphrase_never_prompts(file: Path) -> None:
 
 
 def test_settings_that_miss_another_one() -> None:
-    assert refusal().lines == ("default: tls.certificate: must name a PEM file, because tls.port is set",)
+    """The line says where the setting is that needs the other one."""
+    (line,) = refusal().lines
+    assert line.endswith(": tls.certificate: must name a PEM file, because tls.port is set")
+    assert not line.startswith("default")
     (line,) = refusal(certificate=pem_file(), verify="required").lines
-    assert (
-        line == '--tls.verify: tls.client_ca: must name a PEM file, because tls.verify is "required"'
-        or line.startswith("default: tls.client_ca: must name")
-    )
+    assert line.endswith(': tls.client_ca: must name a PEM file, because tls.verify is "required"')
+    assert not line.startswith("default")
 
 
 def test_a_port_is_used_once() -> None:
