@@ -219,6 +219,7 @@ class Choosy(Output):
 
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+NOT_NOW = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 BROKEN = BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
@@ -232,6 +233,7 @@ BROKEN = BrokenPipeError(errno.EPIPE, "Broken pipe")
         ((9, NO_SPACE), 1),
         ((12, NO_SPACE), 0),
         ((NO_SPACE, None), 0),
+        ((NOT_NOW, None), 0),
     ],
 )
 @pytest.mark.usefixtures("no_pause")
