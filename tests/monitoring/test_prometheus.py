@@ -41,6 +41,7 @@ GRAFANA = {"$__rate_interval": "5m", "$__range": "1h", "$instance": ".*"}
 """What the dashboard's expressions have that is Grafana's, and what stands for it in a check."""
 
 ON_HTTP = ["--admin.http", f"{LOCAL}:0"]
+EVERYTHING = [*ON_HTTP, "--udp.port", "0", "--tls.port", "0", "--tls.certificate", pem_file()]
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -178,10 +179,7 @@ def admin(daemon: Echod) -> str:
 @pytest.fixture(scope="module")
 def exposition(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a scrape of an echod that has done a little of everything."""
-    tls = ["--tls.port", "0", "--tls.certificate", pem_file()]
-    with Echod(
-        "[pool]\nsize = 1", directory=tmp_path_factory.mktemp("scrape"), flags=[*ON_HTTP, "--udp.port", "0", *tls]
-    ) as daemon:
+    with Echod("[pool]\nsize = 1", directory=tmp_path_factory.mktemp("scrape"), flags=EVERYTHING) as daemon:
         assert daemon.echo(b"hello") == b"hello"
         daemon.wait_for("connection.closed")
         with daemon.connect() as only:
@@ -456,7 +454,7 @@ class Prometheus:
 def watched(echod: Daemon, tmp_path: Path) -> Iterator[tuple[Echod, Prometheus]]:
     """Return an echod with two workers, and the Prometheus that scrapes it."""
     with (
-        echod("[pool]\nsize = 2\n[udp]\nport = 0", flags=ON_HTTP) as daemon,
+        echod("[pool]\nsize = 2", flags=EVERYTHING) as daemon,
         reserved_port() as port,
         Prometheus(admin(daemon), port=port, directory=tmp_path) as prometheus,
     ):
