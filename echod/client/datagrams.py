@@ -54,21 +54,20 @@ class Datagrams:
         self._observer = observer
         self._payload = payload
         self.began = time.monotonic()
-        self.address = addresses[0]
         self.end: Failure | None = None
         self.echoes = self.retrans = 0
         self._run = os.urandom(4)
         self._unanswered: OrderedDict[int, Message] = OrderedDict()
         self._finished: OrderedDict[int, Message] = OrderedDict()
-        self._sock = socket.socket(self.address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._sock.setsockopt(*_MTU_DISCOVER[self.address.family], _ALWAYS)
-        try:
-            self._sock.connect(self.address.sockaddr)
-        except OSError as error:  # no route
-            self._sock.close()
-            self.end = Failure("connect", text_of(error))
-        else:
-            poller.add(self._sock.fileno(), select.EPOLLIN, lambda _: self._read())
+        for self.address in addresses:
+            try:
+                self._sock = _connected(self.address)
+            except OSError as error:
+                self.end = Failure("connect", text_of(error))
+            else:
+                self.end = None
+                poller.add(self._sock.fileno(), select.EPOLLIN, lambda _: self._read())
+                break
 
     @property
     def is_idle(self) -> bool:
@@ -163,3 +162,15 @@ class Datagrams:
         if len(self._finished) > _REMEMBERED:
             self._finished.popitem(last=False)
         return before
+
+
+def _connected(address: Address) -> socket.socket:
+    """Return a socket that sends to this address. Raises `OSError`: there is no route, or the kernel lacks the family."""
+    sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(*_MTU_DISCOVER[address.family], _ALWAYS)
+        sock.connect(address.sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    return sock

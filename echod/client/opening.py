@@ -122,7 +122,11 @@ class Opening:
     def _attempt(self, address: Address) -> Opened | None:
         began = time.monotonic()
         self._next = began + ATTEMPT_DELAY
-        sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:  # such as a kernel without IPv6
+            self._failed(error)
+            return None
         try:
             sock.connect(address.sockaddr)
         except BlockingIOError as error:

@@ -46,10 +46,11 @@ class Timeouts:
         self._checked = checked
         self._idle = self._write = self._lifetime = math.inf
         self._tick = LONGEST_TICK
-        # A worker is in the bucket that it names. It may be in older ones too, which don't count.
-        self._buckets: dict[int, list[Worker]] = {}  # by the tick at which they are due
+        # A worker is in the bucket that it names. It may be in others too, which don't count. Each is in one of them once, also
+        # if it comes back to a bucket that it has left.
+        self._buckets: dict[int, dict[Worker, None]] = {}  # by the tick at which they are due
         self._ticks: list[int] = []  # the keys of it, as a heap
-        self._due: deque[list[Worker]] = deque()  # buckets to be checked now
+        self._due: deque[dict[Worker, None]] = deque()  # buckets to be checked now
         self._stalled: deque[Worker] = deque()  # workers likewise
         self._next = math.inf  # turn of the timer, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
@@ -80,10 +81,10 @@ class Timeouts:
         tick = math.ceil(at / self._tick)
         bucket = self._buckets.get(tick)
         if bucket is None:
-            bucket = self._buckets[tick] = []
+            bucket = self._buckets[tick] = {}
             heapq.heappush(self._ticks, tick)
         if worker.bucket is not bucket:
-            bucket.append(worker)
+            bucket[worker] = None
             worker.bucket = bucket
 
     def _schedule(self, at: float) -> None:
@@ -122,9 +123,9 @@ class Timeouts:
                 if not bucket:
                     self._due.popleft()
                     continue
-                worker = bucket[-1]
+                worker = next(reversed(bucket))
                 left -= self._try(self._check, worker, now) if worker.bucket is bucket else CHECK
-                bucket.pop()  # only now: whatever has failed, the worker is in some bucket
+                del bucket[worker]  # only now: whatever has failed, the worker is in some bucket
             else:
                 self._batch = None
                 return

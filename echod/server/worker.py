@@ -65,7 +65,7 @@ class Worker(asyncio.Protocol):
     def __init__(self, lost: Callable[[Worker, Exception | None], None], stalled: set[Worker]) -> None:
         self._lost = lost
         self._stalled = stalled
-        self.bucket: list[Worker] | None = None  # of `Timeouts`: the one that it is in
+        self.bucket: dict[Worker, None] | None = None  # of `Timeouts`: the one that it is in
         self.received = 0  # bytes
         self.counted_received = 0  # of these, what the pool's books have already
         self.counted_sent = 0

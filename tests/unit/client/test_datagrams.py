@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Capture = pytest.CaptureFixture[str]
+X25: Any = 9  # <bits/socket.h>
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, LOCAL), (socket.AF_INET6, "[::1]")])
@@ -195,6 +196,15 @@ def test_without_a_route_each_message_is_lost(poller: Poller) -> None:
     link = Datagrams(poller, told_, [Address(socket.AF_INET, ("255.255.255.255", 7))], os.urandom)
     link.put(Message(1, 8, 0.0))
     assert told_.events[0][2].text in ("permission denied", "network is unreachable")
+
+
+def test_an_address_of_a_family_that_the_kernel_lacks_is_passed_over(poller: Poller) -> None:
+    """X.25 stands for IPv6 where that is off."""
+    lacking = Address(X25, (LOCAL, 7))
+    with datagrams(lambda data: [data]) as port:
+        link = Datagrams(poller, Told(), [lacking, Address(socket.AF_INET, (LOCAL, port))], os.urandom)
+        assert (link.address.family, link.end) == (socket.AF_INET, None)
+        link.close()
 
 
 def test_datagrams_are_not_fragmented(poller: Poller) -> None:

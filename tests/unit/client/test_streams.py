@@ -119,6 +119,18 @@ def test_an_address_that_hangs_is_raced_by_the_next(monkeypatch: pytest.MonkeyPa
         opened.sock.close()
 
 
+def test_an_address_of_a_family_that_the_kernel_lacks_is_passed_over() -> None:
+    """X.25 stands for IPv6 where that is off."""
+    with socket.create_server((LOCAL, 0)) as listener:
+        where = route(listener.getsockname()[1])
+        lacking: Any = 9  # <bits/socket.h>
+        race = Opening(where, [Address(lacking, (LOCAL, 7)), *where.addresses])
+        end = time.monotonic() + DEADLINE
+        while not (opened := race.step()):
+            assert time.monotonic() < end
+        opened.sock.close()
+
+
 def test_a_connection_that_ends_before_its_header_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is that of the opening."""
 

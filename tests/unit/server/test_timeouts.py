@@ -68,6 +68,15 @@ def test_nothing_is_checked_before_the_timeouts_are_set(rig: Rig, checked: Check
     checked.timeouts.close()
 
 
+def test_a_worker_that_comes_back_to_a_bucket_is_in_it_once(rig: Rig, checked: Checked) -> None:
+    """It gets a new connection, which is checked soon, and is as quiet as the one before."""
+    checked.set(idle=60.0)
+    worker, _ = rig.take()
+    for at in (20.0, 1.0, 20.0):
+        checked.timeouts._put(worker, at)
+    assert checked.watched() == [worker]
+
+
 def test_an_idle_connection_is_ended_by_fin(rig: Rig, checked: Checked) -> None:
     """It is not ended early, and at most two checks late: the kernel knows when the last byte has moved."""
     checked.set(idle=60.0)
