@@ -34,7 +34,8 @@ def edit(machine: Machine, **settings: object) -> None:
     """Set keys in the configuration, as an operator does in an editor."""
     text = machine.read(CONFIG)
     for key, value in settings.items():
-        text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {json.dumps(value)}", text)
+        # The first one of this name: [listen] comes before the other sections that have a port.
+        text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {json.dumps(value)}", text, count=1)
         assert count == 1
     machine.configure(text)
 
