@@ -162,6 +162,7 @@ class Acceptor:
         next process serves its backlog.
         """
         self._cancel_pause()
+        self._suspend()  # before the last look into the backlog: what comes between that and the close is reset
         if not self.listener.inherited:
             self.listener.hide()  # first: as long as this process listens, no other one takes the path
             self._listen(0)
