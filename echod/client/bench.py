@@ -114,7 +114,7 @@ class Bench:
         return self._pattern[self._start : self._start + size]
 
     def _greet(self, signals: Signals) -> None:
-        """Open all connections. Each has to echo one message: what is no echo service gets no load."""
+        """Open all connections. Each must echo one message first: a server that does not echo gets no load."""
         number = self._options.connections
         while self._greetings < number and not signals.stopped:
             while len(self._slots) < min(number, self._greetings + _AT_ONCE):

@@ -98,7 +98,7 @@ class Listen(_Section):
     )
     unix: ListenPath = _setting("off", 'Unix stream socket to listen on as well: a path, "@name" (abstract), or "off".')
     unix_mode: Mode = _setting(
-        0o660, "Mode of the file of listen.unix: who may write to it, by owner, group and others, may connect."
+        0o660, "File mode of listen.unix. A client needs permission to write to the file to connect."
     )
 
 
