@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.browser import CHROMIUM, Browser
+from tests.support.certificates import pem_file
 from tests.support.harness import LOCAL, Echod, command, read_all, read_exactly, reserved_port
 
 if TYPE_CHECKING:
@@ -46,9 +49,9 @@ def port() -> Iterator[int]:
 def start(echod: Daemon, tmp_path: Path, port: int) -> Callable[[], Echod]:
     """Return what starts a daemon with a small pool, which serves the page on `port`."""
 
-    def start() -> Echod:
+    def start(more: str = "") -> Echod:
         flags = ["--admin.socket", str(tmp_path / "admin.sock"), "--admin.http", f"{LOCAL}:{port}"]
-        return echod(f"[pool]\nsize = {POOL}\n", flags=flags)
+        return echod(f"[pool]\nsize = {POOL}\n{more}", flags=flags)
 
     return start
 
@@ -183,19 +186,30 @@ def examine(tab: Tab, width: int) -> None:
     assert found["violations"] == [], json.dumps(found["violations"], indent=1)
 
 
-def test_parts_that_this_daemon_does_not_have_are_shown_once_it_has(
-    browser: Browser, start: Callable[[], Echod], port: int
+def test_parts_that_a_daemon_need_not_have_are_shown_once_it_has_them(
+    browser: Browser, start: Callable[..., Echod], port: int
 ) -> None:
-    """Each number and text in them, and a certificate that soon expires with an exclamation mark."""
-    with start():
+    """TLS, with an exclamation mark because its certificate soon expires; and UDP."""
+    soon = pem_file("localhost", not_after=datetime.now(UTC) + timedelta(days=3, hours=1))
+    with start(f"[tls]\nport = 0\ncertificate = '{soon}'\n[udp]\nport = 0") as daemon:
         tab = opened(browser, port)
-        shown = tab.evaluate("""
-            part("tls", {expiry: 86400 * 3 + 7200}); part("udp", {datagrams: {echoed: 1234}, bytes_sent: 4096});
-            ["tls", "udp"].map(id => document.getElementById(id).innerText)
-        """)
-        assert shown == ["! expiry\tin 3d 2h", "datagrams echoed\t1,234\nbytes sent\t4.1 kB"]
-        tab.evaluate("show({...last, tls: null, udp: null})")
-        assert (
-            tab.evaluate("['tls', 'udp'].map(id => document.getElementById(id).closest('section').hidden)")
-            == [True] * 2
-        )
+        url = daemon.events("listener.started")[-1]["listener"]
+        assert url.startswith("udp://")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"x" * 1234, (LOCAL, int(url.rpartition(":")[2])))
+        tab.wait_for_text("echoed\t1", "#udp")
+        assert tab.evaluate("document.getElementById('udp').innerText").split("\n")[1:] == [
+            "received\t1.2 kB",
+            "sent\t1.2 kB",
+        ]
+        certificate, subject, until = tab.evaluate("document.getElementById('tls').innerText").split("\n")
+        assert certificate == f"certificate\t{soon}"
+        assert subject.startswith("subject\tCN=localhost")
+        assert until.startswith("! valid until\t2")
+        assert "Z, for 3d 0h" in until
+        tab.evaluate("show({...last, tls: {...last.tls, expires_in: -1}})")
+        assert tab.evaluate("document.getElementById('tls').innerText").endswith("Z, expired")
+        daemon.reload(f"[pool]\nsize = {POOL}\n")
+        tab.wait("document.getElementById('tls').closest('section').hidden")
+        tab.evaluate("show({...last, udp: null})")
+        assert tab.evaluate("document.getElementById('udp').closest('section').hidden")
