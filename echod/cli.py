@@ -283,6 +283,10 @@ def _top(arguments: argparse.Namespace) -> None:
 def _kill(arguments: argparse.Namespace) -> None:
     if bool(arguments.id) == (arguments.source is not None):
         raise Refusal("echod kill: give either IDs or --source (see echod kill --help)", exit_code=os.EX_USAGE)
+    for each in arguments.id:
+        if arguments.instance and each.instance not in ("", arguments.instance):
+            line = f"echod kill: {each} is of another instance than {arguments.instance}: leave out --instance"
+            raise Refusal(line, exit_code=os.EX_USAGE)
     found = _instances(arguments)
     killed = control.kill_source(found, arguments.source) if arguments.source else control.kill(found, arguments.id)
     for line in killed:
@@ -294,7 +298,7 @@ def _reload(arguments: argparse.Namespace) -> None:
 
 
 def _ready(arguments: argparse.Namespace) -> None:
-    _finish(control.ready(_instances(arguments)))
+    _finish(control.ready(_instances(arguments, control.READY_TIMEOUT)))
 
 
 def _lame_duck(arguments: argparse.Namespace) -> None:

@@ -46,6 +46,8 @@ _NOT_FOUND = 404
 _UNAVAILABLE = 503
 RELOAD_TIMEOUT = 75.0
 """Seconds to wait for the answer to a reload; the daemon gives up on a file after 60."""
+READY_TIMEOUT = 2.0
+"""Seconds to wait for the answer of `ready`. Health checks give up on the whole command after some 3."""
 _READY = "ready"
 _HARMLESS = frozenset({_READY, "lame duck", "starting", "draining", "not listening"})
 """What an instance may be without any client being turned away: it serves those that come, or does not listen."""

@@ -102,6 +102,11 @@ def test_an_instance_that_hangs_hides_no_other(two: Instances) -> None:
                 f"! echod: instance 2: unix:{two.variables['XDG_RUNTIME_DIR']}/echod/2/admin.sock: no answer within 2 s",
             )
             assert watching.stdout.readline() == "! instances  1 of 2 answer\n"
+            done = two.ask("ready")
+            line = (
+                f"echod: instance 2: unix:{two.variables['XDG_RUNTIME_DIR']}/echod/2/admin.sock: no answer within 2 s\n"
+            )
+            assert (done.returncode, done.stdout, done.stderr) == (os.EX_UNAVAILABLE, "", line)
         until_line(watching, "  instances  2\n")
         watching.send_signal(signal.SIGINT)
         watching.stdout.read()

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import threading
 import tomllib
@@ -19,7 +20,7 @@ import pytest
 from generate import reference
 
 from echod import __version__, cli, daemon, log, screen
-from echod.client import top, watch
+from echod.client import control, top, watch
 from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared
@@ -633,6 +634,22 @@ def test_a_command_speaks_of_all_instances(capsys: pytest.CaptureFixture[str], t
     assert run(capsys, "lame-duck") == (os.EX_OK, lines, "")
 
 
+def test_ready_names_the_instance_that_hangs_before_a_health_check_gives_up(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, two: tuple[Canned, Canned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of containers allow 3 s and more for the whole command."""
+    assert control.READY_TIMEOUT <= 2
+    monkeypatch.setattr(control, "READY_TIMEOUT", 0.1)
+    two[0].answer(200, {"status": "ready"})
+    (tmp_path / "echod/3").mkdir()
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(tmp_path / "echod/3/admin.sock"))
+        hung.listen()
+        two[1].answer(200, {"status": "ready"})
+        line = f"echod: instance 3: unix:{tmp_path}/echod/3/admin.sock: no answer within 0 s\n"
+        assert run(capsys, "ready") == (os.EX_UNAVAILABLE, "", line)
+
+
 def test_one_instance_is_picked_by_its_name(
     capsys: pytest.CaptureFixture[str], two: tuple[Canned, Canned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -657,6 +674,7 @@ def test_one_instance_is_picked_by_its_name(
         ("config show --instance 1", "echod config show: --instance needs --running"),
         ("config show --running", "echod: choose one of the instances by --instance: 1, 2"),
         ("kill 7", "echod: kill: 7: name the instance too, as `echod connections` does: INSTANCE/ID"),
+        ("kill --instance 2 2/7 1/7", "echod kill: 1/7 is of another instance than 2: leave out --instance"),
     ],
 )
 @pytest.mark.usefixtures("two")
