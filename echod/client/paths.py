@@ -87,6 +87,10 @@ def parse(text: str) -> Target:
         raise ValueError(
             f'must be e.g. "host", "host:7007", "[::1]:7007", "tls://host" or "unix:/path", got {shown(text)}'
         )
+    if found["v6"] and ipaddress.IPv6Address(found["v6"]).is_link_local and "%" not in found["v6"]:
+        raise ValueError(
+            f'must name the interface of a link-local address, e.g. "[fe80::1%eth0]:7007", got {shown(text)}'
+        )
     port = int(found["port"] or ECHO_PORT)
     if not 1 <= port <= _MAX_PORT:
         raise ValueError(f"must have a port from 1 to {_MAX_PORT}, got {shown(text)}")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+_NOT_TLS = frozenset({"UNEXPECTED_MESSAGE", "WRONG_VERSION_NUMBER"})
+"""What OpenSSL says of an answer that is an echo of the handshake, or anything else."""
+
 
 def context(ca: str | None, certificate: str | None, *, insecure: bool) -> ssl.SSLContext:
     """Return what verifies a server by the authorities of this file, or else of the system. Raises `Refusal`."""
@@ -49,11 +52,13 @@ class Channel:
         )
         """Takes the place of the socket that it was made of."""
         self.wants = select.EPOLLIN
+        self._end = "the server closed the connection in the TLS handshake"
 
     def handshake(self) -> None:
         """Go on with the handshake. Raises `BlockingIOError` until it is done, or `OSError`."""
         with self._translated():
             self.sock.do_handshake()
+        self._end = "ended without close_notify (TLS)"
 
     def send(self, data: memoryview) -> int:
         """Write what fits."""
@@ -90,8 +95,10 @@ class Channel:
             self.wants = select.EPOLLOUT
             raise BlockingIOError from None
         except ssl.SSLEOFError:
-            raise ConnectionError("ended without close_notify (TLS)") from None
+            raise ConnectionError(self._end) from None
         except ssl.SSLCertVerificationError as error:
             raise ConnectionError(f"its certificate is not trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
+            if error.reason in _NOT_TLS:
+                raise ConnectionError("TLS: the server does not speak it at this port") from None
             raise ConnectionError(f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}") from None

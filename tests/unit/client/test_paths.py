@@ -58,6 +58,8 @@ def test_a_target_is_an_address_or_a_url(text: str, target: Target, url: str) ->
         "unix:@",
         "unix:relative",
         "unix:/a\x00b",
+        "fe80::1:7007",
+        "[fe80::1]:7007",
     ],
 )
 def test_what_is_no_target_is_refused(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.echo_servers import right, serving, silent
+from tests.support.echo_servers import ending, right, serving, silent
 from tests.support.harness import DEADLINE, LOCAL
 from tests.unit.client.test_ping import QUICK, ping, told
 
@@ -113,10 +113,15 @@ def test_an_end_without_close_notify_is_told(capsys: Capture, certificate: Path)
 
 
 def test_a_server_without_tls_is_told(capsys: Capture) -> None:
-    """One that echoes the handshake, and one that is silent."""
-    with serving(right) as port:
-        _, (event,), _ = told(capsys, "-c", "1", "--insecure", f"tls://localhost:{port}")
-    assert (event["reason"], event["error"][:5]) == ("connect", "TLS: ")
+    """One that echoes the handshake, one that greets, one that closes, and one that is silent."""
+    for behave, error in (
+        (right, "TLS: the server does not speak it at this port"),
+        (ending(0, answer=lambda _: b"220 ready\r\n"), "TLS: the server does not speak it at this port"),
+        (ending(0, answer=lambda _: b""), "the server closed the connection in the TLS handshake"),
+    ):
+        with serving(behave) as port:
+            _, (event,), _ = told(capsys, "-c", "1", "--insecure", f"tls://localhost:{port}")
+        assert (event["reason"], event["error"]) == ("connect", error)
     with serving(silent) as port:
         _, (event,), _ = told(capsys, "-W", "0.1", "-c", "1", f"tls://localhost:{port}")
     assert event["error"] == "no TLS handshake within 0.1 s"
