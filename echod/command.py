@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from echod import stdio
@@ -36,5 +35,7 @@ def exit_code(act: Callable[[], int]) -> int:
         stdio.report(*map(printable, refusal.lines))
         return refusal.exit_code
     except Exception:  # noqa: BLE001 - a bug: no input of a user leads here
+        import traceback  # noqa: PLC0415 - takes milliseconds, and only a bug needs it
+
         stdio.report("echod: internal error, please report it:", traceback.format_exc())
         return os.EX_SOFTWARE

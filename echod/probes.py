@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from echod import command, stdio
 from echod.client import bench, bench_lines, paths, ping_lines
-from echod.client.datagrams import HEAD
 from echod.client.paths import WRONG_USAGE
 from echod.client.ping import Options, Ping
 from echod.client.tally import CRITICAL, STATES, UNKNOWN, Limit
@@ -40,8 +39,8 @@ _ERASE = "\r\x1b[K"  # ECMA-48: EL: erase the line
 _LONGEST = 366 * 86400.0
 _DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12}")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_PERCENT = re.compile(r"(100|[0-9]{1,2}(?:\.[0-9]{1,6})?)%?")
 _TIME = re.compile(rf"({_DECIMAL.pattern})(ms|s|m|h|)")
+_LIMIT = re.compile(rf"{_TIME.pattern},(100|[0-9]{{1,2}}(?:\.[0-9]{{1,6}})?)%")
 
 
 def main(words: Sequence[str]) -> NoReturn:
@@ -101,6 +100,7 @@ def add_ping(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
+    """Add what both commands take."""
     parser.add_argument(
         "target",
         metavar="TARGET",
@@ -112,6 +112,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "-4", dest="family", action="store_const", const=socket.AF_INET, default=socket.AF_UNSPEC, help="only IPv4"
     )
     family.add_argument("-6", dest="family", action="store_const", const=socket.AF_INET6, help="only IPv6")
+    # Because of -4 and -6, argparse would take any negative number for an option, and say that its own option has no value.
+    parser._has_negative_number_optionals.clear()  # noqa: SLF001
     parser.add_argument("--proxy", choices=("v1", "v2"), help="send a PROXY header of this version first")
     parser.add_argument("--ca", metavar="FILE", help="trust these authorities instead of the system's (tls://)")
     parser.add_argument("--cert", metavar="FILE", help="show this certificate; its key is in the same file (tls://)")
@@ -140,8 +142,11 @@ def _ping(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         parser.error(
             f"-i: less than {_QUICKEST_OF_ALL_USERS} seconds needs root, as in ping(8): it may flood a network"
         )
-    if arguments.target.kind == "udp" and min(arguments.size) < HEAD:
-        parser.error(f"-s: must be at least {HEAD} bytes over UDP, for the number of the message")
+    if arguments.target.kind != "udp" and not min(arguments.size):
+        parser.error(
+            "-s: at least 1 byte: on a connection, nothing comes back of an empty message, as it does over udp://"
+        )
+    say = functools.partial(_say, arguments)
     options = Options(
         arguments.size,
         arguments.interval,
@@ -155,13 +160,20 @@ def _ping(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     try:
         route = _route(arguments, parser)
     except Refusal as refusal:
-        if arguments.quiet and not arguments.json:  # monitoring systems show only what is on standard output
+        if arguments.json:
+            if refusal.exit_code == CRITICAL:
+                Ping(paths.Route(arguments.target, []), options, say).summarize(error=_text(refusal))
+        elif arguments.quiet:  # monitoring systems show only what is on standard output
             state = STATES[CRITICAL] if refusal.exit_code == CRITICAL else UNKNOWN
             stdio.answer(printable(f"{state} - {refusal}") + "\n")
         raise
     if not (arguments.json or arguments.quiet):
         stdio.answer(ping_lines.header(str(route.target), [each.fields() for each in route.addresses], arguments.size))
-    return Ping(route, options, functools.partial(_say, arguments)).run()
+    return Ping(route, options, say).run()
+
+
+def _text(refusal: Refusal) -> str:
+    return str(refusal).removeprefix("echod: ")
 
 
 def _say(arguments: argparse.Namespace, event: str, fields: dict[str, Any]) -> None:
@@ -207,7 +219,7 @@ def _rate(text: str) -> float:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(map(_whole(1, LARGEST), text.split(",")))
+    return tuple(map(_whole(0, LARGEST), text.split(",")))
 
 
 def _time(text: str) -> float:
@@ -221,11 +233,10 @@ def _time(text: str) -> float:
 
 
 def _limit(text: str) -> Limit:
-    rtt, _, loss = text.partition(",")
-    seconds, percent = _TIME.fullmatch(rtt), _PERCENT.fullmatch(loss)
-    if not seconds or (not percent and "," in text):
-        raise argparse.ArgumentTypeError(f"must be a time in seconds and a percentage, e.g. 0.1,20%, got {shown(text)}")
-    return Limit(float(seconds[1]) * _UNITS[seconds[2]], float(percent[1]) if percent else None)
+    found = _LIMIT.fullmatch(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be RTT,LOSS%, such as 0.1,20% or 100ms,20%, got {shown(text)}")
+    return Limit(float(found[1]) * _UNITS[found[2]], float(found[3]))
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

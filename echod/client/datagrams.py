@@ -1,18 +1,22 @@
 """Messages and their echoes over UDP: each may be lost, come twice, or come after a later one.
 
 The first bytes of a message are its number, after some that are random for each run. So an echo finds its message in any order,
-and datagrams of an earlier run are nobody's. Datagrams are not fragmented on the way (ip(7), IP_MTU_DISCOVER): one that is larger
-than the path allows is lost, or refused by this kernel.
+and datagrams of an earlier run are nobody's. A smaller message needs a socket of its own, by which its echo finds it. Datagrams
+are not fragmented on the way (ip(7), IP_MTU_DISCOVER): one that is larger than the path allows is lost, or refused by this kernel.
+
+Only an echo tells that somebody is there. Until one has come, what is under way goes to the next address if the kernel reports an
+error, and messages that follow go there by another socket if one is given up.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import struct
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from echod.client.difference import Difference, describe
@@ -27,12 +31,12 @@ if TYPE_CHECKING:
     from echod.client.streams import Message, Observer
 
 HEAD = 8
-"""Bytes of the smallest message."""
+"""Bytes of the smallest message that may share its socket with others."""
 _HEAD = struct.Struct("!4sI")
 _NUMBERS = 1 << 32
 _READ = 1 << 16
-_REMEMBERED = 4096
-"""Messages that are finished, and whose second echo is known as such."""
+_REMEMBERED = 1 << 18
+"""Bytes of messages that are finished, and whose second echo is known as such."""
 _MTU_DISCOVER: dict[int, tuple[int, int]] = {
     socket.AF_INET: (socket.IPPROTO_IP, 10),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
@@ -45,7 +49,6 @@ class Datagrams:
 
     opened: Opened | None = None
     is_opening = False
-    is_retired = False
 
     def __init__(
         self, poller: Poller, observer: Observer, addresses: Sequence[Address], payload: Callable[[int], bytes]
@@ -54,20 +57,18 @@ class Datagrams:
         self._observer = observer
         self._payload = payload
         self.began = time.monotonic()
-        self.end: Failure | None = None
+        self.end: Failure | None = Failure("connect", "")
         self.echoes = self.retrans = 0
         self._run = os.urandom(4)
         self._unanswered: OrderedDict[int, Message] = OrderedDict()
         self._finished: OrderedDict[int, Message] = OrderedDict()
-        for self.address in addresses:
-            try:
-                self._sock = _connected(self.address)
-            except OSError as error:
-                self.end = Failure("connect", text_of(error))
-            else:
-                self.end = None
-                poller.add(self._sock.fileno(), select.EPOLLIN, lambda _: self._read())
-                break
+        self.address = addresses[0]
+        """The one that answered, or that is tried."""
+        self._addresses = addresses
+        self._left = deque(addresses)
+        self.is_retired = False
+        """Whether it is open only for echoes of what is under way, because nothing has ever come back from its address."""
+        self._open_next()
 
     @property
     def is_idle(self) -> bool:
@@ -82,32 +83,64 @@ class Datagrams:
         if self.end:
             self._lose(message, self.end)
             return
-        message.data = _HEAD.pack(self._run, message.number % _NUMBERS) + self._payload(message.size - HEAD)
-        message.sent = time.monotonic()
+        if number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # of one before
+            self._fail(number)
+        head = _HEAD.pack(self._run, message.number % _NUMBERS)
+        message.data = (head + self._payload(max(0, message.size - HEAD)))[: message.size]
         self._unanswered[message.number % _NUMBERS] = message
+        self._send(message)
+
+    def _send(self, message: Message) -> None:
+        message.sent = time.monotonic()
+        self._poller.stay_awake(message.sent)
         try:
-            self._send(message.data)
+            self._sock.send(message.data)
         except OSError as error:
             self._lose(message, Failure("error", text_of(error)))
-        self._poller.stay_awake(message.sent)
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self._sock.send(data)
-        except ConnectionRefusedError:  # about a message before this one, whose error nobody has read yet
-            self._be_refused()
-            self._sock.send(data)
 
     def give_up(self, message: Message, seconds: float) -> None:
         """Finish a message that has waited for so long. Its echo may still come, and is late then."""
+        self.is_retired = not self.echoes and len(self._addresses) > 1
         self._lose(message, Failure("timeout", f"no echo within {seconds:g} s"))
 
     def close(self) -> None:
         """Close the socket. What is under way is not finished by that."""
         if not self.end:
             self.end = Failure("closed", "closed")
-            self._poller.remove(self._sock.fileno())
-            self._sock.close()
+            self._release()
+
+    def _release(self) -> None:
+        self._poller.remove(self._sock.fileno())
+        self._sock.close()
+
+    def _open_next(self) -> bool:
+        """Leave the address for the next one that can be opened; return whether there is one."""
+        while self._left:
+            address = self._left.popleft()
+            try:
+                sock = _connected(address)
+            except OSError as error:
+                if self.end:
+                    self.address, self.end = address, Failure("connect", text_of(error))
+                continue
+            if not self.end:
+                self._release()
+            self.address, self.end, self._sock = address, None, sock
+            self._poller.add(sock.fileno(), select.EPOLLIN, lambda _: self._read())
+            return True
+        return False
+
+    def _move_on(self) -> bool:
+        """Unless an echo has come, send what is under way to the next address; return whether there is one."""
+        if self.echoes:
+            return False
+        if not self._open_next():
+            self._left.extend(each for each in self._addresses if each != self.address)  # for messages that follow
+            return False
+        for message in list(self._unanswered.values()):
+            self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # an error that counts is one of the last message
+            self._send(message)
+        return True
 
     def _read(self) -> None:
         while not self.end:
@@ -115,15 +148,21 @@ class Datagrams:
                 data = self._sock.recv(_READ)
             except BlockingIOError:
                 return
-            except OSError:  # ICMP: there is nobody at this port
-                self._be_refused()
+            except OSError as error:
+                self._fail(error.errno or 0)
                 continue
             self._compare(data, time.monotonic())
 
-    def _be_refused(self) -> None:
-        if self._unanswered:
-            message = next(iter(self._unanswered.values()))
-            self._lose(message, Failure("refused", "nobody listens at this port (ICMP)"))
+    def _fail(self, number: int) -> None:
+        """Take note of what the kernel has heard by ICMP (udp(7)). It does not tell of which message."""
+        waiting = list(self._unanswered.values())
+        if not waiting or self._move_on():
+            return
+        if number == errno.EMSGSIZE:
+            waiting.sort(key=lambda message: -message.size)
+        refused = Failure("refused", "nobody listens at this port (ICMP)")
+        other = Failure("error", f"{os.strerror(number).lower()} (ICMP)")
+        self._lose(waiting[0], refused if number == errno.ECONNREFUSED else other)
 
     def _compare(self, data: bytes, now: float) -> None:
         run, number = _HEAD.unpack(data[:HEAD].ljust(HEAD, b"\0"))
@@ -159,7 +198,7 @@ class Datagrams:
         number = message.number % _NUMBERS
         self._unanswered.pop(number, None)
         self._finished[number] = message
-        if len(self._finished) > _REMEMBERED:
+        while len(self._finished) * message.size > _REMEMBERED:
             self._finished.popitem(last=False)
         return before
 

@@ -97,5 +97,8 @@ class Exchange:
             stream.close()
         elif stream.is_retired and stream not in self._retired:
             self._retired.append(stream)
+            if self._route.target.kind == "udp":  # whether somebody is there shows only by an echo
+                self._route.addresses.remove(stream.address)
+                self._route.addresses.append(stream.address)
         if len(self._retired) > _RETIRED:
             self._retired.popleft().close()

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from echod.client import kernel
+from echod.client.datagrams import HEAD
 from echod.client.exchange import Exchange
 from echod.client.signals import Signals
 from echod.client.streams import Message
@@ -79,6 +80,11 @@ class Ping:
         for stream in self._streams.values():
             stream.close()
         self._exchange.close()
+        return self.summarize(time.monotonic() - began)
+
+    def summarize(self, duration: float = 0.0, error: str | None = None) -> int:
+        """Say the summary, and return the exit code. `error` is why nothing could be sent."""
+        options = self._options
         code, limit = self._tally.judge(options.warn, options.crit)
         self._say(
             "ping.summary",
@@ -86,8 +92,9 @@ class Ping:
                 "target": str(self._route.target),
                 "state": STATES[code],
                 "limit": limit or None,
+                "error": error,
                 **self._tally.fields(),
-                "duration": round(time.monotonic() - began, 6),
+                "duration": round(duration, 6),
                 "warn": options.warn and options.warn.fields(),
                 "crit": options.crit and options.crit.fields(),
             },
@@ -101,6 +108,8 @@ class Ping:
         stream = self._streams.get(key)
         if self._options.reconnect:
             stream = self._exchange.open([self._turn()])
+        elif self._is_udp and size < HEAD:  # it has no number, so its echo is known by its socket
+            stream = self._exchange.open(self._route.addresses)
         elif stream is None or stream.end or stream.is_retired:
             stream = self._streams[key] = self._exchange.open(self._route.addresses)
         self._exchange.send(stream, Message(self._number, size, due))
@@ -150,6 +159,7 @@ class Ping:
         fields: dict[str, Any] = self._kernel(stream)
         if failure.reason == "timeout" and self._tally.tcp and fields:
             fields["acknowledged"] = self._tally.tcp.is_acknowledged
+        self._tally.first_lost = self._tally.first_lost or failure.text
         self._tell("ping.lost", stream, message, reason=failure.reason, error=failure.text, **fields)
         self._blamed = stream
         self._done(stream)
@@ -158,13 +168,14 @@ class Ping:
         """Take note of an echo that is not what was sent, whatever was said of it before."""
         for count in self._tally.parts(message.size, stream.address):
             count.move(before, "wrong")
+        self._tally.first_wrong = self._tally.first_wrong or difference.text
         self._tell("ping.wrong", stream, message, offset=difference.offset, error=difference.text)
         self._blamed = stream
         self._done(stream)
 
     def ended(self, stream: Link, failure: Failure) -> None:
         """Take note of the end of an established connection that we did not close."""
-        self._tally.ended += 1
+        self._tally.ended += failure.reason != "out_of_step"
         if stream is not self._blamed:  # else the line of a lost message has said it
             age = round(time.monotonic() - stream.began, 6)
             self._tell("ping.disconnected", stream, None, reason=failure.reason, error=failure.text, age=age)
@@ -185,7 +196,7 @@ class Ping:
         return {"tcp": tcp.fields(), "retrans": again}
 
     def _done(self, stream: Link) -> None:
-        if self._options.reconnect and not stream.is_retired:
+        if not stream.is_retired and stream not in self._streams.values():
             stream.close()
 
 

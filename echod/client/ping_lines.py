@@ -103,6 +103,8 @@ def _summary(fields: Fields) -> Iterator[str]:
     yield from _parts("server", "server", fields["servers"])
     if fields["black_hole"]:
         text = "larger packets are lost on the way (MTU)"
+        if fields["target"].startswith("udp:"):
+            text += ", or the server drops such datagrams (echod: above udp.max_size)"
         yield f"nothing came back of {fields['black_hole']} bytes or more, but of less: {text}"
 
 
@@ -120,7 +122,10 @@ def _verdict(fields: Fields) -> str:
         text += f", {fields['wrong']} wrong"
     if fields["echoed"]:
         text += f", rtt {_ms(fields['echo']['avg'])}"
-    return text + (f" ({fields['limit']})" if fields["limit"] else "")
+    if fields["limit"]:
+        text += f" ({fields['limit']})"
+    reasons = "; ".join(fields[f"first_{outcome}"] for outcome in ("wrong", "lost") if fields[outcome])
+    return f"{text}: {reasons}" if reasons else text
 
 
 def _performance_data(fields: Fields) -> str:

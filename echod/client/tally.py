@@ -22,9 +22,9 @@ class Limit(NamedTuple):
     """What the average round trip (seconds) and the part of lost messages (percent) may be."""
 
     rtt: float
-    loss: float | None = None
+    loss: float
 
-    def fields(self) -> dict[str, float | None]:
+    def fields(self) -> dict[str, float]:
         """Return it as JSON has it."""
         return self._asdict()
 
@@ -59,6 +59,9 @@ class Tally(Count):
         super().__init__()
         self.late = self.duplicates = self.reordered = 0
         self.connections = self.ended = self.retrans = 0
+        self.first_lost: str | None = None
+        """Why the first of the lost messages has no echo."""
+        self.first_wrong: str | None = None
         self.connect = Distribution()
         self.tls = Distribution()
         self.jitter = 0.0
@@ -90,7 +93,7 @@ class Tally(Count):
         if limit is None:
             return ""
         over = ["rtt"] if self.echo.average > limit.rtt else []
-        over += ["loss"] if limit.loss is not None and self.loss > limit.loss else []
+        over += ["loss"] if self.loss > limit.loss else []
         return f"{' and '.join(over)} above {option}" if over else ""
 
     def black_hole(self) -> int | None:
@@ -103,6 +106,8 @@ class Tally(Count):
         """Return the figures of the summary."""
         return {
             **self.row(),
+            "first_lost": self.first_lost,
+            "first_wrong": self.first_wrong,
             "loss": round(self.loss, 3),
             **{name: getattr(self, name) for name in ("late", "duplicates", "reordered", "connections", "ended")},
             **{name: getattr(self, name).fields() for name in ("connect", "tls", "echo")},

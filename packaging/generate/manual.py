@@ -23,7 +23,8 @@ _WIDTH = 70
 """The longest line of text, without the marks for bold and italic."""
 
 _DESCRIPTION = """\
-echod is a daemon for the echo service of RFC 862 over TCP: it returns every byte that a client sends, in order, once.
+echod is a daemon for the echo service of RFC 862 over TCP, and over TLS, UDP and Unix sockets if they are set: it returns
+every byte that a client sends, in order, once.
 
 echod makes a fixed number of workers when it starts. Each worker serves one connection at a time. echod does not read from
 a client that does not read its echo, so the size of the pool bounds the memory.

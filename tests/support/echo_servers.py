@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.harness import LOCAL, reset
 
@@ -63,18 +63,23 @@ def deaf() -> Iterator[int]:
 
 @contextlib.contextmanager
 def datagrams(
-    answers: Callable[[bytes], Iterable[bytes]], family: socket.AddressFamily = socket.AF_INET
+    answers: Callable[[bytes], Iterable[bytes]],
+    family: socket.AddressFamily = socket.AF_INET,
+    sources: set[Any] | None = None,
 ) -> Iterator[int]:
-    """Send what this makes of each datagram; yield the port. An empty one ends it."""
+    """Send what this makes of each datagram; yield the port. `sources` gets the addresses of those who ask."""
     host = LOCAL if family == socket.AF_INET else "::1"
     with socket.socket(family, socket.SOCK_DGRAM) as sock, socket.socket(family, socket.SOCK_DGRAM) as stopper:
         sock.bind((host, 0))
+        stopper.bind((host, 0))
 
         def serve() -> None:
             while True:
                 data, address = sock.recvfrom(1 << 16)
-                if not data:
+                if address == stopper.getsockname():
                     return
+                if sources is not None:
+                    sources.add(address)
                 for answer in answers(data):
                     sock.sendto(answer, address)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -12,7 +14,8 @@ from echod import cli, probes
 from echod.client import paths
 from echod.client.tally import Limit
 from echod.errors import Refusal
-from tests.support.harness import DEADLINE
+from tests.support.echo_servers import right, serving
+from tests.support.harness import DEADLINE, LOCAL
 
 Capture = pytest.CaptureFixture[str]
 
@@ -34,7 +37,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ping h i", "unrecognized arguments: i"),
         ("ping h:0", 'argument TARGET: must have a port from 1 to 65535, got "h:0"'),
         ("ping -c 0 h", 'argument -c/--count: must be a whole number from 1 to 1000000000000, got "0"'),
-        ("ping -s 5,x h", 'argument -s/--size: must be a whole number from 1 to 16777216, got "x"'),
+        ("ping -s 5,x h", 'argument -s/--size: must be a whole number from 0 to 16777216, got "x"'),
         (
             "ping -i 0 h",
             'argument -i/--interval: must be a time in seconds, or with its unit, e.g. 0.2 or "200ms", got "0"',
@@ -42,8 +45,19 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ping -W 400d h", None),
         ("ping -w 9000h h", None),
         ("ping -i 0.00001 h", "-i: must be at least 0.0001 seconds; `echod bench` sends faster"),
-        ("ping --warn fast h", 'argument --warn: must be a time in seconds and a percentage, e.g. 0.1,20%, got "fast"'),
+        (
+            "ping -s 5,0 h",
+            "-s: at least 1 byte: on a connection, nothing comes back of an empty message, as it does over udp://",
+        ),
+        ("ping -c -1 h", 'argument -c/--count: must be a whole number from 1 to 1000000000000, got "-1"'),
+        (
+            "ping --warn 5 h",
+            'argument --warn: must be RTT,LOSS%, such as 0.1,20% or 100ms,20%, got "5"',
+        ),
+        ("ping --warn fast h", None),
         ("ping --warn 1, h", None),
+        ("ping --warn 1,5 h", None),
+        ("ping --warn ,5% h", None),
         ("ping --crit 1,101% h", None),
         ("ping -4 -6 h", "argument -6: not allowed with argument -4"),
         ("ping --ca x h", "--ca, --cert and --insecure need a target that begins with tls://"),
@@ -55,6 +69,10 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bench --size 0 h", None),
         ("bench --duration 0s h", None),
         ("bench --insecure h", None),
+        (
+            "bench --rate -1 h",
+            'argument --rate: must be messages a second, more than 0 and at most 10,000,000, got "-1"',
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_3(capsys: Capture, words: str, error: str | None) -> None:
@@ -82,8 +100,7 @@ def test_a_short_interval_needs_root(capsys: Capture, monkeypatch: pytest.Monkey
     ("text", "limit"),
     [
         ("0.1,20%", Limit(0.1, 20)),
-        ("100ms,5", Limit(0.1, 5)),
-        ("2s", Limit(2)),
+        ("100ms,5%", Limit(0.1, 5)),
         ("0,0%", Limit(0, 0)),
         (".5,0.5%", Limit(0.5, 0.5)),
     ],
@@ -124,10 +141,14 @@ def test_the_command_exits_with_its_code(capsys: Capture) -> None:
 def test_they_start_without_what_only_other_commands_need() -> None:
     """Each of these takes longer to import than all that they need."""
     code = "import sys, echod.probes; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=True)
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")
+    }  # it imports much itself
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=DEADLINE, check=True)
     loaded = set(done.stdout.split())
     assert "echod.client.ping" in loaded
-    assert loaded & {"pydantic", "uvloop", "asyncio", "ssl", "h11", "echod.config.settings"} == set()
+    assert loaded & {"pydantic", "uvloop", "asyncio", "ssl", "h11", "traceback", "echod.config.settings"} == set()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +157,7 @@ def test_they_start_without_what_only_other_commands_need() -> None:
         (["-q", "h"], 2, "CRITICAL - echod: tcp://h:7: no such name\n"),
         (["-q", "--ca", "/none", "tls://h"], 3, "UNKNOWN - echod: --ca: /none: No such file or directory\n"),
         (["h"], 2, ""),
-        (["-q", "--json", "h"], 2, ""),
+        (["-q", "--json", "--ca", "/none", "tls://h"], 3, ""),
     ],
 )
 def test_a_monitoring_system_is_told_why_nothing_was_sent(
@@ -153,3 +174,28 @@ def test_a_monitoring_system_is_told_why_nothing_was_sent(
     assert out == state
     assert err.startswith("echod: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["ping"])
+def test_a_program_finds_the_error_in_the_last_line(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The summary also comes if the name has no address. It has the same fields as after a run."""
+
+    def fail(*_: object) -> None:
+        raise Refusal("echod: tcp://h:7: no such name", exit_code=2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "resolve", fail)
+        assert probes.run([command, "--json", "h"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "echod: tcp://h:7: no such name\n"
+    summary = json.loads(out)
+    assert (summary["event"], summary["error"]) == (f"{command}.summary", "tcp://h:7: no such name")
+    with serving(right) as port:
+        monkeypatch.setattr(paths, "resolve", lambda *_: [paths.Address(socket.AF_INET, (LOCAL, port))])
+        words = ["-c", "1"] if command == "ping" else ["--duration", "0.05", "--connections", "1"]
+        probes.run([command, "--json", *words, "h"])
+    after = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert after["error"] is None
+    assert after.keys() == summary.keys()

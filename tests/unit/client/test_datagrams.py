@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -11,12 +12,13 @@ import pytest
 
 from echod.client import datagrams as module
 from echod.client.datagrams import Datagrams
-from echod.client.paths import Address
+from echod.client.exchange import Exchange
+from echod.client.paths import Address, Route, Target
 from echod.client.poller import Poller
-from echod.client.streams import Message
+from echod.client.streams import Failure, Message
 from tests.support.echo_servers import datagrams
-from tests.support.harness import LOCAL, free_port
-from tests.unit.client.test_ping import IMPATIENT, counts, ping, told
+from tests.support.harness import LOCAL, free_port, until
+from tests.unit.client.test_ping import IMPATIENT, QUICK, counts, ping, told
 from tests.unit.client.test_streams import Told, poll
 
 if TYPE_CHECKING:
@@ -132,10 +134,63 @@ def test_a_datagram_that_is_too_large_is_told(capsys: Capture) -> None:
     assert (summary["black_hole"], code) == (66000, 1)
 
 
-def test_a_small_message_has_no_room_for_its_number(capsys: Capture) -> None:
-    code, _, err = ping(capsys, "-s", "7", "udp://127.0.0.1")
-    assert (code, err.count("\n")) == (3, 1)
-    assert "-s: must be at least 8 bytes over UDP" in err
+def test_the_server_may_be_why_large_ones_are_lost(capsys: Capture) -> None:
+    """The path is not the only one that has a largest size."""
+    with datagrams(lambda data: [data] if len(data) < 100 else []) as port:
+        _, out, _ = ping(capsys, *QUICK, *IMPATIENT, "-q", "-c", "2", "-s", "56,100", f"udp://{LOCAL}:{port}")
+    why = "larger packets are lost on the way (MTU), or the server drops such datagrams (echod: above udp.max_size)"
+    assert out.splitlines()[-1] == f"nothing came back of 100 bytes or more, but of less: {why}"
+
+
+def test_messages_without_room_for_a_number_have_their_sockets(capsys: Capture) -> None:
+    """Several may be under way, and their echoes may come in any order; also those of empty ones."""
+    held: list[bytes] = []
+    sources = set[Any]()
+
+    def answers(data: bytes) -> Iterable[bytes]:
+        held.append(data)
+        return [data] if len(held) != 2 else []
+
+    with datagrams(answers, sources=sources) as port:
+        words = ["-c", "5", "-s", "0,3,7,56", f"udp://{LOCAL}:{port}"]
+        code, events, summary = told(capsys, *words, *IMPATIENT, "-i", "0.02")
+    assert [len(data) for data in held] == [0, 3, 7, 56, 0]
+    assert len(sources) == 5
+    assert [(each["event"], each["seq"]) for each in events] == [
+        *(("ping.echo", number) for number in (1, 3, 4, 5)),
+        ("ping.lost", 2),
+    ]
+    assert (counts(summary), code) == ((4, 1, 0), 1)
+
+
+def test_the_next_address_is_tried_until_one_has_answered(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once if nobody listens at this one, and nothing is lost by that; the line says which one has answered."""
+    with datagrams(lambda data: [data]) as port:
+        resolve_to(monkeypatch, port, "127.0.0.9", "127.0.0.8", LOCAL)
+        code, events, summary = told(capsys, "-c", "3", "-s", "56,3,56", f"udp://several.example:{port}")
+    assert [(each["event"], each["seq"], each["server"]["address"]) for each in events] == [
+        ("ping.echo", number, LOCAL) for number in (1, 2, 3)
+    ]
+    assert ([row["server"]["address"] for row in summary["servers"]], code) == ([LOCAL], 0)
+
+
+def test_if_nobody_listens_at_any_address_each_message_tries_them_all(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is lost once, at the last one."""
+    port = free_port()
+    resolve_to(monkeypatch, port, LOCAL, "127.0.0.9")
+    code, events, summary = told(capsys, "-c", "3", f"udp://several.example:{port}")
+    assert [(each["reason"], each["server"]["address"]) for each in events] == [
+        ("refused", host) for host in ("127.0.0.9", LOCAL, "127.0.0.9")
+    ]
+    assert (counts(summary), code) == ((0, 3, 0), 2)
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, port: int, *hosts: str) -> None:
+    """Let a name have these addresses."""
+    found = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (host, port)) for host in hosts]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
 
 
 def test_reconnect_uses_a_new_port_for_each_message(capsys: Capture) -> None:
@@ -207,6 +262,91 @@ def test_an_address_of_a_family_that_the_kernel_lacks_is_passed_over(poller: Pol
         link.close()
 
 
+def test_an_address_that_is_silent_is_left_after_a_lost_message() -> None:
+    """Its echo may still come. Once an address has answered, no loss changes it."""
+    told_ = Told()
+    left = [True, False]
+
+    def turn_until(count: int) -> None:
+        def met() -> bool:
+            exchange.turn(time.monotonic() + 0.01)
+            return len(told_.events) == count
+
+        until(met, what="what the exchange tells", interval=0)
+
+    with (
+        datagrams(lambda data: [data] if left.pop(0) else []) as port,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
+    ):
+        silent.bind(("127.0.0.9", port))
+        addresses = [Address(socket.AF_INET, (host, port)) for host in ("127.0.0.9", LOCAL)]
+        exchange = Exchange(Route(Target("udp", "h", port), addresses), 0.1, told_, os.urandom)
+        first = exchange.open(addresses)
+        exchange.send(first, Message(1, 8, 0.0))
+        turn_until(1)
+        assert first.is_retired
+        second = exchange.open(addresses)
+        exchange.send(second, Message(2, 8, 0.0))
+        turn_until(2)
+        exchange.send(second, Message(3, 8, 0.0))
+        turn_until(3)
+        silent.sendto(*silent.recvfrom(100))
+        turn_until(4)
+        second.close()
+        exchange.close()
+    assert [(event[0], event[1].number) for event in told_.events] == [
+        ("lost", 1),
+        ("echoed", 2),
+        ("lost", 3),
+        ("late", 1),
+    ]
+    assert (second.address.sockaddr[0], second.is_retired) == (LOCAL, False)
+
+
+def test_an_address_that_has_answered_is_kept_when_it_refuses(poller: Poller) -> None:
+    """A server that restarts loses messages, and another one must not hide it."""
+    told_ = Told()
+    with datagrams(lambda data: [data]) as port:
+        addresses = [Address(socket.AF_INET, (host, port)) for host in (LOCAL, "127.0.0.9")]
+        link = Datagrams(poller, told_, addresses, os.urandom)
+        link.put(Message(1, 8, 0.0))
+        poll(poller, lambda: told_.events)
+    link.put(Message(2, 8, 0.0))
+    poll(poller, lambda: len(told_.events) == 2)
+    assert [(event[0], event[1].number) for event in told_.events] == [("echoed", 1), ("lost", 2)]
+    assert link.address == addresses[0]
+    link.close()
+
+
+def test_without_another_address_that_can_be_opened_a_refused_message_is_lost(poller: Poller) -> None:
+    """At the one that refuses it."""
+    lacking = Address(X25, (LOCAL, 7))
+    told_ = Told()
+    link = Datagrams(poller, told_, [Address(socket.AF_INET, (LOCAL, free_port())), lacking], os.urandom)
+    link.put(Message(1, 8, 0.0))
+    poll(poller, lambda: told_.events)
+    assert (told_.events[0][0], told_.events[0][2].reason, link.address.family) == ("lost", "refused", socket.AF_INET)
+    link.close()
+
+
+def test_a_router_that_has_no_room_for_a_datagram_is_told_apart(poller: Poller) -> None:
+    """The kernel hears of it by ICMP, and does not tell of which message. It is the largest one."""
+    told_ = Told()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((LOCAL, 0))
+        link = Datagrams(poller, told_, [Address(socket.AF_INET, silent.getsockname())], os.urandom)
+        small, large = Message(1, 8, 0.0), Message(2, 1400, 0.0)
+        link.put(small)
+        link.put(large)
+        link._fail(errno.EMSGSIZE)
+        link._fail(errno.EHOSTUNREACH)
+        link.close()
+    assert told_.events == [
+        ("lost", large, Failure("error", "message too long (ICMP)")),
+        ("lost", small, Failure("error", "no route to host (ICMP)")),
+    ]
+
+
 def test_datagrams_are_not_fragmented(poller: Poller) -> None:
     """So the largest one that comes back tells the MTU of the path (ip(7), IP_MTU_DISCOVER)."""
     link = Datagrams(poller, Told(), [Address(socket.AF_INET, (LOCAL, free_port()))], os.urandom)
@@ -215,8 +355,8 @@ def test_datagrams_are_not_fragmented(poller: Poller) -> None:
 
 
 def test_only_some_finished_messages_are_remembered(poller: Poller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory does not grow with the messages."""
-    monkeypatch.setattr(module, "_REMEMBERED", 2)
+    """Memory does not grow with the messages, whatever their size."""
+    monkeypatch.setattr(module, "_REMEMBERED", 16)
     link = Datagrams(poller, Told(), [Address(socket.AF_INET, (LOCAL, free_port()))], os.urandom)
     for number in range(5):
         message = Message(number, 8, 0.0)

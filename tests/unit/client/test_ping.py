@@ -20,6 +20,7 @@ from tests.support.echo_servers import changed, delayed, ending, flipped, in_tur
 from tests.support.harness import LOCAL, free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.echo_servers import Behaviour
@@ -159,6 +160,24 @@ def test_each_fault_is_told_for_what_it_is(
     for text, pattern in zip(texts, events, strict=True):
         assert re.match(pattern, text), texts
     assert (counts(summary), found) == (expected, code)
+    for outcome in ("lost", "wrong"):
+        first = next((each["error"] for each in lines if each["event"] == f"ping.{outcome}"), None)
+        assert summary[f"first_{outcome}"] == first
+
+
+def test_the_summary_alone_says_what_went_wrong(capsys: Capture) -> None:
+    """On its first line, which is all that a monitoring system may show. Our own end of a connection is none by the server."""
+    with serving(in_turn(ending(0, answer=lambda _: b""), ending(1, answer=bytes_and(b"more")), right)) as port:
+        code, out, _ = ping(capsys, "-q", "-i", "0.15", "-c", "4", f"{LOCAL}:{port}")
+    lines = out.splitlines()
+    reasons = "4 bytes more than were sent; the server closed the connection"
+    assert re.match(rf"CRITICAL - 2 of 4 echoed, 25 % lost, 1 wrong, rtt [0-9.]+ ms: {reasons} \| rtt=", lines[0])
+    assert lines[2] == "1 connections were ended by the server or the network"
+    assert code == 2
+
+
+def bytes_and(more: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data + more
 
 
 def test_bytes_before_any_message_are_told(capsys: Capture) -> None:
@@ -202,7 +221,7 @@ def test_a_refused_connection_is_tried_again_for_each_message(capsys: Capture) -
     code, out, _ = ping(capsys, *QUICK, "-c", "2", f"{LOCAL}:{free_port()}")
     lines = out.splitlines()
     assert [line.partition(": ")[2] for line in lines[1:3]] == ["seq=1 connection refused", "seq=2 connection refused"]
-    assert lines[3] == "CRITICAL - 0 of 2 echoed, 100 % lost | loss=100%;;;0;100 wrong=0;;;0"
+    assert lines[3] == "CRITICAL - 0 of 2 echoed, 100 % lost: connection refused | loss=100%;;;0;100 wrong=0;;;0"
     assert len(lines) == 5
     assert code == 2
 
@@ -374,11 +393,11 @@ def test_interim_without_an_echo(capsys: Capture) -> None:
     [
         (["--warn", "5,20%", "--crit", "9s,50%"], 0, "OK - "),
         (
-            ["--warn", "0.001ms", "--crit", "9"],
+            ["--warn", "0.001ms,5%", "--crit", "9,100%"],
             1,
-            "WARNING - .* \\(rtt above --warn\\) .*rtt=.*s;1e-06;9;0 loss=0%;;;0;100",
+            "WARNING - .* \\(rtt above --warn\\) .*rtt=.*s;1e-06;9;0 loss=0%;5;100;0;100",
         ),
-        (["--warn", "0,0", "--crit", "0.000001,50"], 2, "CRITICAL - .* \\(rtt above --crit\\) .* loss=0%;0;50;0;100"),
+        (["--warn", "0,0%", "--crit", "0.000001,50%"], 2, "CRITICAL - .* \\(rtt above --crit\\) .* loss=0%;0;50;0;100"),
     ],
 )
 def test_limits_decide_the_state(capsys: Capture, limits: list[str], code: int, text: str) -> None:

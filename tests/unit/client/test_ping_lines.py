@@ -46,9 +46,10 @@ def test_what_is_unusual_has_a_line_in_the_summary() -> None:
     """And else has none."""
     tally = Tally()
     tally.sent = tally.wrong = 1
+    tally.first_wrong, tally.first_lost = "1 byte missing at offset 3", "given up before it was wrong"
     tally.late, tally.duplicates, tally.reordered, tally.ended = 2, 3, 4, 5
     assert summary(tally) == [
-        "OK - 0 of 1 echoed, 0 % lost, 1 wrong | loss=0%;;;0;100 wrong=1;;;0",
+        "OK - 0 of 1 echoed, 0 % lost, 1 wrong: 1 byte missing at offset 3 | loss=0%;;;0;100 wrong=1;;;0",
         "1 sent, 0 echoed, 0 lost, 1 wrong, in 1.0 s to tcp://h:7",
         "2 of the lost came back too late",
         "3 came back twice",
