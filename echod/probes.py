@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from echod import command, stdio
 from echod.client import bench, bench_lines, paths, ping_lines
+from echod.client.datagrams import HEAD
 from echod.client.paths import WRONG_USAGE
 from echod.client.ping import Options, Ping
 from echod.client.tally import CRITICAL, STATES, UNKNOWN, Limit
 from echod.errors import Refusal
-from echod.limits import needed, raise_soft_limit
+from echod.limits import hard_limit, needed, raise_soft_limit
 from echod.text import printable, shown
 
 if TYPE_CHECKING:
@@ -261,19 +262,29 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if arguments.target.kind == "udp":
-        parser.error("TARGET: udp:// has no connections to load; `echod ping` sends datagrams")
-    route = _route(arguments, parser)
-    far = [each for each in route.addresses if not paths.is_near(each)]
-    if far and not arguments.yes:
-        parser.error(f"{far[0].sockaddr[0]} is not a private address: --yes if its owner wants this load")
+    if arguments.target.kind == "udp" and arguments.size < HEAD:
+        parser.error(f"--size: must be at least {HEAD} over UDP, for the number of the message")
+    descriptors, limit = needed(arguments.connections), hard_limit()
+    if limit is not None and descriptors > limit:
+        parser.error(
+            f"--connections: {descriptors} file descriptors are needed, and the hard limit is {limit} (ulimit -Hn)"
+        )
+    raise_soft_limit(descriptors)
     options = bench.Options(arguments.rate, arguments.connections, arguments.duration, arguments.size)
-    raise_soft_limit(needed(arguments.connections))
-    shows = sys.stderr.isatty()
+    progress = _progress if sys.stderr.isatty() else lambda *_: None
     try:
-        code, fields = bench.Bench(route, options, _progress if shows else lambda *_: None).run()
+        route = _route(arguments, parser)
+        far = [each for each in route.addresses if not paths.is_near(each)]
+        if far and not arguments.yes:
+            parser.error(f"{far[0].sockaddr[0]} is not a private address: --yes if its owner wants this load")
+        code, fields = bench.Bench(route, options, progress).run()
+    except Refusal as refusal:
+        if arguments.json and refusal.exit_code == CRITICAL:
+            nothing = bench.Bench(paths.Route(arguments.target, []), options, progress)
+            stdio.answer(_json_line("bench.summary", nothing.report(error=_text(refusal))[1]))
+        raise
     finally:
-        if shows:
+        if progress is _progress:
             sys.stderr.write(_ERASE)
             sys.stderr.flush()
     stdio.answer(_json_line("bench.summary", fields) if arguments.json else bench_lines.report(fields))

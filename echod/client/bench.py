@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from echod.client.streams import Failure, Link
 
 TIMEOUT = 10.0
-"""Seconds from the moment at which a message is due until it is lost."""
+"""Seconds from the sending of a message until it is lost."""
+DATAGRAM_TIMEOUT = 1.0
+"""The same over UDP, where a lost message never comes: in a closed loop, its socket does nothing meanwhile."""
 LATE = 0.01
 """Seconds by which the client may send 1 % of its messages late, and still have kept its schedule."""
 _AT_ONCE = 64
@@ -69,7 +71,8 @@ class Bench:
         self._progress = progress
         self._pattern = os.urandom(options.size + _STARTS)
         self._start = 0
-        self._exchange = Exchange(route, TIMEOUT, self, self._payload)
+        timeout = DATAGRAM_TIMEOUT if route.target.kind == "udp" else TIMEOUT
+        self._exchange = Exchange(route, timeout, self, self._payload)
         self._slots: list[Link] = []
         self._until = -math.inf
         self._opened_at: dict[int, float] = {}
@@ -80,7 +83,7 @@ class Bench:
         self._lateness = Distribution()
         self._errors: dict[str, int] = {}
         self._first_wrong: str | None = None
-        self._lost = self._wrong = self._late = self._unsent = 0
+        self._lost = self._wrong = self._late = self._duplicates = self._unsent = 0
 
     def run(self) -> tuple[int, dict[str, Any]]:
         """Return the exit code and the report. Raises `Refusal` if not every connection echoes one message before."""
@@ -93,7 +96,7 @@ class Bench:
             for stream in self._slots:
                 stream.close()
             self._exchange.close()
-        return self._report(took)
+        return self.report(took)
 
     def _measure(self, signals: Signals) -> float:
         """Return how long messages were sent, in seconds."""
@@ -166,12 +169,15 @@ class Bench:
         self._progress(self._latency.count, now - began, self._latency)
         return now
 
-    def _report(self, took: float) -> tuple[int, dict[str, Any]]:
+    def report(self, took: float = 0.0, error: str | None = None) -> tuple[int, dict[str, Any]]:
+        """Return the exit code, and what was measured in so many seconds. `error` is why nothing was."""
         options, latency = self._options, self._latency
         late = self._lateness.quantile(0.99) > LATE or self._unsent > 0
         code = CRITICAL if self._wrong or not latency.count else WARNING if self._lost or late else OK
+        rate = latency.count / took if took else 0.0
         return code, {
             "target": str(self._route.target),
+            "error": error,
             "loop": "open" if options.rate else "closed",
             "rate": options.rate,
             "connections": options.connections,
@@ -179,12 +185,13 @@ class Bench:
             "duration": round(took, 6),
             "messages": latency.count,
             "bytes": latency.count * options.size,
-            "messages_per_second": round(latency.count / took, 3),
-            "bytes_per_second": round(latency.count * options.size / took, 3),
+            "messages_per_second": round(rate, 3),
+            "bytes_per_second": round(rate * options.size, 3),
             "latency": latency.fields(),
             "lost": self._lost,
             "wrong": self._wrong,
             "late": self._late,
+            "duplicates": self._duplicates,
             "errors": self._errors,
             "first_wrong": self._first_wrong,
             "client": {"kept_schedule": not late, "unsent": self._unsent, "lateness": self._lateness.fields()},
@@ -206,8 +213,11 @@ class Bench:
             self._next(message, now)
 
     def late(self, stream: Link, message: Message, now: float) -> None:  # noqa: ARG002 - as for `ping`
-        """Take note of a right echo whose message was given up before."""
-        self._late += 1
+        """Take note of a right echo whose message was finished before: given up, or over UDP echoed already."""
+        if message.outcome == "lost":
+            self._late += 1
+        else:
+            self._duplicates += 1
 
     def lost(self, stream: Link, message: Message, failure: Failure) -> None:  # noqa: ARG002 - as for `ping`
         """Take note of a message without an echo."""

@@ -43,6 +43,8 @@ def _report(fields: Fields) -> Iterator[str]:
         yield f"! {fields['lost']:,} lost: {reasons}"
     if fields["late"]:
         yield f"! {fields['late']:,} of the lost came back too late"
+    if fields["duplicates"]:
+        yield f"! {fields['duplicates']:,} came back twice"
     if fields["wrong"]:
         yield f"! {fields['wrong']:,} wrong, the first one: {fields['first_wrong']}"
     yield from _client(fields)

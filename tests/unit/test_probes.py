@@ -73,6 +73,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
             "bench --rate -1 h",
             'argument --rate: must be messages a second, more than 0 and at most 10,000,000, got "-1"',
         ),
+        ("bench --size 7 udp://h", "--size: must be at least 8 over UDP, for the number of the message"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_3(capsys: Capture, words: str, error: str | None) -> None:
@@ -176,7 +177,7 @@ def test_a_monitoring_system_is_told_why_nothing_was_sent(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["ping"])
+@pytest.mark.parametrize("command", ["ping", "bench"])
 def test_a_program_finds_the_error_in_the_last_line(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -199,3 +200,11 @@ def test_a_program_finds_the_error_in_the_last_line(
     after = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert after["error"] is None
     assert after.keys() == summary.keys()
+
+
+def test_more_connections_than_descriptors_are_wrong_usage(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says what is needed."""
+    monkeypatch.setattr(probes, "hard_limit", lambda: 1024)
+    assert probes.run(["bench", "--connections", "1000", "h"]) == 3
+    line = "--connections: 1160 file descriptors are needed, and the hard limit is 1024 (ulimit -Hn)"
+    assert capsys.readouterr().err == f"echod bench: {line} (see echod bench --help)\n"

@@ -21,7 +21,7 @@ from echod.client import bench, bench_lines
 from echod.client.figures import Distribution
 from echod.client.paths import Route, Target
 from echod.client.streams import Message
-from tests.support.echo_servers import changed, delayed, ending, flipped, in_turn, right, serving, silent
+from tests.support.echo_servers import changed, datagrams, delayed, ending, flipped, in_turn, right, serving, silent
 from tests.support.harness import DEADLINE, LOCAL, free_port
 
 if TYPE_CHECKING:
@@ -205,8 +205,14 @@ def test_what_is_no_echo_service_gets_no_load(
 
 
 def test_no_connection_is_one_line(capsys: Capture) -> None:
+    """And the summary, for programs."""
     port = free_port()
-    assert run(capsys, f"{LOCAL}:{port}") == (2, "", f"echod: tcp://{LOCAL}:{port}: connection refused\n")
+    line = f"tcp://{LOCAL}:{port}: connection refused"
+    assert run(capsys, f"{LOCAL}:{port}") == (2, "", f"echod: {line}\n")
+    code, out, err = run(capsys, "--json", f"{LOCAL}:{port}")
+    assert (code, err) == (2, f"echod: {line}\n")
+    summary = json.loads(out)
+    assert (summary["event"], summary["error"], summary["messages"]) == ("bench.summary", line, 0)
 
 
 def test_ctrl_c_ends_it_with_the_report(capsys: Capture) -> None:
@@ -288,9 +294,29 @@ def test_progress_has_the_figures_so_far() -> None:
     assert bench_lines.progress(1234, 3.2, latency) == "3 s, 1,234 echoes, p50 2.100 ms, p99 2.100 ms"
 
 
-def test_udp_has_no_connections_to_load(capsys: Capture) -> None:
-    code, _, err = run(capsys, "udp://127.0.0.1")
-    assert (code, err.count("\n")) == (3, 1)
+@pytest.mark.parametrize("rate", [["--rate", "100"], []], ids=["open", "closed"])
+def test_over_udp_each_connection_is_a_socket(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, rate: list[str]
+) -> None:
+    """A lost datagram delays no other one, and one that comes twice counts once."""
+    monkeypatch.setattr(bench, "DATAGRAM_TIMEOUT", 0.25)
+    sources = set[Any]()
+    seen = 0
+
+    def answers(data: bytes) -> list[bytes]:
+        nonlocal seen
+        seen += 1
+        return {4: [], 5: [data, data]}.get(seen, [data])
+
+    with datagrams(answers, sources=sources) as port:
+        words = [*rate, "--duration", "0.2", "--connections", "2", f"udp://{LOCAL}:{port}"]
+        code, fields = report(capsys, *words)
+        seen = 0
+        _, out, _ = run(capsys, *words)
+    assert (fields["target"], len(sources), code) == (f"udp://{LOCAL}:{port}", 4, 1)
+    assert (fields["lost"], fields["errors"], fields["duplicates"], fields["late"]) == (1, {"timeout": 1}, 1, 0)
+    assert fields["messages"] > 1
+    assert "\n! 1 came back twice\n" in out
 
 
 def test_a_unix_socket_is_near(capsys: Capture, tmp_path: Path) -> None:
@@ -321,7 +347,7 @@ def test_latency_counts_from_the_moment_at_which_a_message_was_due() -> None:
 def test_without_a_message_there_is_no_lateness() -> None:
     """Ctrl-C may come before the first one."""
     options = bench.Options(5.0, 1, 1.0, 64)
-    _, fields = bench.Bench(Route(Target("tcp", "h", 7), []), options, lambda *_: None)._report(1.0)
+    _, fields = bench.Bench(Route(Target("tcp", "h", 7), []), options, lambda *_: None).report(1.0)
     assert bench_lines.report(fields).splitlines() == [
         "tcp://h:7: 1 connection, 64 bytes, 5 messages a second",
         "0 messages came back in 1.0 s: 0.0 a second, 0 B/s each way",
