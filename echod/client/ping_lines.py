@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     Fields = Mapping[str, Any]
 
+_FRAME = 1472
+"""Bytes of the largest datagram that fits in an Ethernet frame."""
 COLUMNS = ("min", "avg", "p50", "p90", "p99", "max")
 
 
@@ -101,11 +103,14 @@ def _summary(fields: Fields) -> Iterator[str]:
     yield from _network(fields)
     yield from _parts("bytes", "size", fields["sizes"])
     yield from _parts("server", "server", fields["servers"])
+    is_udp = fields["target"].startswith("udp:")
     if fields["black_hole"]:
         text = "larger packets are lost on the way (MTU)"
-        if fields["target"].startswith("udp:"):
+        if is_udp:
             text += ", or the server drops such datagrams (echod: above udp.max_size)"
         yield f"nothing came back of {fields['black_hole']} bytes or more, but of less: {text}"
+    elif is_udp and fields["lost"] == fields["sent"] > 0 and fields["sizes"][0]["size"] > _FRAME:
+        yield f"try at most {_FRAME} bytes: the path or the server may drop larger datagrams (echod: above udp.max_size)"
 
 
 _EXTRA = {

@@ -101,4 +101,6 @@ class Channel:
         except ssl.SSLError as error:
             if error.reason in _NOT_TLS:
                 raise ConnectionError("TLS: the server does not speak it at this port") from None
-            raise ConnectionError(f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}") from None
+            reason = (error.reason or str(error)).lower().replace("_", " ")
+            _, is_alert, alert = reason.partition(" alert ")  # after the version that introduced it, such as sslv3
+            raise ConnectionError(f"TLS: the server refuses: {alert}" if is_alert else f"TLS: {reason}") from None

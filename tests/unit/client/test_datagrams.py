@@ -142,6 +142,14 @@ def test_the_server_may_be_why_large_ones_are_lost(capsys: Capture) -> None:
     assert out.splitlines()[-1] == f"nothing came back of 100 bytes or more, but of less: {why}"
 
 
+@pytest.mark.parametrize(("size", "is_told"), [(1472, False), (1473, True)])
+def test_of_large_ones_alone_it_is_told_what_to_try(capsys: Capture, size: int, *, is_told: bool) -> None:
+    with datagrams(lambda _: []) as port:
+        _, out, _ = ping(capsys, *QUICK, *IMPATIENT, "-q", "-c", "1", "-s", str(size), f"udp://{LOCAL}:{port}")
+    hint = "try at most 1472 bytes: the path or the server may drop larger datagrams (echod: above udp.max_size)"
+    assert (out.splitlines()[-1] == hint) == is_told
+
+
 def test_messages_without_room_for_a_number_have_their_sockets(capsys: Capture) -> None:
     """Several may be under way, and their echoes may come in any order; also those of empty ones."""
     held: list[bytes] = []

@@ -98,6 +98,8 @@ def test_a_client_certificate_is_shown(capsys: Capture, certificate: Path, *, sh
         code, (event, *_), _ = told(capsys, "-c", "1", "--ca", str(certificate), *words, target)
     assert code == (0 if shown else 2)
     assert shown or event["reason"] in ("error", "reset")  # the alert, unless a reset has overtaken it
+    if event.get("reason") == "error":
+        assert event["error"] == "TLS: the server refuses: certificate required"
 
 
 def test_an_end_without_close_notify_is_told(capsys: Capture, certificate: Path) -> None:
