@@ -21,16 +21,26 @@ HEADERS = (("v1", "PROXY"), ("v1", "UNKNOWN"), ("v2", "PROXY"), ("v2", "LOCAL"),
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16  # bytes: signature, version and command, family and transport, length of the rest
 _TEXT = b"PROXY "
+_LINES = (b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN")
 _LONGEST_LINE = 107  # bytes, with CRLF
+_NOT_ITS_WORDS = "its line has not the words of TCP4, TCP6 or UNKNOWN"
 _WORDS = 6  # of a line that names a client: PROXY TCP4 SOURCE DESTINATION PORT PORT
 _MAX_PORT = 65535
 _FAMILIES = {b"TCP4": socket.AF_INET, b"TCP6": socket.AF_INET6}
 
-# Of version 2: the version and the command in one byte; the family and the transport in another.
+# Of version 2: the version and the command in one byte; the family and the transport in another; the length of the rest in two.
+_COMMAND, _PROTOCOL, _LENGTH = 12, 13, 14
 _LOCAL, _PROXY = 0x20, 0x21
 _TCP4, _TCP6 = 0x11, 0x21
-_LAST_FAMILY, _LAST_TRANSPORT = 3, 2  # AF_UNIX, DGRAM
-_ADDRESSES = {_TCP4: (socket.AF_INET, 4), _TCP6: (socket.AF_INET6, 16)}
+_PROTOCOLS = [family << 4 | transport for family in range(4) for transport in range(3)]  # up to AF_UNIX and DGRAM
+_ADDRESSES = {_TCP4: (socket.AF_INET, 4), _TCP6: (socket.AF_INET6, 16)}  # and the bytes of one
+_LEAST = {
+    b"": 0,
+    bytes([_PROXY]): 0,
+    **{bytes([_PROXY, protocol]): 0 for protocol in _PROTOCOLS},
+    **{bytes([_PROXY, protocol]): 2 * width + 4 for protocol, (_, width) in _ADDRESSES.items()},  # with two ports
+}
+"""By the first two of these, as far as they have come: the least length. No other ones are valid, but LOCAL with whatever follows."""
 
 
 class Header(NamedTuple):
@@ -45,27 +55,34 @@ class Header(NamedTuple):
 def size(begun: bytes) -> int | None:
     """Return the number of bytes of the header that begins so, or `None` if that takes more bytes, all of them the header's.
 
-    Raises `ValueError` if no header begins so.
+    Raises `ValueError` if no header begins so: with the byte that shows it, nobody waits for the rest.
     """
     if begun.startswith(_TEXT):
+        if not begun.startswith(_LINES) and not any(line.startswith(begun) for line in _LINES):
+            raise ValueError(_NOT_ITS_WORDS)
         end = begun.find(b"\n", 0, _LONGEST_LINE) + 1
         if not end and len(begun) >= _LONGEST_LINE:
             raise ValueError(f"its line is longer than {_LONGEST_LINE} bytes")
         return end or None
     if begun.startswith(_SIGNATURE):
+        least = _LEAST.get(begun[_COMMAND:_LENGTH])
+        if least is None and begun[_COMMAND] != _LOCAL:
+            raise ValueError("its version, command, family or transport is unknown")
         if len(begun) < _FIXED:
             return None
-        length = _FIXED + int.from_bytes(begun[14:16])
-        if length > LONGEST:
+        length = int.from_bytes(begun[_LENGTH:_FIXED])
+        if length < (least or 0):
+            raise ValueError("it is too short for its addresses")
+        if _FIXED + length > LONGEST:
             raise ValueError(f"it is longer than {LONGEST} bytes")
-        return length
+        return _FIXED + length
     if _TEXT.startswith(begun) or _SIGNATURE.startswith(begun):
         return None
     raise ValueError("no header")
 
 
 def parse(header: bytes) -> Header:
-    """Return what a whole header says. Raises `ValueError` if it breaks the rules."""
+    """Return what a whole header says, whose `size` is known. Raises `ValueError` if it breaks the rules."""
     return _parse_text(header) if header.startswith(_TEXT) else _parse_binary(header)
 
 
@@ -77,7 +94,7 @@ def _parse_text(line: bytes) -> Header:
         return Header("v1", "UNKNOWN")
     family = _FAMILIES.get(words[1])
     if family is None or len(words) != _WORDS:
-        raise ValueError("its line has not the words of TCP4, TCP6 or UNKNOWN")
+        raise ValueError(_NOT_ITS_WORDS)
     address, _ = (_packed(family, word) for word in words[2:4])
     port, _ = (_port(word) for word in words[4:])
     return Header("v1", "PROXY", (socket.inet_ntop(family, address), port))
@@ -97,18 +114,12 @@ def _port(text: bytes) -> int:
 
 
 def _parse_binary(header: bytes) -> Header:
-    command, protocol = header[12], header[13]
-    if command == _LOCAL:  # whatever the protocol
+    command, protocol = header[_COMMAND], header[_PROTOCOL]
+    if command == _LOCAL:
         return Header("v2", "LOCAL")
-    if command != _PROXY:
-        raise ValueError("its version or command is unknown")
-    if protocol >> 4 > _LAST_FAMILY or protocol & 0xF > _LAST_TRANSPORT:
-        raise ValueError("its family or transport is unknown")
     if protocol not in _ADDRESSES:
         return Header("v2", "UNKNOWN")
     family, width = _ADDRESSES[protocol]
-    ports = _FIXED + 2 * width
-    if len(header) < ports + 4:
-        raise ValueError("it is too short for its addresses")
     address = socket.inet_ntop(family, header[_FIXED : _FIXED + width])
-    return Header("v2", "PROXY", (address, int.from_bytes(header[ports : ports + 2])))
+    port = _FIXED + 2 * width
+    return Header("v2", "PROXY", (address, int.from_bytes(header[port : port + 2])))

@@ -47,29 +47,42 @@ def test_a_part_of_a_header_does_not_say_more_than_its_bytes() -> None:
 @pytest.mark.parametrize(
     "begun",
     [
-        b"hello",
-        b"\r\n\r\n\r\n",
+        b"h",
+        b"\r\n\r\n\r",
         b"PROXY\t",
-        b"proxy ",
+        b"p",
         SIGNATURE[:-1] + b"!",
-        b"PROXY " + b"x" * 101,
-        LONG_LINE[:-2] + b"x\r\n",
-        binary(0x21, 0x11, bytes(4097)),
+        b"PROXY x",
+        b"PROXY TCP5",
+        b"PROXY TCP4\r",
+        b"PROXY UNKNOWN " + b"x" * 93,
+        LONG_LINE[:-1] + b"x",
+        SIGNATURE + b"\x11",
+        SIGNATURE + b"\x22",
+        SIGNATURE + b"\0",
+        SIGNATURE + b"\x21\x41",
+        SIGNATURE + b"\x21\x13",
+        binary(0x21, 0x11),
+        binary(0x21, 0x11, bytes(11))[:16],
+        binary(0x21, 0x21, bytes(35))[:16],
+        binary(0x21, 0x11, bytes(4097))[:16],
+        binary(0x20, 0xFF, bytes(4097))[:16],
     ],
 )
-def test_what_can_not_become_a_header_is_found_early(begun: bytes) -> None:
-    """Nobody waits for more of it."""
-    with pytest.raises(ValueError, match=r"no header|longer than \d+ bytes"):
-        size(begun)
+def test_what_can_not_become_a_header_is_found_with_its_last_byte(begun: bytes) -> None:
+    """Nobody waits for more of it, and whatever follows does not make it a header."""
+    assert size(begun[:-1]) is None
+    for more in (b"", b"\r\n", bytes(5000)):
+        with pytest.raises(ValueError, match=r"no header|longer than \d+ bytes|words|unknown|short"):
+            size(begun + more)
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        b"PROXY \r\n",
         b"PROXY UNKNOWN\n",
         b"PROXY UNKNOWNS\r\n",
-        b"PROXY TCP5 192.0.2.1 192.0.2.2 1 2\r\n",
+        b"PROXY TCP4 \r\n",
         b"PROXY TCP4 192.0.2.1 192.0.2.2 1\r\n",
         b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2 3\r\n",
         b"PROXY TCP4  192.0.2.1 192.0.2.2 1 2\r\n",
@@ -88,17 +101,10 @@ def test_what_can_not_become_a_header_is_found_early(begun: bytes) -> None:
         b"PROXY TCP4 192.0.2.1 192.0.2.2 +1 2\r\n",
         b"PROXY TCP4 192.0.2.1 192.0.2.2 -1 2\r\n",
         b"PROXY TCP4 192.0.2.1 192.0.2.2  2\r\n",
-        binary(0x11, 0x11, bytes(12)),
-        binary(0x22, 0x11, bytes(12)),
-        binary(0x21, 0x41, bytes(12)),
-        binary(0x21, 0x13, bytes(12)),
-        binary(0x21, 0x11),
-        binary(0x21, 0x11, bytes(11)),
-        binary(0x21, 0x21, bytes(35)),
     ],
 )
 def test_a_header_that_breaks_the_rules_is_wrong(header: bytes) -> None:
     """Its end is known all the same."""
     assert size(header) == len(header)
-    with pytest.raises(ValueError, match=r"wrong|words|CRLF|unknown|short"):
+    with pytest.raises(ValueError, match=r"wrong|words|CRLF"):
         parse(header)
