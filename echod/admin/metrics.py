@@ -117,7 +117,7 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield _by_reason(
         "echod_connections_rejected", "Connections closed at once, by reason.", REJECT_REASONS, server.rejections.count
     )
-    yield _counter("echod_probes", "Checks: connections without a byte, and those of load balancers.", server.probes)
+    yield _counter("echod_probes", "Checks: ended by the client without a byte, or of a load balancer.", server.probes)
     yield _Reading(
         _proxy_headers,
         "echod_proxy_headers",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CLOSE_REASONS = ("eof", "reset", "truncated", "idle_timeout", "write_timeout", "lifetime", "drained", "killed", "error")
 """Why a connection has ended."""
+BY_CLIENT = frozenset({"eof", "reset", "truncated"})
+"""Of these, the ends that the client has made."""
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Seconds: from the probe of a load balancer to connections that last for days."""
 COUNTED = 1000
@@ -55,7 +57,7 @@ class Pool:
         self.unopened: dict[str, Callable[[Worker, BaseException | None], None]] = {}
         """By listener, where a connection is not open once it has a worker: what to call if it ends before `open`."""
         self.closed: Counter[str] = Counter()  # by reason
-        self.unused = 0  # of these, those that never sent a byte
+        self.unused = 0  # of these, those that the client has ended without a byte
         self.durations = Histogram(*DURATIONS)  # seconds, of closed connections
         self.bytes_received = 0  # of closed connections, and of open ones as of the last `count_open`
         self._sent = 0  # likewise
@@ -219,7 +221,7 @@ class Pool:
             kernel.reset_on_close(worker.sock)
         self._count(worker, sent)
         client = worker.client
-        if not worker.received and client.source:
+        if not worker.received and client.source and reason in BY_CLIENT:
             self.unused += 1
         if self.lifecycle != "none" and client.source and (worker.received or self.lifecycle != "used"):
             fields: dict[str, Any] = {"error": _name(exc)} if reason == "error" else {}

@@ -183,7 +183,7 @@ class Server:
 
     @property
     def probes(self) -> int:
-        """Connections that were checks: without a byte, or of a load balancer itself."""
+        """Connections that were checks: ended by the client without a byte, or of a load balancer itself."""
         return self.pool.unused + self.proxies.probes
 
     @property

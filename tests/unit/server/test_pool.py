@@ -141,6 +141,24 @@ def test_connections_without_a_byte_are_counted_and_can_be_left_out(rig: Rig, li
     assert (rig.pool.unused, rig.reasons()) == (1, {"eof": 2})
 
 
+@pytest.mark.parametrize(
+    ("reason", "error", "probes"),
+    [
+        (None, None, 1),
+        (None, ConnectionResetError(), 1),
+        ("truncated", None, 1),
+        (None, OSError(), 0),
+        *((reason, None, 0) for reason in ("idle_timeout", "lifetime", "drained", "killed")),
+    ],
+)
+def test_only_a_client_makes_a_probe(rig: Rig, reason: str | None, error: Exception | None, probes: int) -> None:
+    """A connection that echod itself ends may not have got to its first byte yet."""
+    worker, _ = rig.take()
+    worker.reason = reason
+    rig.pool.release(worker, error)
+    assert rig.pool.unused == probes
+
+
 def test_a_new_pool_logs_no_connections_until_it_is_told_to(rig: Rig) -> None:
     """It has no workers either: both come with the settings."""
     pool = Pool(rig.log)
