@@ -5,8 +5,9 @@ the header ends, and then exactly that is read: what follows is the client's. Wh
 or the loop would find the socket readable again and again.
 
 A connection that ends without a byte is the check of a balancer, a probe. So is one whose header names no client. If that one
-sends data it is echoed, but it is nobody's: it has no line in the log above debug, and `[access]` does not count it. HAProxy's
-checks of version 1 name the balancer itself, and send nothing else. So such a connection is a client once it sends a byte.
+sends data it is echoed, provided that `[access]` lets the balancer in: it may be a client that the balancer can't name. But it is
+nobody's: it has no line in the log above debug, and `[access]` does not count it. HAProxy's checks of version 1 name the balancer
+itself, and send nothing else. So such a connection is a client once it sends a byte.
 
 No connection has a worker before its header is there, or its first byte if it may be a probe. With `when_full = "wait"`, a worker is
 kept free for each (`Admission.expected`): otherwise some would be accepted and then rejected.

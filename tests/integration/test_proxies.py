@@ -121,9 +121,9 @@ def test_the_rules_see_the_named_client(echod: Daemon) -> None:
 
 
 def test_probes_have_no_line_and_no_share(echod: Daemon, tmp_path: Path) -> None:
-    """Not even with data, which comes back; whatever the rules are, and however the probe ends."""
+    """Not even with data, which comes back; whatever the limits are, and however the probe ends."""
     where = ["--admin.socket", str(tmp_path / "admin.sock")]
-    rules = "deny = ['0.0.0.0/0', '10.0.0.0/8']\nper_source = 1\naccept_rate = '1/h'\n"
+    rules = "deny = '203.0.113.0/24'\nper_source = 1\naccept_rate = '1/h'\n"
     with echod(PROXIES + rules, flags=where) as daemon:
         with daemon.connect(source=PROXY) as open_one:
             open_one.sendall(LOCAL_CHECK + b"x")
@@ -141,6 +141,19 @@ def test_probes_have_no_line_and_no_share(echod: Daemon, tmp_path: Path) -> None
         assert sum(counted(where)["rejected"].values()) == 0
         lines = [line["event"] for line in daemon.lines if line["event"].startswith("connection.")]
         assert lines == []
+
+
+def test_a_proxy_that_is_denied_sends_no_data_of_its_own(echod: Daemon, tmp_path: Path) -> None:
+    """Nor that of clients whom it can't name. Those that it names, and its checks without data, are as ever."""
+    where = ["--admin.socket", str(tmp_path / "admin.sock")]
+    with echod(PROXIES + "allow = '203.0.113.0/24'\n", flags=where) as daemon:
+        for header in (LOCAL_CHECK, binary(0x21, 0), b"PROXY UNKNOWN\r\n"):
+            assert echo(daemon, header + b"ping") == b""
+            assert echo(daemon, header) == b""
+        assert echo(daemon, v1(CLIENT, 4711) + b"ping") == b"ping"
+        until(lambda: counted(where)["probes"] == 6, what="all probes counted")
+        assert {reason: count for reason, count in counted(where)["rejected"].items() if count} == {"denied": 3}
+        assert daemon.events("connection.rejected") == []
 
 
 def test_at_debug_each_probe_has_a_line(echod: Daemon) -> None:

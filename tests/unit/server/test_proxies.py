@@ -234,8 +234,8 @@ def test_a_reset_is_a_probe_too(gate: Gate) -> None:
 
 @pytest.mark.parametrize("header", [LOCAL_CHECK, binary(0x21, 0), b"PROXY UNKNOWN\r\n", binary(0x20, 0, b"\4\0\0")])
 def test_a_check_is_echoed_and_counts_for_nobody(gate: Gate, header: bytes) -> None:
-    """It needs a worker for its data only, and has no line above debug, whatever the rules are."""
-    gate.rules(Rules(Ranges([]), Ranges([IPv4Network("0.0.0.0/0")]), 1, 0.001))
+    """It needs a worker for its data only, and has no line above debug, whatever the limits are."""
+    gate.rules(Rules(None, Ranges([IPv4Network(f"{CLIENT}/32")]), 1, 0.001))
     client = gate.come(header)
     gate.rig.readable()
     assert gate.rig.pool.accepted == 0
@@ -245,6 +245,28 @@ def test_a_check_is_echoed_and_counts_for_nobody(gate: Gate, header: bytes) -> N
     assert [line["event"] for line in gate.rig.lines.lines if line["level"] != "debug"] == []
     assert (gate.proxies.probes, gate.rig.pool.unused, gate.rig.pool.closed) == (1, 0, {"eof": 1})
     assert sum(gate.proxies.headers.values()) == 1
+    assert gate.at_rest
+
+
+@pytest.mark.parametrize("header", [LOCAL_CHECK, binary(0x21, 0), b"PROXY UNKNOWN\r\n"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(Ranges([IPv4Network("203.0.113.0/24")]), None, 0, None),
+        Rules(None, Ranges([IPv4Network("10.0.0.0/8")]), 0, None),
+    ],
+    ids=["not allowed", "denied"],
+)
+def test_whom_a_header_does_not_name_needs_the_permission_of_the_proxy(gate: Gate, header: bytes, rules: Rules) -> None:
+    """To send data: it may be a client whom the proxy can't name. Without data it is a check like any other."""
+    gate.rules(rules)
+    client, other = gate.come(header), gate.come(header)
+    gate.finish(other)
+    assert gate.rig.rejections.count == {}
+    gate.send(client, b"ping")
+    assert is_closed(client)
+    assert (gate.rig.rejections.count, gate.rejected, gate.rig.pool.accepted) == ({"denied": 1}, [], 0)
+    assert gate.proxies.probes == 2
     assert gate.at_rest
 
 
