@@ -62,7 +62,7 @@ class Endpoint(NamedTuple):
 
 
 class AddressMissing(Refusal):
-    """This machine does not have the address of an endpoint. It may come later."""
+    """This machine does not have the address of an endpoint, or its interface. It may come later."""
 
     WHY = f"can't listen: {os.strerror(errno.EADDRNOTAVAIL)}"
 

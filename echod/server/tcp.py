@@ -38,6 +38,8 @@ _FREE_BIND: dict[int, tuple[int, int]] = {
 }
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+_MISSING = (errno.EADDRNOTAVAIL, errno.ENODEV, socket.EAI_NONAME)
+"""The machine does not have the address, or its interface, which getaddrinfo(3) has looked up."""
 _ANY_PORT_ATTEMPTS = 8
 _FIRST_UNPRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
 
@@ -212,8 +214,10 @@ def _bind(endpoint: Endpoint, options: _Options) -> Listener:
         sock.close()
         raise _refusal(error, endpoint) from None
     address, port = sock.getsockname()[:2]
+    bound = endpoint._replace(port=port)
     backlog = None if options.datagrams else options.backlog
-    return Listener(endpoint._replace(port=port), sock, str(Endpoint(endpoint.kind, address, port)), backlog)
+    url = str(bound if "%" in endpoint.host else bound._replace(host=address))  # an address does not tell its interface
+    return Listener(bound, sock, url, backlog)
 
 
 def _open(endpoint: Endpoint, options: _Options) -> socket.socket:
@@ -275,7 +279,7 @@ def _refusal(error: OSError, endpoint: Endpoint) -> Refusal:
     if error.errno == errno.EAFNOSUPPORT:  # no retry would help
         why = "no such sockets here: the kernel has none, or RestrictAddressFamilies= in the unit forbids them"
         return Refusal(f"echod: {endpoint}: can't listen: {why}")
-    if error.errno == errno.EADDRNOTAVAIL:
+    if error.errno in _MISSING:
         return AddressMissing(endpoint)
     if error.errno == errno.EADDRINUSE:
         setting = {KIND: "listen.port, -p", "http": "admin.http"}.get(endpoint.kind, f"{endpoint.kind}.port")

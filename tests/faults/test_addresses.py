@@ -92,6 +92,21 @@ def test_an_address_that_comes_late_is_served_when_it_comes(echod: Daemon, late:
 
 
 @pytest.mark.usefixtures("network")
+def test_an_interface_that_comes_late_is_served_when_it_comes(echod: Daemon) -> None:
+    """Such as that of a VPN, with a link-local address. A name that is mistyped shows in a warning."""
+    late = "fe80::9%late0"
+    with echod(config(SERVER, late)) as daemon:
+        assert 'this machine has no interface "late0"' in daemon.wait_for("config.warning")["message"]
+        assert daemon.wait_for("listener.missing")["listener"] == url(late)
+        assert echo(SERVER) == b"hello"
+        for words in (["dev", "link", "down"], ["dev", "link", "name", "late0"], ["dev", "late0", "up"]):
+            subprocess.run(["ip", "link", "set", *words], check=True)  # noqa: S607
+        subprocess.run(["ip", "address", "add", "fe80::9/64", "dev", "late0", "nodad"], check=True)  # noqa: S607
+        assert daemon.wait_for("listener.started", count=2)["listener"] == url(late)
+        assert echo(late) == b"hello"
+
+
+@pytest.mark.usefixtures("network")
 def test_without_any_address_it_starts_and_is_not_ready(echod: Daemon, tmp_path: Path) -> None:
     """Until one comes: one process, not one a second."""
     socket_of = ("--admin.socket", str(tmp_path / "admin.sock"))

@@ -172,19 +172,19 @@ def test_a_configuration_that_denies_one_version_of_ip_is_valid(file: Path, text
     assert load(file, f"[access]\n{text}").warnings == []
 
 
-def test_an_interface_that_does_not_exist_is_refused(file: Path) -> None:
-    """With the line of its address; the kernel would refuse it only when the daemon binds."""
+def test_an_interface_that_does_not_exist_is_a_warning(file: Path) -> None:
+    """With the line of its address: it may come later, but its name may be mistyped."""
     text = "[listen]\nhost = [\n'::1',\n'fe80::1%lo',\n'fe80::1%nope0',\n'fe80::2%nope1']"
-    assert problems(file, text) == [
-        'FILE:5: listen.host: this machine has no interface "nope0"',
-        'FILE:6: listen.host: this machine has no interface "nope1"',
+    assert load(file, text).warnings == [
+        f'{file}:5: listen.host: this machine has no interface "nope0"',
+        f'{file}:6: listen.host: this machine has no interface "nope1"',
     ]
     assert load(file, text, {"listen.host": "fe80::1%lo,fe80::1%1"}).settings.listen.host[1] == "fe80::1%1"
 
 
 @pytest.mark.parametrize("number", ["0", "99999999", "99999999999999"])
 def test_the_number_of_an_interface_that_does_not_exist_is_refused(number: str) -> None:
-    """An interface has a name and a number."""
+    """An interface has a name and a number, and nobody knows which one will get a number."""
     assert problems(flags={"listen.host": f"fe80::1%{number}"})
 
 
@@ -247,7 +247,7 @@ def test_addresses_that_do_not_overlap_may_share_a_port(file: Path, host: str, h
 def test_all_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     """Warnings come only with a valid configuration."""
     monkeypatch.setattr(limits, "hard_limit", lambda: 1000)
-    text = "[access]\ndeny = ['0.0.0.0/0', '::/0']\n[pool]\nsize = 5000\n[listen]\nhost = 'fe80::1%nope0'"
+    text = "[access]\ndeny = ['0.0.0.0/0', '::/0']\n[pool]\nsize = 5000\n[listen]\nhost = 'fe80::1%99999999'"
     assert [line.partition(":")[0] for line in problems(file, text)] == ["FILE"] * 3
     assert [line.split(": ")[1] for line in problems(file, text)] == ["pool.size", "listen.host", "access.deny"]
 
