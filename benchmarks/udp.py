@@ -1,8 +1,9 @@
 """What a datagram costs: echod beside others, each in turn, as ratio to a floor in C with recvmmsg and sendmmsg.
 
     .venv/bin/python -m benchmarks.udp [ROUNDS]
+    .venv/bin/python -m benchmarks.udp flood [PAIRS]
 
-The clients are in a closed loop, one datagram of 64 B each under way. The server has a core of its own if there are two.
+The second form measures what a flood of datagrams from forged sources does to TCP; it needs root. The clients of the first are in a closed loop, one datagram of 64 B each under way. The server has a core of its own if there are two.
 echod's rates are off. Each other server has no guards: it answers whoever asks.
 """
 
@@ -27,7 +28,7 @@ import uvloop
 
 from benchmarks import build, cores, measure
 from benchmarks.servers import HOST, ROOT
-from benchmarks.summary import absolute, relative
+from benchmarks.summary import absolute, relative, spread
 
 if TYPE_CHECKING:
     from benchmarks.summary import Rounds
@@ -40,6 +41,13 @@ CLIENTS = (1, 50)
 PATIENCE = 10.0
 """Seconds until a server answers."""
 ROUNDS = 5
+
+FLOOD, ECHOES, CONNECTIONS = 60_000, 2_000, 16
+"""Of the flood: datagrams a second, echoes over TCP a second beside it, and their connections."""
+PAIRS, WINDOW = 40, 0.8
+"""Windows with the flood, each beside one without it, and the seconds of each."""
+DISTURBED = 0.01
+"""Of a window: if the server waited longer than that for its core, something else ran there, and the pair does not count."""
 
 _ECHOD = ["--listen.host", HOST, "--listen.port", "0", "--udp.port", str(PORT), "--udp.rate", "off"]
 
@@ -146,14 +154,92 @@ def compare(places: cores.Cores, rounds: int, clients: int) -> None:
         )
 
 
+def flood(places: cores.Cores, pairs: int) -> None:
+    """Print what a flood does to echoes over TCP: the ratio of each window with it to the one beside it without it."""
+    load = build.built("udp_flood.c")
+    if load is None:
+        sys.exit("needs a C compiler (gcc)")
+    flags = ["--listen.host", HOST, "--listen.port", str(PORT), "--udp.port", str(PORT)]  # with the rates as shipped
+    taken: list[tuple[dict[str, float], dict[str, float]]] = []
+    with (
+        cores.on(places.server[0]),
+        subprocess.Popen(
+            [sys.executable, "-m", "echod", "run", "-c", os.devnull, *flags],
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as server,
+    ):
+        try:
+            # Ahead of whatever else runs on its core, as if nothing did.
+            os.sched_setscheduler(server.pid, os.SCHED_FIFO, os.sched_param(1))
+            _await_echo()
+            words = [str(each) for each in (PORT, PORT, CONNECTIONS, ECHOES, FLOOD, WINDOW)]
+            with (
+                cores.on(places.load),
+                subprocess.Popen([load, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client,
+            ):
+                for number in range(pairs):
+                    first = _window(server, client, with_flood=number % 2 == 1)  # which one comes first alternates
+                    second = _window(server, client, with_flood=number % 2 == 0)
+                    taken.append((second, first) if number % 2 else (first, second))
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+    _print_flood(taken)
+
+
+def _window(server: subprocess.Popen[bytes], client: subprocess.Popen[str], *, with_flood: bool) -> dict[str, float]:
+    """Return what the client has measured in a window; and the parts of it for which the server ran, and waited for its core."""
+    before = measure.usage([server.pid])
+    assert client.stdin and client.stdout  # noqa: S101, PT018 - both are pipes
+    client.stdin.write(f"{with_flood:d}\n")
+    client.stdin.flush()
+    line = client.stdout.readline()
+    if not line:
+        sys.exit("the client has ended, see above")
+    after = measure.usage([server.pid])
+    parts = (after.processor - before.processor, after.waited - before.waited)
+    return {
+        **json.loads(line),
+        **{name: part / 1e9 / WINDOW for name, part in zip(("ran", "waited"), parts, strict=True)},
+    }
+
+
+def _print_flood(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> None:
+    """Print the ratios of all pairs in which nothing else ran on the server's core."""
+    calm = [pair for pair in pairs if max(each["waited"] for each in pair) < DISTURBED]
+    print(
+        f"{len(calm)} of {len(pairs)} pairs of windows of {WINDOW} s count; in the others, the server waited for its core"
+    )
+    if not calm:
+        sys.exit("none counts: too much else runs on this machine")
+    rate = spread([flooded["datagrams"] / WINDOW for _, flooded in calm])
+    print(f"{ECHOES:,} echoes/s over TCP beside {rate.median:,.0f} forged datagrams/s:")
+    for metric in ("p50", "p99"):
+        before, after = (spread([pair[side][metric] for pair in calm]) for side in (0, 1))
+        ratio = spread([flooded[metric] / quiet[metric] for quiet, flooded in calm])
+        print(
+            f"  {metric} {before.median:6.1f} us without, {after.median:6.1f} us with: x{ratio.median:.2f}"
+            f" ({ratio.low:.2f}-{ratio.high:.2f})"
+        )
+    ran = spread([flooded["ran"] - quiet["ran"] for quiet, flooded in calm])
+    print(f"  the flood takes {ran.median:.0%} of a core")
+
+
 def main() -> None:
     """Measure with few clients and with many."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.udp", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("rounds", metavar="ROUNDS", nargs="?", default=str(ROUNDS))
-    rounds = parser.parse_args().rounds
+    parser.add_argument("pairs", metavar="PAIRS", nargs="?", type=int, default=PAIRS, help="of `flood`")
+    asked = parser.parse_args()
+    rounds = asked.rounds
     if rounds == "serve":  # by `commands`
         uvloop.run(serve())
     places = cores.available()
+    if rounds == "flood":
+        flood(places, asked.pairs)
+        return
     for clients in CLIENTS:
         compare(places, int(rounds), clients)
 

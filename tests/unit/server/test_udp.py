@@ -214,14 +214,15 @@ def test_a_destination_of_many_is_known(ancillary: list[Any]) -> None:
 
 
 def test_a_turn_answers_a_bounded_number(service: Service) -> None:
-    """The rest in the next ones."""
-    service.serve(udp__rate="off")
+    """The rest in the next ones. A turn that drops takes no longer, so it drops more."""
+    service.serve(udp__rate="5/s")
     client = service.client()
-    for _ in range(3 * udp.BATCH - 1):
+    for _ in range(5 + udp.BATCH + 1):
         client.sendto(b"x", (LOCAL, service.port))
-    for number in (udp.BATCH, 2 * udp.BATCH, 3 * udp.BATCH - 1):
+    at_once = udp.BATCH // udp.ANSWER
+    for answered, dropped in ((at_once, 0), (2 * at_once, 0), (5, udp.BATCH - udp.ANSWER), (5, udp.BATCH + 1)):
         service.rig.turn()
-        assert service.results == {"echoed": number}
+        assert (service.results["echoed"], service.results.get("rate", 0)) == (answered, dropped)
 
 
 def test_a_flood_beyond_the_rates_leaves_the_loop_to_others(service: Service) -> None:
@@ -411,13 +412,13 @@ def test_a_retired_socket_ends_although_datagrams_go_on_coming(service: Service)
 
 
 def test_a_stop_answers_what_waits_and_logs_what_was_dropped(service: Service) -> None:
-    """Up to a batch."""
-    service.serve(udp__rate="1/s")
+    """Up to a few more than in a turn."""
+    service.serve(udp__rate="5/s")
     client = service.client()
-    for _ in range(3):
+    for _ in range(7):
         client.sendto(b"x", (LOCAL, service.port))
     service.rig.listeners.close()
-    assert service.results == {"echoed": 1, "rate": 2}
+    assert service.results == {"echoed": 5, "rate": 2}
     (line,) = service.rig.lines.events("udp.dropped")
     assert line["reasons"] == {"rate": 2}
     assert not service.rig.loop.readers
