@@ -203,7 +203,7 @@ class Proxies:
                 arrival.peer.source = ""
                 continue
             client = NamedPeer(*header.client, arrival.peer)
-            if header.client != (arrival.peer.address, arrival.peer.port):
+            if (client.address, client.port) != (arrival.peer.address, arrival.peer.port):
                 return client
             arrival.client = client
 

@@ -297,9 +297,10 @@ def test_a_proxy_that_names_itself_is_a_client(gate: Gate, *, says: bool) -> Non
     assert gate.proxies.probes == 0
 
 
-def test_a_proxy_that_names_itself_and_leaves_has_checked(gate: Gate) -> None:
-    """HAProxy's checks of version 1 do so."""
-    client = gate.come(v1(PROXY, 9))
+@pytest.mark.parametrize("name", [PROXY, f"::ffff:{PROXY}"])
+def test_a_proxy_that_names_itself_and_leaves_has_checked(gate: Gate, name: str) -> None:
+    """HAProxy's checks of version 1 do so. It may know its IPv4 address as one of IPv6."""
+    client = gate.come(v1(name, 9))
     gate.finish(client)
     (line,) = gate.rig.lines.lines
     assert (line["level"], line["event"], line["command"]) == ("debug", "connection.probed", "PROXY")
