@@ -65,10 +65,10 @@ class Access:
         A client that is rejected for another reason takes no token: the rate counts admitted clients only.
         """
         allow, deny, per_source, _ = self._rules
-        if (deny or allow) and client.address is not None and _is_denied(client.address, allow, deny):
-            return "denied"
         if not client.source:  # the check of a proxy
             return "pool_full" if full else None
+        if (deny or allow) and client.address is not None and _is_denied(client.address, allow, deny):
+            return "denied"
         if per_source and self._sources.get(client.source, 0) >= per_source:
             return "per_source"
         if full:

@@ -5,9 +5,9 @@ the header ends, and then exactly that is read: what follows is the client's. Wh
 or the loop would find the socket readable again and again.
 
 A connection that ends without a byte is the check of a balancer, a probe. So is one whose header names no client. If that one
-sends data it is echoed, provided that `[access]` lets the balancer in: it may be a client that the balancer can't name. But it is
-nobody's: it has no line in the log above debug, and `[access]` does not count it. HAProxy's checks of version 1 name the balancer
-itself, and send nothing else. So such a connection is a client once it sends a byte.
+sends data it is echoed, but it is nobody's: it has no line in the log above debug, and `[access]` does not count it. With UNKNOWN, the
+data may be that of a client whom the balancer can't name. Then it is echoed only if `[access]` lets the balancer itself in. HAProxy's
+checks of version 1 name the balancer itself, and send nothing else. So such a connection is a client once it sends a byte.
 
 No connection has a worker before its header is there, or its first byte if it may be a probe. With `when_full = "wait"`, a worker is
 kept free for each (`Admission.expected`): otherwise some would be accepted and then rejected.
@@ -20,7 +20,7 @@ import select
 import socket
 from collections import Counter, deque
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from echod.server import proxy_header
 from echod.server.admission import close
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from echod.log import Logger
     from echod.networks import Ranges
+    from echod.server.access import Access
     from echod.server.admission import Admission, Opening
     from echod.server.endpoint import Peer
     from echod.server.pool import Pool
-    from echod.server.rejections import Rejections
 
 BATCH = 32
 """Connections whose header is read before the loop goes on with those that are open."""
@@ -47,7 +47,7 @@ _LOOK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 class _Arrival:
     """A connection whose client is not known yet."""
 
-    __slots__ = ("client", "data", "listener", "opening", "peer", "sock", "timer")
+    __slots__ = ("client", "command", "data", "listener", "opening", "peer", "sock", "timer")
 
     def __init__(self, sock: _socket.socket, peer: Peer, listener: str, opening: Opening) -> None:
         self.sock = sock
@@ -55,6 +55,7 @@ class _Arrival:
         self.listener = listener
         self.opening = opening
         self.data = b""  # of its header
+        self.command: str | None = None  # of its header, once that is there
         self.client: Peer | None = None  # what it is if a byte follows its header; `peer` if that names no client
         self.timer: asyncio.TimerHandle | None = None
 
@@ -66,13 +67,13 @@ class Proxies:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, log: Logger, pool: Pool, admission: Admission, rejections: Rejections
+        self, loop: asyncio.AbstractEventLoop, log: Logger, pool: Pool, access: Access, admission: Admission
     ) -> None:
         self._loop = loop
         self._log = log
         self._pool = pool
+        self._access = access
         self._admission = admission
-        self._rejections = rejections
         self._is_proxy: Callable[[str], bool]
         self._patience: float | None
         self._arrivals: dict[int, _Arrival] = {}  # by descriptor: those that `_poll` watches
@@ -167,10 +168,12 @@ class Proxies:
             self._reject(arrival, str(error))
             return True
         self._forget(arrival)
-        if client:
-            self._pass_on(arrival, client)
-        else:
+        if client is None:
             close(arrival.sock)
+        elif arrival.command == "UNKNOWN" and self._access.denies(cast("str", client.address)):
+            self._admission.reject(arrival.sock, client, arrival.listener, "denied")
+        else:
+            self._pass_on(arrival, client)
         return True
 
     def _client(self, arrival: _Arrival) -> Peer | None:
@@ -197,6 +200,7 @@ class Proxies:
                 continue
             header = proxy_header.parse(arrival.data)
             self.headers[header.version, header.command] += 1
+            arrival.command = header.command
             if header.client is None:
                 self._count_probe(arrival, header.command)
                 arrival.client = arrival.peer

@@ -94,7 +94,7 @@ class Server:
         self._access = Access(loop, self.pool.sources)
         self._timeouts = Timeouts(loop, log, self.pool, self._on_check)
         self._admission = Admission(loop, self.pool, self._access, self.rejections, self._timeouts.watch)
-        self.proxies = Proxies(loop, log, self.pool, self._admission, self.rejections)
+        self.proxies = Proxies(loop, log, self.pool, self._access, self._admission)
         self.udp: Datagrams | None = None
         self.handshakes = Handshakes(loop, log, self.pool, self.rejections)
         parts = Parts(loop, log, self.pool, self._admission, self._datagrams, self.handshakes)

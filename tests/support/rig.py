@@ -55,7 +55,7 @@ class Rig:
             self.rejections,
             lambda each: self.watch(each),  # noqa: PLW0108 - a test may set it later
         )
-        self.proxies = Proxies(self.loop.asyncio, self.log, self.pool, self.admission, self.rejections)
+        self.proxies = Proxies(self.loop.asyncio, self.log, self.pool, self.access, self.admission)
         self.datagrams = Datagrams(self.loop.asyncio, self.log, self.access)
         self.handshakes = Handshakes(self.loop.asyncio, self.log, self.pool, self.rejections)
         self.parts = Parts(

@@ -248,17 +248,16 @@ def test_a_check_is_echoed_and_counts_for_nobody(gate: Gate, header: bytes) -> N
     assert gate.at_rest
 
 
-@pytest.mark.parametrize("header", [LOCAL_CHECK, binary(0x21, 0), b"PROXY UNKNOWN\r\n"])
-@pytest.mark.parametrize(
-    "rules",
-    [
-        Rules(Ranges([IPv4Network("203.0.113.0/24")]), None, 0, None),
-        Rules(None, Ranges([IPv4Network("10.0.0.0/8")]), 0, None),
-    ],
-    ids=["not allowed", "denied"],
-)
-def test_whom_a_header_does_not_name_needs_the_permission_of_the_proxy(gate: Gate, header: bytes, rules: Rules) -> None:
-    """To send data: it may be a client whom the proxy can't name. Without data it is a check like any other."""
+WITHOUT_THE_PROXY = [
+    pytest.param(Rules(Ranges([IPv4Network("203.0.113.0/24")]), None, 0, None), id="not allowed"),
+    pytest.param(Rules(None, Ranges([IPv4Network("10.0.0.0/8")]), 0, None), id="denied"),
+]
+
+
+@pytest.mark.parametrize("header", [binary(0x21, 0), b"PROXY UNKNOWN\r\n"])
+@pytest.mark.parametrize("rules", WITHOUT_THE_PROXY)
+def test_whom_a_proxy_can_not_name_needs_the_permission_of_the_proxy(gate: Gate, header: bytes, rules: Rules) -> None:
+    """To send data. Without data, it is a check like any other."""
     gate.rules(rules)
     client, other = gate.come(header), gate.come(header)
     gate.finish(other)
@@ -268,6 +267,15 @@ def test_whom_a_header_does_not_name_needs_the_permission_of_the_proxy(gate: Gat
     assert (gate.rig.rejections.count, gate.rejected, gate.rig.pool.accepted) == ({"denied": 1}, [], 0)
     assert gate.proxies.probes == 2
     assert gate.at_rest
+
+
+@pytest.mark.parametrize("rules", WITHOUT_THE_PROXY)
+def test_a_check_by_local_needs_no_permission(gate: Gate, rules: Rules) -> None:
+    """It is the proxy's own, also if it sends data, such as a TLS handshake."""
+    gate.rules(rules)
+    gate.come(LOCAL_CHECK + b"ping")
+    assert gate.unread == [b"ping"]
+    assert gate.rig.rejections.count == {}
 
 
 def test_a_check_without_data_ends_without_a_word(gate: Gate) -> None:
