@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import _socket
 
-_INFO = struct.Struct("=B23xI16xI4xI12xI28xI40xI52xQQ")
-"""struct tcp_info: tcpi_state, tcpi_unacked, tcpi_last_data_sent, tcpi_last_data_recv, tcpi_rtt, tcpi_total_retrans,
-tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans."""
+_INFO = struct.Struct("=B15xI4xI16xI4xI4xI4xII4xI4xI8xI40xII8xQQQQ8xQQ")
+"""struct tcp_info: what `Info` has."""
+_UNMEASURED = 0xFFFFFFFF
+"""The tcpi_min_rtt of a connection of which no round trip has been measured."""
 _QUEUED = struct.Struct("=24xI")
 _BACKLOG = struct.Struct("=28xI")
 _SO_PROTOCOL = 38  # <asm-generic/socket.h>; in the socket module since Python 3.15
@@ -38,23 +39,74 @@ _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
 
 
 class Info(NamedTuple):
-    """Part of struct tcp_info, under the names of ss(8)."""
+    """Part of struct tcp_info, under its names. Most of it is only for lines and answers, and is computed for these."""
 
-    peer_finished: bool
-    rtt: float
-    """Seconds."""
+    state: int
+    snd_mss: int
+    unacked: int
+    last_data_sent: int  # milliseconds ago
+    last_data_recv: int  # likewise
+    path_mtu: int
+    rtt_us: int
+    rttvar_us: int
+    snd_cwnd: int
+    reordering: int
     retrans: int
     """Segments sent again, over the life of the connection."""
-    written: int
-    """Bytes that the program has put into the socket, whether or not they were sent."""
-    quiet: float
-    """Seconds since data was last received or sent, or a few milliseconds less."""
-    is_empty: bool
-    """Whether the peer has acknowledged all that was written."""
+    notsent_bytes: int
+    min_rtt_us: int
+    delivery_rate: int
+    busy_us: int
+    rwnd_limited_us: int
+    sndbuf_limited_us: int
+    bytes_sent: int  # those that were sent again too
+    bytes_retrans: int
+
+    @property
+    def peer_finished(self) -> bool:
+        """Whether the peer's FIN has arrived."""
+        return self.state == _CLOSE_WAIT
+
+    @property
+    def rtt(self) -> float:
+        """The smoothed round-trip time in seconds."""
+        return self.rtt_us / 1e6
+
+    @property
+    def written(self) -> int:
+        """Bytes that the program has put into the socket, whether or not they were sent."""
+        return self.bytes_sent - self.bytes_retrans + self.notsent_bytes
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since data was last received or sent, or a few milliseconds less."""
+        return max(0.0, min(self.last_data_sent, self.last_data_recv) / 1e3 - _JIFFY)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the peer has acknowledged all that was written."""
+        return not self.unacked and not self.notsent_bytes
 
     def fields(self) -> dict[str, Any]:
-        """Return it as log lines and answers have it."""
-        return {"rtt": self.rtt, "retrans": self.retrans}
+        """Return it as log lines and answers have it, under the names of ss(8). Times are in seconds.
+
+        `busy` is the time in which there was something to send or to be acknowledged. In parts of it, the peer's receive
+        window kept more from being sent (`rwnd_limited`), or the send buffer did (`sndbuf_limited`).
+        """
+        return {
+            "rtt": self.rtt_us / 1e6,
+            "rttvar": self.rttvar_us / 1e6,
+            "minrtt": None if self.min_rtt_us == _UNMEASURED else self.min_rtt_us / 1e6,
+            "retrans": self.retrans,
+            "mss": self.snd_mss,
+            "pmtu": self.path_mtu,
+            "cwnd": self.snd_cwnd,
+            "reordering": self.reordering,
+            "delivery_rate": self.delivery_rate,
+            "busy": self.busy_us / 1e6,
+            "rwnd_limited": self.rwnd_limited_us / 1e6,
+            "sndbuf_limited": self.sndbuf_limited_us / 1e6,
+        }
 
 
 def info(sock: _socket.socket) -> Info | None:
@@ -62,11 +114,7 @@ def info(sock: _socket.socket) -> Info | None:
     if sock.proto == socket.IPPROTO_MPTCP and _is_mptcp(sock):
         return None
     raw = _tcp_info(sock, _INFO)
-    if raw is None:
-        return None
-    state, unacked, last_sent, last_received, rtt, retrans, unsent, sent, resent = raw
-    quiet = max(0.0, min(last_sent, last_received) / 1e3 - _JIFFY)
-    return Info(state == _CLOSE_WAIT, rtt / 1e6, retrans, sent - resent + unsent, quiet, not unacked and not unsent)
+    return None if raw is None else Info._make(raw)
 
 
 def _is_mptcp(sock: _socket.socket) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from tests.support.harness import DEADLINE
+from tests.support.rig import tcp_info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +118,6 @@ def row(**changes: Any) -> dict[str, Any]:
         "bytes_sent": 1500,
         "pending": 0,
         "state": "open",
-        "tcp": {"rtt": 0.00025, "retrans": 0},
+        "tcp": tcp_info(rtt=0.00025).fields(),
         **changes,
     }

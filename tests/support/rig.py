@@ -86,7 +86,7 @@ class Rig:
                 return None
             transport = self._moved.get(sock.fileno())
             quiet = self.loop.now - transport.moved if transport else 0.0
-            return self.info._replace(quiet=quiet, is_empty=not self.unacknowledged)
+            return self.info._replace(**_quiet_for(quiet), unacked=self.unacknowledged or 0)
 
         def unacknowledged(sock: socket.socket) -> int | None:
             assert sock.fileno() >= 0
@@ -207,10 +207,24 @@ class Rig:
             sock.close()
 
 
-def tcp_info(**fields: Any) -> kernel.Info:
-    """Return what a kernel says of a connection on which nothing is under way, but for these fields."""
-    nothing: dict[str, Any] = {"peer_finished": False, "rtt": 0.0, "retrans": 0, "written": 1 << 40}
-    return kernel.Info(**{**nothing, "quiet": 0.0, "is_empty": True, **fields})
+def tcp_info(
+    *,
+    peer_finished: bool = False,
+    rtt: float = 0.0,
+    retrans: int = 0,
+    written: int = 1 << 40,
+    quiet: float = 0.0,
+) -> kernel.Info:
+    """Return what a kernel says of a connection on which nothing is under way, but for these. Times are in seconds."""
+    told: dict[str, Any] = dict.fromkeys(kernel.Info._fields, 0)
+    told["state"] = 8 if peer_finished else 1  # TCP_CLOSE_WAIT, TCP_ESTABLISHED
+    told |= {"rtt_us": round(rtt * 1e6), "retrans": retrans, "bytes_sent": written, **_quiet_for(quiet)}
+    return kernel.Info(**told)
+
+
+def _quiet_for(seconds: float) -> dict[str, Any]:
+    """Return the fields in milliseconds that `Info.quiet` is computed from; they may be 10 ms too long."""
+    return dict.fromkeys(("last_data_sent", "last_data_recv"), (seconds + 0.01) * 1000)
 
 
 def moved(pool: Pool) -> tuple[int, int]:

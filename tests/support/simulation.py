@@ -30,6 +30,7 @@ from echod.server.timeouts import LONGEST_TICK
 from echod.systemd import Service
 from tests.support.fakes import FakeHandle, FakeLoop, FakeTransport, Lines, Once
 from tests.support.in_process import KeptLog
+from tests.support.rig import tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -423,7 +424,7 @@ class Network:
         client = self.accepted[sock.fileno()]
         written = len(client.transport.taken) if client.transport else 0
         quiet = self._now() - client.moved
-        return kernel.Info(client.finished and not client.under_way, 0.0, 0, written, quiet, is_empty=True)
+        return tcp_info(peer_finished=client.finished and not client.under_way, written=written, quiet=quiet)
 
     @staticmethod
     def queued(listener: Any) -> int:

@@ -403,7 +403,7 @@ def test_a_connection_has_what_the_kernel_knows(daemon: Inside, monkeypatch: pyt
     """The round trip in seconds."""
     monkeypatch.setattr(kernel, "info", lambda _: tcp_info(rtt=0.0015, retrans=3))
     daemon.rig.take()
-    assert row(daemon)["tcp"] == {"rtt": 0.0015, "retrans": 3}
+    assert row(daemon)["tcp"] == tcp_info(rtt=0.0015, retrans=3).fields()
 
 
 def test_the_kernel_knows_the_round_trip_of_a_real_connection(daemon: Inside) -> None:
@@ -415,5 +415,5 @@ def test_the_kernel_knows_the_round_trip_of_a_real_connection(daemon: Inside) ->
             ours.sendall(b"x")
             client.recv(1)
             said = row(daemon)["tcp"]
-            assert 0 < said.pop("rtt") < 1
-            assert said == {"retrans": 0}
+            assert 0 < said["rtt"] < 1
+            assert said["retrans"] == 0

@@ -215,7 +215,7 @@ def test_after_an_error_the_kernel_says_what_was_sent(rig: Rig, monkeypatch: pyt
     rig.loop.run()
     closed = rig.lines.events("connection.closed")[0]
     assert (closed["bytes_received"], closed["bytes_sent"]) == (5, 2)
-    assert closed["tcp"] == {"rtt": 0.005, "retrans": 1}
+    assert closed["tcp"] == tcp_info(rtt=0.005, retrans=1).fields()
 
 
 @pytest.mark.parametrize(("exc", "echoed", "resets"), [(OSError(), 2, 1), (OSError(), 5, 0), (None, 2, 0)])
