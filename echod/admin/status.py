@@ -204,6 +204,7 @@ def connection(worker: Worker) -> dict[str, Any]:
         "pending": pending,
         "state": _state(worker),
         "tcp": info and info.fields(),
+        "syn": worker.syn(),
     }
 
 

@@ -28,6 +28,9 @@ _CLOSE_WAIT = 8  # <netinet/tcp.h>: the peer's FIN has arrived
 _SO_BUF_LOCK = 72  # <asm-generic/socket.h>
 _JIFFY = 0.01
 """Seconds by which the kernel's times may be too long: it counts in ticks, of 10 ms at the most (CONFIG_HZ)."""
+_TCP_SAVE_SYN, _TCP_SAVED_SYN = 27, 28  # <linux/tcp.h>
+_LONGEST_SYN = 256
+"""Bytes of the two headers of a SYN: 120 at the most with IPv4, and 100 with IPv6 without extension headers."""
 _INT = struct.Struct("=i")
 _SO_MEMINFO = 55  # <asm-generic/socket.h>, since Linux 4.12
 _MEMINFO = struct.Struct("=32xI")
@@ -144,6 +147,28 @@ def _tcp_info(sock: _socket.socket, layout: struct.Struct) -> Any:  # noqa: ANN4
         return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size))
     except (OSError, struct.error):  # refused, or too short
         return None
+
+
+def save_syns(listener: socket.socket) -> None:
+    """Let the kernel keep the headers of each SYN from now on, until `saved_syn` or the end of the connection.
+
+    An MPTCP listener refuses that.
+    """
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.IPPROTO_TCP, _TCP_SAVE_SYN, 1)
+
+
+def saved_syn(sock: _socket.socket) -> bytes:
+    """Return the IP header and the TCP header of the client's SYN. The kernel then forgets them.
+
+    Empty if it has none: with SYN cookies, and for a client that connected before `save_syns`.
+    """
+    if sock.family == socket.AF_UNIX:
+        return b""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, _TCP_SAVED_SYN, _LONGEST_SYN)
+    except OSError:
+        return b""
 
 
 def set_receive_buffer(listener: socket.socket, size: int | None) -> None:

@@ -240,6 +240,7 @@ class Pool:
                 reason=reason,
                 in_use=len(self.in_use) - 1,
                 tcp=info and info.fields(),
+                syn=worker.syn(),
                 **fields,
             )
 

@@ -117,6 +117,7 @@ def adopt(sock: socket.socket) -> Listener | None:
         raise ValueError("does not listen: the socket unit needs Accept=no")
     sock.setblocking(False)  # noqa: FBT003 - it has no other form
     _set_options(sock)
+    kernel.save_syns(sock)
     endpoint = Endpoint(KIND, *sock.getsockname()[:2])
     return Listener(endpoint, sock, str(endpoint), kernel.backlog(sock), inherited=True)
 
@@ -207,6 +208,7 @@ def _bind(endpoint: Endpoint, options: _Options) -> Listener:
     try:
         if not options.datagrams:
             kernel.set_receive_buffer(sock, options.receive_buffer)
+            kernel.save_syns(sock)
             sock.listen(
                 options.backlog
             )  # with SO_REUSEADDR alone, two binds can succeed, and then the second listen fails

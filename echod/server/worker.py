@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from echod.server import kernel
+from echod.server import kernel, syn
 
 if TYPE_CHECKING:
     import _socket
@@ -29,6 +29,7 @@ class Worker(asyncio.Protocol):
     __slots__ = (
         "_lost",
         "_stalled",
+        "_syn",
         "bucket",
         "client",
         "connection",
@@ -65,6 +66,7 @@ class Worker(asyncio.Protocol):
     def __init__(self, lost: Callable[[Worker, Exception | None], None], stalled: set[Worker]) -> None:
         self._lost = lost
         self._stalled = stalled
+        self._syn: bytes | None = None  # what the kernel had kept of it; it is asked once
         self.bucket: dict[Worker, None] | None = None  # of `Timeouts`: the one that it is in
         self.received = 0  # bytes
         self.counted_received = 0  # of these, what the pool's books have already
@@ -90,7 +92,7 @@ class Worker(asyncio.Protocol):
 
     def leave(self) -> None:
         """Forget the connection, which has ended."""
-        self.transport = None
+        self.transport = self._syn = None
         del self.sock, self.client
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # it serves streams only
@@ -135,6 +137,12 @@ class Worker(asyncio.Protocol):
     def sent(self) -> int:
         """Return the bytes that the kernel has taken."""
         return self.received - self.dropped - (self.pending() if self.paused or self.dropped else 0)
+
+    def syn(self) -> dict[str, Any] | None:
+        """Return what arrived of the client's SYN, as log lines and answers have it."""
+        if self._syn is None:
+            self._syn = kernel.saved_syn(self.sock)
+        return syn.fields(self._syn)
 
     def quiet_for(self, now: float) -> tuple[float, bool]:
         """Return the seconds for which no byte has moved, and whether that is exact; `now` is the loop's clock.

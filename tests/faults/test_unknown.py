@@ -36,10 +36,11 @@ NO_PROC = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec 
 
 
 def tells_nothing(injection: Injection, error: int, at_most: int) -> dict[str, str]:
-    """Let the kernel refuse TCP_INFO, or fill only so many bytes of it; and refuse SIOCOUTQ and SO_LINGER, always."""
+    """Let the kernel refuse TCP_INFO, or fill only so many bytes of it; and refuse SIOCOUTQ, SO_LINGER and TCP_SAVE_SYN."""
     injection.arm("tcp_info", error, at_most=at_most)
     injection.arm("send_queue", errno.ENOTTY)
     injection.arm("reset_on_close", errno.ENOPROTOOPT)
+    injection.arm("save_syn", errno.ENOPROTOOPT)
     return injection.environment
 
 
@@ -63,12 +64,13 @@ def live(daemon: Echod, http: int, admin: tuple[str, ...]) -> None:
             stalled.sendall(bytes(32 << 20))
         rows = json.loads(command("connections", "--json", *admin).stdout)
         assert [(row["state"], row["tcp"]) for row in rows] == [("stalled", None), ("open", None), ("open", None)]
+        assert [row["syn"] for row in rows] == [None, None, None]
         assert command("connections", *admin).returncode == 0
         status = json.loads(ask(http, "/status"))
         assert [(each["state"], each["queued"]) for each in status["listeners"]] == [("accepting", None)]
         assert command("kill", str(rows[2]["connection"]), *admin).returncode == 0
         assert killed.recv(1) == b""
-        assert daemon.closed(killed)["tcp"] is None
+        assert (daemon.closed(killed)["tcp"], daemon.closed(killed)["syn"]) == (None, None)
         port = free_port()
         answer = daemon.reload(f"[listen]\nhost = '{LOCAL}'\nport = {port}\n[pool]\nsize = 9\n{TIMEOUTS}")
         assert (answer["event"], answer["changed"]) == ("config.reloaded", ["listen.port", "pool.size"])
@@ -100,7 +102,7 @@ def test_a_kernel_that_tells_nothing_changes_nothing_else(
     flags = (*admin, "--admin.http", f"{LOCAL}:{http}")
     with echod(config, env=environment, flags=flags) as daemon:
         live(daemon, http, admin)
-        for call in ("tcp_info", "send_queue", "reset_on_close"):
+        for call in ("tcp_info", "send_queue", "reset_on_close", "save_syn"):
             assert injection.hits(call) > 0, call
 
 

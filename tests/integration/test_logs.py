@@ -80,6 +80,20 @@ def test_every_line_of_a_storm_is_whole_and_the_sums_agree(echod: Daemon) -> Non
         assert began - timedelta(seconds=1) < times[0] < times[-1] < datetime.now(UTC) + timedelta(seconds=1)
 
 
+@pytest.mark.parametrize("traffic_class", [0, 46 << 2])
+def test_a_line_tells_what_arrived_of_the_syn(echod: Daemon, traffic_class: int) -> None:
+    """The client has marked its packets, and has limited its segments."""
+    with echod() as daemon, socket.socket() as sock:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, traffic_class)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1200)
+        sock.connect((LOCAL, daemon.port))
+        sock.shutdown(socket.SHUT_WR)
+        said = daemon.closed(sock)["syn"]
+    assert (said["dscp"], said["mss"]) == (traffic_class >> 2, 1200)
+    assert said["ttl"] > 0
+    assert said["window"] > 0
+
+
 def test_times_are_in_seconds(echod: Daemon) -> None:
     """Also those that the kernel counts in microseconds."""
     with echod() as daemon, daemon.connect() as sock:

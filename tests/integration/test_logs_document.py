@@ -128,6 +128,7 @@ def paths(value: dict[str, Any], prefix: str = "") -> set[str]:
         {"client": None},
         {"client": {"address": "127.0.0.1"}},
         {"tcp": {"rtt": 0.1, "retrans": 0, "cwnd": 10}},
+        {"syn": {"ttl": 64}},
         {"reason": "eof "},
         {"reason": "error"},
         {"more": 1},
@@ -144,5 +145,5 @@ def test_a_line_that_is_not_as_documented_is_found(change: dict[str, Any]) -> No
 
 
 def test_what_the_kernel_does_not_tell_may_be_null() -> None:
-    """As the table says of `tcp`."""
-    check_line(events()["connection.closed"].examples[0] | {"tcp": None})
+    """As the table says of `tcp` and `syn`."""
+    check_line(events()["connection.closed"].examples[0] | {"tcp": None, "syn": None})

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from echod.server import syn
 from tests.support.harness import DEADLINE
-from tests.support.rig import tcp_info
+from tests.support.rig import SYN, tcp_info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,5 +120,6 @@ def row(**changes: Any) -> dict[str, Any]:
         "pending": 0,
         "state": "open",
         "tcp": tcp_info(rtt=0.00025).fields(),
+        "syn": syn.fields(SYN),
         **changes,
     }

@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum call { ACCEPT, READ, WRITE, ALLOCATE, IO_URING, TCP_INFORMATION, SEND_QUEUE, RESET_ON_CLOSE, CALLS };
+enum call { ACCEPT, READ, WRITE, ALLOCATE, IO_URING, TCP_INFORMATION, SEND_QUEUE, RESET_ON_CLOSE, SAVE_SYN, CALLS };
 
 static volatile struct {
     struct rule {
@@ -134,6 +134,8 @@ int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
 {
     REAL(setsockopt);
     if (level == SOL_SOCKET && name == SO_LINGER && due(RESET_ON_CLOSE, fd))
+        return -1;
+    if (level == IPPROTO_TCP && name == TCP_SAVE_SYN && due(SAVE_SYN, fd))
         return -1;
     return real(fd, level, name, value, size);
 }

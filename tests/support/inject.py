@@ -13,7 +13,9 @@ import pytest
 
 if TYPE_CHECKING:
     import socket
-Call = Literal["accept", "read", "write", "allocate", "io_uring", "tcp_info", "send_queue", "reset_on_close"]
+Call = Literal[
+    "accept", "read", "write", "allocate", "io_uring", "tcp_info", "send_queue", "reset_on_close", "save_syn"
+]
 CALLS: tuple[Call, ...] = get_args(Call)
 ALWAYS = 2**31 - 1
 STOP = -1

@@ -227,6 +227,13 @@ def _quiet_for(seconds: float) -> dict[str, Any]:
     return dict.fromkeys(("last_data_sent", "last_data_recv"), (seconds + 0.01) * 1000)
 
 
+SYN = bytes.fromhex(
+    "4500003ccf92400040066d277f0000017f000001d4a0b5f9c105bb0600000000a002ffd7fe3000000204ffd70402080aa3cc2427"
+    "000000000103030a"
+)
+"""As Linux has kept it of a connection over loopback."""
+
+
 def moved(pool: Pool) -> tuple[int, int]:
     """Return the bytes received and sent, also of open connections."""
     asyncio.run(pool.count_open())

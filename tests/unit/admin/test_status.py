@@ -22,7 +22,7 @@ from echod.server.endpoint import Peer
 from echod.server.server import LameDuck
 from tests.support.fakes import Clock, stop_clock
 from tests.support.in_process import Inside
-from tests.support.rig import LISTENER, tcp_info
+from tests.support.rig import LISTENER, SYN, tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -337,6 +337,7 @@ def test_a_connection_has_these_fields(daemon: Inside) -> None:
         "pending": 0,
         "state": "open",
         "tcp": None,
+        "syn": None,
     }
 
 
@@ -404,6 +405,30 @@ def test_a_connection_has_what_the_kernel_knows(daemon: Inside, monkeypatch: pyt
     monkeypatch.setattr(kernel, "info", lambda _: tcp_info(rtt=0.0015, retrans=3))
     daemon.rig.take()
     assert row(daemon)["tcp"] == tcp_info(rtt=0.0015, retrans=3).fields()
+
+
+def test_a_connection_and_its_line_have_the_syn(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells it once, so it is kept until the connection ends, and no longer."""
+    syns = iter([SYN, b""])
+    monkeypatch.setattr(kernel, "saved_syn", lambda _: next(syns))
+    worker, transport = daemon.rig.take()
+    said = row(daemon)["syn"]
+    assert (said["ttl"], said["mss"]) == (64, 65495)
+    assert row(daemon)["syn"] == said
+    daemon.rig.end(transport)
+    (line,) = daemon.rig.lines.events("connection.closed")
+    assert line["syn"] == said
+    again, _ = daemon.rig.take()
+    assert again is worker
+    assert row(daemon)["syn"] is None
+
+
+def test_without_its_line_nobody_asks_for_the_syn(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel forgets it at close."""
+    monkeypatch.setattr(kernel, "saved_syn", None)
+    daemon.pool.lifecycle = "none"
+    daemon.rig.end(daemon.rig.take()[1])
+    assert daemon.pool.closed["eof"] == 1
 
 
 def test_the_kernel_knows_the_round_trip_of_a_real_connection(daemon: Inside) -> None:

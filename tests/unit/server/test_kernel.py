@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -306,6 +307,43 @@ def test_a_receive_buffer_that_is_refused_stays_as_it_is(size: int | None) -> No
     """A reload has been accepted by then."""
     with Refusing() as sock:
         kernel.set_receive_buffer(sock, size)
+
+
+# SYNs
+
+
+@contextlib.contextmanager
+def accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    with socket.create_connection(listener.getsockname()), listener.accept()[0] as sock:
+        yield sock
+
+
+def test_a_syn_is_kept_until_it_is_asked_for() -> None:
+    """It is that of this connection, and it is told once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kernel.save_syns(listener)
+        with accepted(listener) as sock:
+            packet = kernel.saved_syn(sock)
+            assert packet[12:20] == bytes([127, 0, 0, 1] * 2)
+            assert packet[20:24] == struct.pack("!HH", sock.getpeername()[1], sock.getsockname()[1])
+            assert kernel.saved_syn(sock) == b""
+
+
+def test_a_syn_that_was_not_kept_is_empty() -> None:
+    """Its client connected before a listener was adopted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, accepted(listener) as sock:
+        assert kernel.saved_syn(sock) == b""
+
+
+def test_where_syns_are_refused_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator, and MPTCP. A Unix socket has none, and is not asked."""
+    with Refusing() as sock:
+        kernel.save_syns(sock)
+        assert kernel.saved_syn(sock) == b""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(kernel, "_LONGEST_SYN", None)  # what a question needs
+        assert kernel.saved_syn(ours) == b""
 
 
 # Unix sockets

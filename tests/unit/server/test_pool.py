@@ -111,6 +111,7 @@ def test_a_connection_is_two_lines(rig: Rig) -> None:
         "reason": "eof",
         "in_use": 0,
         "tcp": None,  # the pair is no TCP connection
+        "syn": None,
         **common,
     }
 

@@ -15,8 +15,9 @@ import pytest
 from echod.errors import Refusal
 from echod.server import tcp
 from echod.server.endpoint import AddressMissing, Endpoint
+from echod.server.kernel import has_waiting, saved_syn
 from tests.support.fakes import has_ipv6, has_mptcp
-from tests.support.harness import free_port
+from tests.support.harness import free_port, until
 from tests.support.rig import endpoints, settings
 
 if TYPE_CHECKING:
@@ -229,6 +230,22 @@ def test_connections_inherit_the_receive_buffer() -> None:
     (listener,) = tcp.bind(endpoints("127.0.0.1"), backlog=16, reuse_port=False, receive_buffer=8192)
     with closing(listener.sock):
         assert accepted_buffer(listener) == 2 * 8192
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_the_syns_of_clients_are_kept(inherited: bool) -> None:  # noqa: FBT001
+    """From the first one on, or from the moment at which a socket is adopted."""
+    with ExitStack() as stack:
+        if inherited:
+            theirs = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            sock = stack.enter_context(handed_over(theirs))
+            tcp.adopt(sock)
+        else:
+            (listener,) = stack.enter_context(listening(["127.0.0.1"]))
+            sock = listener.sock
+        stack.enter_context(socket.create_connection(sock.getsockname()))
+        until(lambda: has_waiting(sock))
+        assert saved_syn(stack.enter_context(sock.accept()[0]))
 
 
 def test_a_receive_buffer_can_be_changed_while_it_listens() -> None:
