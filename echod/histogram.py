@@ -21,7 +21,8 @@ class Histogram:
         self._counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
         self.last = value
-        self.most = max(self.most, value)
+        if value > self.most:  # noqa: PLR1730 - a call of `max` takes 0.1 µs longer, for each connection
+            self.most = value
 
     def cumulative(self) -> list[int]:
         """Return the number of values up to each bound, and finally of all values."""

@@ -194,8 +194,17 @@ def _health(answer: Mapping[str, Any]) -> Iterator[Line]:
         over = tls["expires_in"] <= 0
         when = "expired" if over else f"expires in {span(tls['expires_in'])}"
         yield tls["expires_in"] < EXPIRES_SOON, "tls", f"{tls['subject']}, {when} ({tls['not_after']})"
+    yield False, "rtt", _round_trips(answer["tcp"])
     yield False, "loop lag", f"{fine(lag['last'])} now; since the start p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
     yield _log(answer["log"])
+
+
+def _round_trips(tcp: Mapping[str, Any]) -> str:
+    rtt = tcp["rtt"]
+    if rtt["max"] is None:
+        return "not measured yet"
+    figures = ", ".join(f"{name} {fine(seconds)}" for name, seconds in rtt.items())
+    return f"of closed connections {figures}; {tcp['retrans']:,} segments sent again"
 
 
 def _log(log: Mapping[str, Any]) -> Line:

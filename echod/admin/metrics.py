@@ -144,6 +144,10 @@ def _read(running: Running) -> Iterator[_Reading]:
     yield _counter("echod_received_bytes", "Bytes read, also of open connections.", pool.bytes_received)
     yield _counter("echod_sent_bytes", "Bytes written back, also of open connections.", pool.bytes_sent)
     yield _histogram("echod_connection_duration_seconds", "From accept to close.", pool.durations)
+    yield _histogram(
+        "echod_tcp_rtt_seconds", "Round-trip times, as the kernel had smoothed them at close.", pool.round_trips
+    )
+    yield _counter("echod_tcp_retransmits", "Segments sent again, counted at close.", pool.retransmits)
     yield _gauge(
         "echod_listeners_missing", "Addresses to listen on that can't be bound, now.", len(server.listeners.missing)
     )

@@ -22,6 +22,7 @@ from echod.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from echod.histogram import Histogram
     from echod.log import Log
     from echod.reload import Reloads
     from echod.server.server import LameDuck, Server
@@ -143,6 +144,7 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
         "accept_paused_seconds": round(server.listeners.paused_seconds, 3),
         "sources": [{"source": source, "connections": count} for source, count in sources],
         "rejections": [{**_when(at), **rejection.fields()} for at, rejection in reversed(rejections.recent)],
+        "tcp": {"rtt": _round_trips(pool.round_trips), "retrans": pool.retransmits},
         "loop_lag": {
             "last": round(lag.last, 6),
             "p50": round(lag.quantile(0.5), 6),
@@ -164,6 +166,11 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             "error": held.error,
         },
     }
+
+
+def _round_trips(seconds: Histogram) -> dict[str, float | None]:
+    figures = {"p50": seconds.quantile(0.5), "p99": seconds.quantile(0.99), "max": seconds.most}
+    return {name: round(value, 6) if seconds.most else None for name, value in figures.items()}
 
 
 def _lame_duck(duck: LameDuck) -> dict[str, Any]:

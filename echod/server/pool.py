@@ -32,6 +32,8 @@ BY_CLIENT = frozenset({"eof", "reset", "truncated"})
 """Of these, the ends that the client has made."""
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Seconds: from the probe of a load balancer to connections that last for days."""
+ROUND_TRIPS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds: from loopback to a satellite link whose buffers are full."""
 COUNTED = 1000
 """Connections counted before the loop goes on: 0.1 ms."""
 
@@ -59,6 +61,8 @@ class Pool:
         self.closed: Counter[str] = Counter()  # by reason
         self.unused = 0  # of these, those that the client has ended without a byte
         self.durations = Histogram(*DURATIONS)  # seconds, of closed connections
+        self.round_trips = Histogram(*ROUND_TRIPS)  # seconds, of those among them of which the kernel has measured it
+        self.retransmits = 0  # segments of theirs that were sent again
         self.bytes_received = 0  # of closed connections, and of open ones as of the last `count_open`
         self._sent = 0  # likewise
         self._most_sent = 0  # as `bytes_sent` has returned it
@@ -217,6 +221,9 @@ class Pool:
         if info:
             # After an error the transport forgets what it could not write; the kernel remembers what it was given.
             sent = min(sent, info.written)
+            if info.rtt_us:  # without an acknowledgement, none is measured
+                self.round_trips.observe(info.rtt)
+            self.retransmits += info.retrans
         if exc and sent < worker.received:  # FIN would say that this was all of the echo
             kernel.reset_on_close(worker.sock)
         self._count(worker, sent)

@@ -92,6 +92,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "accept_paused_seconds": 0.0,
         "sources": [{"source": "192.0.2.1", "connections": 200}, {"source": "2001:db8::/64", "connections": 50}],
         "rejections": [],
+        "tcp": {"rtt": {"p50": 0.0002, "p99": 0.02, "max": 0.31}, "retrans": 1234},
         "loop_lag": {"last": 0.0004, "p50": 0.001, "p99": 0.002, "max": 0.25},
         "tls": None,
         "reload": {

@@ -39,9 +39,16 @@ def test_the_screen_of_a_healthy_daemon() -> None:
         "  closed     12,095: 12,000 eof, 95 error\n"
         "  rejected   0\n"
         "  sources    192.0.2.1 200, 2001:db8::/64 50\n"
+        "  rtt        of closed connections p50 200 µs, p99 20.0 ms, max 310.0 ms; 1,234 segments sent again\n"
         "  loop lag   400 µs now; since the start p99 2.0 ms, max 250.0 ms\n"
         "  log        no lines dropped\n"
     )
+
+
+def test_before_a_round_trip_is_measured_there_is_none() -> None:
+    """And where the kernel does not tell."""
+    tcp = {"rtt": dict.fromkeys(("p50", "p99", "max")), "retrans": 0}
+    assert about("rtt", tcp=tcp) == ["  rtt        not measured yet"]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         "accept_paused_seconds": 0.0,
         "sources": [],
         "rejections": [],
+        "tcp": {"rtt": {"p50": None, "p99": None, "max": None}, "retrans": 0},
         "loop_lag": {"last": 0.0, "p50": 0.0, "p99": 0.0, "max": 0.0},
         "tls": None,
         "reload": {
@@ -104,6 +105,14 @@ def test_a_status_has_these_fields(daemon: Inside) -> None:
         },
         "log": {"dropped": 0, "held": 0, "held_since": None, "error": None},
     }
+
+
+def test_a_status_has_the_round_trips_of_connections_that_have_ended(daemon: Inside) -> None:
+    """Quantiles are bounds of the histogram, or the most; each of them is in seconds."""
+    for rtt in (0.00004, 0.0015, 0.0016, 0.31):
+        daemon.pool.round_trips.observe(rtt)
+    daemon.pool.retransmits = 3
+    assert said(daemon)["tcp"] == {"rtt": {"p50": 0.002, "p99": 0.31, "max": 0.31}, "retrans": 3}
 
 
 def test_a_status_is_what_the_books_say(daemon: Inside) -> None:

@@ -206,6 +206,17 @@ def test_bytes_that_were_not_sent_are_not_counted_as_sent(rig: Rig) -> None:
     assert (rig.pool.bytes_received, rig.pool.bytes_sent) == (5, 1)
 
 
+def test_round_trips_and_retransmits_are_counted_at_close(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the kernel tells them; a round trip of 0 was not measured."""
+    rig.fake_kernel(monkeypatch)
+    for told in (tcp_info(rtt=0.005, retrans=2), tcp_info(rtt=0.25, retrans=1), tcp_info(), None):
+        rig.info = told
+        rig.end(rig.take()[1])
+    assert rig.pool.round_trips.cumulative()[-1] == 2
+    assert (rig.pool.round_trips.sum, rig.pool.round_trips.most) == (0.255, 0.25)
+    assert rig.pool.retransmits == 3
+
+
 def test_after_an_error_the_kernel_says_what_was_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """By then the transport has forgotten what it could not write."""
     rig.fake_kernel(monkeypatch)
