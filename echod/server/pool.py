@@ -222,7 +222,7 @@ class Pool:
             # After an error the transport forgets what it could not write; the kernel remembers what it was given.
             sent = min(sent, info.written)
             if info.rtt_us:  # without an acknowledgement, none is measured
-                self.round_trips.observe(info.rtt)
+                self.round_trips.observe(info.rtt_us / 1e6)
             self.retransmits += info.retrans
         if exc and sent < worker.received:  # FIN would say that this was all of the echo
             kernel.reset_on_close(worker.sock)

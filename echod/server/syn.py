@@ -25,7 +25,7 @@ _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _TIMESTAMPS = (2, 4), (3, 3), (4, 2), (8, 
 _LEAST = 2
 """Bytes of an option of any other kind: its kind and its length."""
 _LINUX = struct.Struct("!12xBBH4x2sH4s8x3sB")
-"""A TCP header with MSS, SACK permitted, timestamps and window scale. To read it as a whole takes a third of the time."""
+"""A TCP header with MSS, SACK permitted, timestamps and window scale. To read it as a whole takes half the time of a loop."""
 _LINUX_OPTIONS = (0xA0, b"\x02\x04", b"\x04\x02\x08\x0a", b"\x01\x03\x03")
 """Of these, the length of all (in its upper four bits), and the kinds and lengths of each."""
 

@@ -76,6 +76,7 @@ def test_each_byte_comes_back_and_the_log_says_what_was_negotiated(echod: Daemon
         assert line["tls"] == {"version": version.name.replace("_", "."), "cipher": cipher[0], "client": None}
         assert (line["reason"], line["bytes_received"], line["bytes_sent"]) == ("eof", len(BIG), len(BIG))
         assert daemon.events("connection.opened")[0]["tls"] == line["tls"]
+        assert line["syn"]["mss"] > 0
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)

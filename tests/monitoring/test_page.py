@@ -80,6 +80,7 @@ def test_it_shows_what_happens_as_it_happens(
     with start() as daemon:
         tab = opened(browser, port)
         tab.wait_for_text(f"0 of {POOL} in use", "#pool")
+        tab.wait_for_text("rtt\tnot measured yet", "#health")
         tab.evaluate("window.stays = document.querySelector('#pool')")
 
         with full(daemon):
@@ -96,6 +97,8 @@ def test_it_shows_what_happens_as_it_happens(
             tab.wait("document.querySelectorAll('#rates path')[1].getAttribute('d').includes(' 1.0')")
         tab.wait_for_text("rejects nobody any more", "#events")
         tab.wait_for_text(f"eof\t{POOL}", "#closed")
+        tab.wait_for_text("rtt\tp50 ", "#health")
+        tab.wait_for_text("sent again\t0 segments", "#health")
 
         assert daemon.reload("[pool]\nsize = '<img src=x onerror=alert(1)>'\n")["event"] == "config.rejected"
         tab.wait_for_text("a reload was refused", "#events")

@@ -54,6 +54,7 @@ def test_the_syn_of_linux() -> None:
         ("020405b4 03000000", {"mss": 1460}),  # a length that is too small ends the list
         ("020405b4 0101010a", {"mss": 1460}),  # and so does an option without a length,
         ("020405b4 08ff0402", {"mss": 1460}),  # and one that is longer than what is left
+        ("020405b4 01010303", {"mss": 1460}),
         ("02060000 00000402", {"sack": True}),  # an option of a wrong length says nothing
     ],
 )  # fmt: skip
