@@ -208,7 +208,7 @@ class Log:
         self._chain: list[Processor]
         if console:
             colors = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-            self._chain = [_stamp, _flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
+            self._chain = [_flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
             self._chain = [_json]
         if self._journal:
@@ -217,7 +217,7 @@ class Log:
         bound = structlog.wrap_logger(
             _Output(self._sink.put),
             processors=self._chain,
-            wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+            wrapper_class=type("Filtering", (_Events, structlog.make_filtering_bound_logger(settings.level)), {}),
             context_class=dict,
         ).bind(**self._common)
         self.debug = bound.debug
@@ -272,10 +272,20 @@ class Log:
         self.error("internal.error", message=message, exc_info=(kind, exc, traceback))
 
     def _dropped_line(self, lines: int) -> bytes:
-        event: Any = {"event": "log.dropped", **self._common, "lines": lines}
+        event: Any = {"timestamp": _now(), "level": "warning", "event": "log.dropped", **self._common, "lines": lines}
         for process in self._chain:
             event = process(None, "warning", event)
         return bytes(event)
+
+
+class _Events:
+    """Makes the line of an event, instead of structlog's own method, with a single dictionary: saves 0.5 µs a line."""
+
+    def _process_event(self: Any, level: str, name: str, fields: EventDict) -> tuple[tuple[Any], EventDict]:
+        event: Any = {"timestamp": _now(), "level": level, "event": name, **self._context, **fields}
+        for process in self._processors:
+            event = process(self._logger, level, event)
+        return (event,), {}
 
 
 class _Output:
@@ -304,18 +314,13 @@ class _Handler(logging.Handler):
 
 def _now() -> str:
     """Return the time in UTC by RFC 3339, always with microseconds."""
-    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-    return f"{_second(seconds)}.{microseconds:06}Z"
+    microseconds = str(time.time_ns() // 1000).zfill(7)
+    return f"{_second(microseconds[:-6])}.{microseconds[-6:]}Z"
 
 
 @functools.lru_cache(maxsize=1)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-def _stamp(_: object, level: str, event: EventDict) -> EventDict:
-    """Put the fields that every line has before the others."""
-    return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
+def _second(seconds: str) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(seconds)))
 
 
 def _flat(_: object, __: str, event: EventDict) -> EventDict:
@@ -331,11 +336,10 @@ def _flat(_: object, __: str, event: EventDict) -> EventDict:
 def _json(logger: object, level: str, event: EventDict) -> bytes:
     if "exc_info" in event:
         event = structlog.processors.format_exc_info(logger, level, event)
-    line = _stamp(logger, level, event)
     try:
-        return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(event, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # text that is not valid Unicode, such as a file's name; the standard library escapes it
-        return json.dumps(line, default=str).encode() + b"\n"
+        return json.dumps(event, default=str).encode() + b"\n"
 
 
 def _line(_: object, __: str, rendered: Any) -> bytes:  # noqa: ANN401 - a str from the renderer; structlog types it as a dict
