@@ -1,4 +1,4 @@
-"""docs/reliability.md promises nothing without a test."""
+"""docs/reliability.md promises nothing without a test, and docs/network.md shows nothing without one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from tests.support import field_tables, network_document
 
 TESTS = Path(__file__).parents[1]
 DOCUMENT = TESTS.parent / "docs" / "reliability.md"
@@ -37,3 +39,12 @@ def test_each_promise_names_tests_that_exist(row: list[str]) -> None:
     named = re.findall(r"`(test_\w+)`", proof)
     assert named
     assert set(named) <= existing()
+
+
+def test_each_finding_of_a_network_has_a_test_of_its_name() -> None:
+    """And a row in the table at the top of the page."""
+    headings = list(network_document.findings())
+    assert len(headings) == 10
+    assert {network_document.test_of(heading) for heading in headings} <= existing()
+    (table,) = field_tables.tables(network_document.DOCUMENT.read_text())
+    assert [row[0].partition("]")[0].strip("[") for row in table[1:]] == headings
