@@ -48,12 +48,12 @@ class _Held:
 
     __slots__ = ("client", "listener", "opening", "sock", "turns")
 
-    def __init__(self, sock: _socket.socket, client: Peer, listener: str, opening: Opening) -> None:
+    def __init__(self, sock: _socket.socket, client: Peer, listener: str, opening: Opening, turns: int) -> None:
         self.sock = sock
         self.client = client
         self.listener = listener
         self.opening = opening
-        self.turns = TURNS
+        self.turns = turns
 
 
 class Admission:
@@ -78,6 +78,8 @@ class Admission:
         """Gets each accepted connection, and calls `admit` for it now or later. If it raises, the socket is the caller's."""
         self.expected = 0
         """Connections for which it has not called `admit` yet."""
+        self.late: Callable[[], int] = lambda: 0
+        """Returns the turns of the loop until each end that has arrived by now is read, as far as those are more than usual."""
 
     @property
     def held(self) -> int:
@@ -100,7 +102,7 @@ class Admission:
                 self.reject(sock, client, listener, reason)
                 return
         self._judge_soon()
-        self._held.append(_Held(sock, client, listener, opening))
+        self._held.append(_Held(sock, client, listener, opening, TURNS + self.late()))
 
     def settle(self) -> None:
         """Judge all connections on hold now: none stays."""
@@ -129,7 +131,7 @@ class Admission:
                     renewed = True
                     self._open(each.sock, each.client, each.listener, each.opening)
                     continue
-                each.turns = TURNS if renewed else each.turns - 1
+                each.turns = max(each.turns - 1, TURNS if renewed else 0)
                 if reason in _PASSING and each.turns and not last:
                     self._held.append(each)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -50,6 +51,64 @@ def echo_of_one(daemon: Echod, context: ssl.SSLContext | None = None) -> bytes:
     with connected(daemon, context) as sock:
         sock.sendall(b"x")
         return sock.recv(1)
+
+
+def test_the_first_echo_waits_for_no_timer(echod: Daemon) -> None:
+    """In TLS 1.3, a client that has not turned off Nagle's algorithm sends once its Finished is acknowledged."""
+    with echod(config()) as daemon:
+        took = []
+        for _ in range(5):
+            with connected(daemon, client_context(version=ssl.TLSVersion.TLSv1_3)) as sock:
+                began = time.monotonic()
+                sock.sendall(b"x")
+                assert sock.recv(1) == b"x"
+                took.append(time.monotonic() - began)
+        assert min(took) < 0.02  # the kernel delays an acknowledgement by 40 ms
+
+
+def test_clients_that_end_their_handshakes_make_room_for_others(echod: Daemon) -> None:
+    """They have ended when the others connect, but each end waits behind the handshakes of those before it."""
+    with echod(config(rest="[pool]\nsize = 32\n")) as daemon, contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            address = (LOCAL, tls_port(daemon))
+            return stack.enter_context(socket.create_connection(address, timeout=DEADLINE))
+
+        patient, distrustful = [connect() for _ in range(28)], [connect() for _ in range(4)]
+        alerts = [alert(sock) for sock in distrustful]
+        with daemon.suspended():
+            for sock in patient:
+                begin(sock)
+            for sock, last in zip(distrustful, alerts, strict=True):
+                sock.sendall(last)
+                sock.close()
+            others = [connect() for _ in distrustful]
+        for other in others:
+            with client_context().wrap_socket(other, server_hostname="localhost") as sock:
+                sock.sendall(b"x")
+                assert sock.recv(1) == b"x"
+
+
+def begin(sock: socket.socket) -> None:
+    """Send the first message of a handshake."""
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    sock.sendall(outgoing.read())
+
+
+def alert(sock: socket.socket) -> bytes:
+    """Begin a handshake as a client that does not trust the certificate; return its last message, which is not sent yet."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(1 << 16))
+        except ssl.SSLCertVerificationError:
+            return outgoing.read()
 
 
 def rejection(daemon: Echod) -> str:

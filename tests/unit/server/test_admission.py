@@ -124,6 +124,18 @@ def test_a_client_too_many_is_refused_after_some_turns(door: Door, rules: Rules)
     assert not door.rig.loop._ready
 
 
+def test_ends_that_are_read_late_are_waited_for(door: Door) -> None:
+    """Such as those behind a queue of handshakes: they have arrived, and are not read yet."""
+    door.admission.late = lambda: 20
+    door.come()
+    door.turn()
+    door.come()
+    door.turn(TURNS + 18)
+    door.transport.receive_eof()
+    door.turn(2)
+    assert (door.served, door.refused) == ([1, 2], [])
+
+
 def test_clients_that_have_ended_already_get_the_only_worker_one_after_the_other(door: Door) -> None:
     """Each that gets it makes room for the next one, which is held for as long as that takes."""
     for _ in range(20):
