@@ -105,7 +105,8 @@ class Daemon:
             raise Refusal(*refusal.lines, *hints, exit_code=refusal.exit_code) from None
         unreachable = settings.admin.socket == "auto" and admin_socket.of_daemon("auto", os.environ) is None
         nowhere = [admin_socket.NOWHERE] if unreachable else []
-        for warning in [*self._loaded.warnings, *mistaken, *self._adopted.problems, *nowhere]:
+        unserved = self.server.listeners.unserved(settings)
+        for warning in [*self._loaded.warnings, *mistaken, *self._adopted.problems, *unserved, *nowhere]:
             self._log.warning("config.warning", message=printable(warning))
         if self._adopted.listeners:
             self._log.info("listener.inherited", names=self._adopted.names, message=NOT_BOUND)

@@ -207,7 +207,7 @@ class Log:
         console = settings.format == "console" or (settings.format == "auto" and self._terminal)
         self._chain: list[Processor]
         if console:
-            colors = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+            colors = self._terminal and not os.environ.get("NO_COLOR") and (os.environ.get("TERM") or "dumb") != "dumb"
             self._chain = [_flat, structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False), _line]
         else:
             self._chain = [_json]

@@ -189,6 +189,7 @@ class Reloads:
                 " half-written; for the defaults, leave one key in it, or restart"
             )
         changed = change(self._server.settings, loaded, binds=not self._server.listeners.inherited)
+        changed.warnings.extend(self._server.listeners.unserved(loaded.settings))
         document, prepared = loaded.document(), self._server.prepare(loaded.settings)
         return changed, loaded._replace(layers=()), document, prepared  # the layers are not small
 

@@ -30,8 +30,11 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 
 
 def is_capable() -> bool:
-    """Say whether standard output is a terminal that knows escape sequences. Emacs and CI jobs have dumb ones, which show them."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    """Say whether standard output is a terminal that knows escape sequences.
+
+    Emacs and CI jobs have dumb ones, which show them. One that nobody has named may be such.
+    """
+    return sys.stdout.isatty() and (os.environ.get("TERM") or "dumb") != "dumb"
 
 
 def _ignore(*_: object) -> None:

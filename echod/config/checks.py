@@ -169,7 +169,8 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
         text = f"{duration_text(write)} has no effect, timeouts.idle ({duration_text(idle)}) comes first"
         yield line(text, "timeouts", "write")
     limit = _memory_limit()
-    each = OVERHEAD + min(LARGEST_READ, 2 * (settings.listen.receive_buffer or LARGEST_READ))
+    buffer = settings.listen.receive_buffer if settings.listen.unix == "off" else None  # a Unix socket has the sender's
+    each = OVERHEAD + min(LARGEST_READ, 2 * (buffer or LARGEST_READ))
     if settings.pool.size * each > limit:
         needed, least = math.ceil(settings.pool.size * each / 1e6), math.floor(limit / 1e6)
         text = (

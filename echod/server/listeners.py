@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from echod.server.kinds import Kind, Room
 
 
+_SETTINGS = {tls.KIND: "tls.port", unix_stream.KIND: "listen.unix", "udp": "udp.port"}
+"""What turns the kinds on that are off by default."""
+
+
 def _is_udp(sock: socket.socket) -> bool:
     return sock.type == socket.SOCK_DGRAM and sock.proto == socket.IPPROTO_UDP
 
@@ -160,6 +164,17 @@ class Listeners:
     def missing(self) -> dict[str, str]:
         """The URLs of the endpoints that are wanted but not bound, and why."""
         return {str(endpoint): reason for endpoint, reason in self._missing.items()}
+
+    def unserved(self, settings: Settings) -> list[str]:
+        """Return a warning for each kind that the settings want, and of which no socket was handed over."""
+        if not self.inherited:
+            return []
+        there = {listener.endpoint.kind for listener in self.inherited}
+        return [
+            f"{name}: has no effect: none of the sockets from systemd (LISTEN_FDS) is served as {kind}"
+            for kind, name in _SETTINGS.items()
+            if kind not in there and KINDS[kind].endpoints(settings)
+        ]
 
     def bind(self, settings: Settings) -> list[Listener]:
         """Bind what is wanted and not there yet, for `serve`, without addresses that this machine does not have.

@@ -216,7 +216,8 @@ async def _churn_together(port: int, connections: int, seconds: float = DEADLINE
             reader, writer = await asyncio.open_connection(LOCAL, port)
             writer.write(b"x")
             with contextlib.suppress(ConnectionError):
-                served += len(await reader.read(1))
+                echo = await reader.read(1)
+                served += len(echo)  # not with `await` in it: others count meanwhile
             writer.transport.abort()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()  # the descriptor is closed only now

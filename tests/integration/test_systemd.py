@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.certificates import pem_file
 from tests.support.fakes import has_mptcp
 from tests.support.harness import DEADLINE, LOCAL, Echod, command, read_all, read_exactly, reserved_port, send_all
 
@@ -252,6 +253,19 @@ def test_what_it_can_not_serve_on_is_refused() -> None:
         f"echod: unknown (descriptor 3): {where} is not served: the socket unit needs"
         " ListenStream=, or ListenDatagram= with a port\n"
     )
+
+
+def test_tls_for_which_there_is_no_socket_is_warned_about(
+    activated: Callable[..., Echod], listener: socket.socket
+) -> None:
+    """At the start, and at each reload: the socket of systemd is served without TLS."""
+    text = f"[tls]\nport = 7443\ncertificate = '{pem_file()}'\n"
+    with activated(listener, config=text) as daemon:
+        assert daemon.reload(f"{text}[pool]\nsize = 3\n")["event"] == "config.reloaded"
+        assert daemon.reload("[pool]\nsize = 3\n")["event"] == "config.reloaded"
+        warnings = [line["message"] for line in daemon.events("config.warning")]
+        no_effect = "tls.port: has no effect: none of the sockets from systemd (LISTEN_FDS) is served as tls"
+        assert warnings == [no_effect, no_effect]
 
 
 @pytest.mark.slow

@@ -612,7 +612,8 @@ def test_people_read_what_is_nested_flat(pipe: Pipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("no_colour", "term", "coloured"), [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False)]
+    ("no_colour", "term", "coloured"),
+    [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False), ("", "", False)],
 )
 def test_colours_can_be_turned_off(
     monkeypatch: pytest.MonkeyPatch, no_colour: str, term: str, *, coloured: bool

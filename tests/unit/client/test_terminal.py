@@ -84,7 +84,8 @@ def handlers() -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("is_terminal", "term", "capable"), [(True, "xterm", True), (True, "dumb", False), (False, "xterm", False)]
+    ("is_terminal", "term", "capable"),
+    [(True, "xterm", True), (True, "dumb", False), (True, "", False), (False, "xterm", False)],
 )
 def test_a_terminal_is_capable_unless_it_is_dumb(
     other: Other,

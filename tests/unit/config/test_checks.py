@@ -403,6 +403,18 @@ def test_a_pool_that_can_take_more_memory_than_there_is_gets_a_warning(
     assert load(file, text + "[listen]\nreceive_buffer = '64Ki'\n").warnings == []
 
 
+@pytest.mark.parametrize(
+    ("more", "needed"),
+    [("", 74), ("unix = '/run/e.sock'\n", 271)],
+    ids=["tcp", "unix"],
+)
+def test_the_receive_buffer_bounds_no_unix_socket(file: Path, groups: Path, more: str, needed: int) -> None:
+    """Of those, the buffer of the sender counts."""
+    (groups / "memory.max").write_text("70000000\n")
+    (line,) = load(file, f"[pool]\nsize = 1000\n[listen]\nreceive_buffer = '32Ki'\n{more}").warnings
+    assert f" take {needed} MB" in line
+
+
 def test_without_control_groups_there_is_no_memory_limit(
     tmp_path: Path, groups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

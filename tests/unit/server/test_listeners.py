@@ -16,6 +16,7 @@ from echod.server import kernel, listeners, tcp
 from echod.server.acceptor import Acceptor
 from echod.server.endpoint import Endpoint, Listener
 from echod.server.listeners import Listeners, adopt
+from tests.support.certificates import pem_file
 from tests.support.fakes import has_ipv6
 from tests.support.rig import Rig, listening, resize, settings
 
@@ -927,6 +928,24 @@ def theirs() -> Iterator[socket.socket]:
 def inherit(rig: Rig, *theirs: socket.socket) -> None:
     """Hand these over, as systemd does at start."""
     rig.listeners = Listeners(rig.parts, inherited=adopt(handed(*(sock.dup() for sock in theirs))).listeners)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "named"),
+    [
+        ([], []),
+        (["tcp"], ["tls.port", "listen.unix", "udp.port"]),
+        (["tcp", "unix", "udp"], ["tls.port"]),
+    ],
+)
+def test_what_no_inherited_listener_is_for_is_named(
+    rig: Rig, theirs: socket.socket, kinds: list[str], named: list[str]
+) -> None:
+    """TCP is always wanted, so nothing is said of it."""
+    rig.listeners.inherited = [Listener(Endpoint(kind), theirs, kind, None, inherited=True) for kind in kinds]
+    wanted = settings(tls__port=7443, tls__certificate=pem_file(), udp__port=7, listen__unix="@x")
+    assert [warning.partition(":")[0] for warning in rig.listeners.unserved(wanted)] == named
+    assert rig.listeners.unserved(settings()) == []
 
 
 def test_inherited_listeners_replace_those_of_the_settings(rig: Rig, theirs: socket.socket) -> None:
