@@ -191,6 +191,8 @@ class Reloads:
         changed = change(self._server.settings, loaded, binds=not self._server.listeners.inherited)
         changed.warnings.extend(self._server.listeners.unserved(loaded.settings))
         document, prepared = loaded.document(), self._server.prepare(loaded.settings)
+        if prepared.tls and (more := prepared.tls.authorities_since(self._server.handshakes.loaded)):
+            changed.warnings.append(printable(checks.more_authorities(more, loaded.layers)))
         return changed, loaded._replace(layers=()), document, prepared  # the layers are not small
 
     def _commit(self, change: Change, loaded: Loaded, document: dict[str, Any], prepared: Prepared) -> Change:

@@ -26,6 +26,7 @@ SOON = 14 * 86400.0
 """Seconds before its end from which a certificate needs attention."""
 _ATTEMPTS = 3
 _LARGE_KEY = 4096
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
@@ -36,6 +37,13 @@ class Loaded(NamedTuple):
 
     context: ssl.SSLContext
     certificate: Certificate
+
+    def authorities_since(self, before: Loaded | None) -> list[str]:
+        """Return the subjects of the authorities that `before` did not have, if it asked for certificates of clients."""
+        if before is None or before.context.verify_mode == ssl.CERT_NONE:
+            return []
+        old = before.context.get_ca_certs(binary_form=True)
+        return [x509.subject(each) for each in self.context.get_ca_certs(binary_form=True) if each not in old]
 
 
 class _Passphrase(Exception):  # noqa: N818 - not an error of the program
@@ -113,10 +121,14 @@ def _no_passphrase() -> str:
 def _read(setting: str, name: str) -> bytes:
     try:
         with open(name, "rb") as file:  # noqa: PTH123 - a name with a NUL raises ValueError in both
-            return file.read()
+            content = file.read()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise Refusal(f"{name}: {setting}: can't be read: {why}", exit_code=os.EX_NOINPUT) from None
+    last = content.rpartition(b"\n")[2]
+    if last and _BEGIN.startswith(last):  # OpenSSL would do without the certificate that begins there
+        raise _refusal(setting, name, "ends in the middle of a line: it is probably half-written")
+    return content
 
 
 def _refusal(setting: str, name: str, why: str) -> Refusal:

@@ -221,6 +221,12 @@ def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds
         yield line(f"mode {mode_text(mode)}, it was {mode_text(before.listen.unix_mode)}", "listen", "unix_mode")
 
 
+def more_authorities(subjects: Sequence[str], layers: Sequence[Layer]) -> str:
+    """Return a warning, as of `widened`, for a file of `tls.client_ca` with authorities that it did not have before."""
+    where = explain.origin(("tls", "client_ca"), layers)
+    return f"{where}: tls.client_ca: lets in more clients than before: those that {_some(subjects)} has certified"
+
+
 def _access_widened(old: Access, new: Access, line: Callable[[str, str, str], str]) -> Iterator[str]:
     if old.allow and not new.allow:
         yield line(f"everyone, not only {_some(old.allow)}", "access", "allow")

@@ -231,6 +231,22 @@ def test_required_client_certificates(echod: Daemon) -> None:
         assert "certificate verify failed" in daemon.wait_for("connection.rejected", count=2)["error"]
 
 
+def test_a_reload_that_accepts_clients_of_more_authorities_says_so(echod: Daemon, tmp_path: Path) -> None:
+    """The settings are the same; the file has one more."""
+    file = tmp_path / "ca.pem"
+    shutil.copy(authority_file(), file)
+    text = config(more=f"verify = 'required'\nclient_ca = '{file}'")
+    with echod(text) as daemon:
+        assert daemon.reload(text)["event"] == "config.reloaded"
+        with file.open("a") as opened:
+            opened.write(Path(authority_file("two")).read_text())
+        assert daemon.reload(text)["event"] == "config.reloaded"
+        (line,) = daemon.events("config.warning")
+        assert "tls.client_ca: lets in more clients than before: those that " in line["message"]
+        assert "O=authority two" in line["message"]
+        assert echo_of_one(daemon, client_context(certificate=pem_file("new.example", by="two"))) == b"x"
+
+
 def test_a_reload_takes_a_new_certificate_and_open_connections_keep_theirs(echod: Daemon, tmp_path: Path) -> None:
     """All or nothing: a file that can't be used changes nothing. The TOML file stays as it is."""
     file = tmp_path / "cert.pem"

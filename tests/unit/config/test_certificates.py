@@ -57,6 +57,31 @@ def test_a_file_without_what_it_should_have(file: Path) -> None:
     assert "tls.client_ca: has no usable certificate: " in text
 
 
+@pytest.mark.parametrize("setting", ["certificate", "client_ca"])
+def test_a_file_that_is_cut_within_a_certificate(file: Path, setting: str) -> None:
+    """OpenSSL takes what is whole, if the next one is cut in its first line. Between two, nobody can tell."""
+    whole, other = {"certificate": pem_file(), "client_ca": authority_file()}, Path(authority_file("two")).read_bytes()
+    names = {**whole, "verify": "required", setting: str(file)}
+    for length in [*range(1, 40), len(other) // 2, len(other) - 2]:
+        file.write_bytes(Path(whole[setting]).read_bytes() + other[:length])
+        (line,) = refusal(**names).lines
+        assert line.startswith(f"{file}: tls.{setting}: "), length
+
+
+def test_authorities_that_were_not_there_before(file: Path) -> None:
+    """They let in more clients than before; fewer do not, nor any if no certificate was asked for."""
+
+    def loaded(verify: str, *authorities: str) -> certificates.Loaded:
+        file.write_bytes(b"".join(Path(authority_file(name)).read_bytes() for name in authorities))
+        more = {"tls__client_ca": str(file)} if authorities else {}
+        return certificates.load(settings(tls__port=7443, tls__certificate=pem_file(), tls__verify=verify, **more).tls)
+
+    one, both, none = loaded("required", "one"), loaded("optional", "one", "two"), loaded("none")
+    (subject,) = both.authorities_since(one)
+    assert subject.endswith("O=authority two")
+    assert one.authorities_since(both) == one.authorities_since(none) == one.authorities_since(None) == []
+
+
 def test_the_key_of_another_certificate() -> None:
     lines = refusal(certificate=pem_file(), key=pem_file("other")).lines
     assert lines == (f"{pem_file('other')}: tls.key: is not the key of the certificate in {pem_file()}",)
