@@ -53,7 +53,7 @@ lint: $(DEV) ## check rules, format, types and imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: $(RUN) ## compare with other servers, in half an hour; QUICK=1: a rough look, in under two minutes
+bench: $(DEV) ## compare with other servers, in half an hour; QUICK=1: a rough look, in under two minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 screenshots: $(DEV) ## draw the pictures of the status page in docs/ (needs Chromium)

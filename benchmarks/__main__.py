@@ -33,6 +33,7 @@ BESIDE = {
     "The reload beside load": "benchmarks.reload",
     "One connection beside 15,000": "benchmarks.crowd",
     "UDP": "benchmarks.udp",
+    "TLS": "benchmarks.tls",
 }
 LONGEST = 900
 """Seconds that one of these may take."""
@@ -105,7 +106,7 @@ def main() -> None:
     with cores.on(places.load):
         outcomes = [bench.run(*each) for each in planned]
     if with_beside:
-        progress.step("scrape, reload and crowd beside load, and UDP, some minutes")
+        progress.step("scrape, reload and crowd beside load, UDP, and TLS, some minutes")
     besides = beside() if with_beside else {}
     progress.end()
     heads.append(f"took {time.monotonic() - began:.0f} s")

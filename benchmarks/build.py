@@ -12,6 +12,7 @@ COMMANDS = {
     ".c": ["gcc", "-O2", "-Wall", "-Wextra", "-o"],
     ".go": ["go", "build", "-o"],
 }
+LIBRARIES = {"tls_load.c": ["-lssl", "-lcrypto"]}
 
 
 def built(source: str) -> Path | None:
@@ -24,5 +25,5 @@ def built(source: str) -> Path | None:
     if not shutil.which(command[0]):
         return None
     BUILT.mkdir(parents=True, exist_ok=True)
-    made = subprocess.run([*command, program, path], check=False, timeout=120)
+    made = subprocess.run([*command, program, path, *LIBRARIES.get(source, [])], check=False, timeout=120)
     return program if made.returncode == 0 else None

@@ -6,6 +6,7 @@ Knows nothing of who serves.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Self
@@ -23,8 +24,10 @@ class LoadError(Exception):
 class Load:
     """A load that is connected and warm, until the context is left."""
 
-    def __init__(self, place: cores.Cores, port: int, connections: int, size: int, *mode: str | float) -> None:
-        program = build.built("load.c")
+    def __init__(
+        self, place: cores.Cores, port: int, connections: int, size: int, *mode: str | float, source: str = "load.c"
+    ) -> None:
+        program = build.built(source)
         command = [program] if program else [sys.executable, "-m", "benchmarks.pyload"]
         spin = "spin" if place.apart else "wait"
         words = [str(word) for word in (port, connections, size, spin, *mode)]
@@ -56,6 +59,10 @@ class Load:
             self._process.stdin.flush()
         result: Sample = json.loads(self._line())
         return result
+
+    def give_way(self) -> None:
+        """Let everyone else go first on its core, at once: with a low priority alone, they would wait for its slice's end."""
+        os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
 
     def stop(self) -> None:
         """End it, and with it its connections."""

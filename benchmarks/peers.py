@@ -1,10 +1,11 @@
 """The echo in Python as others write it, and the floor where there is no C compiler.
 
     python -m benchmarks.peers NAME PORT [reuse_port]
+    python -m benchmarks.peers tls PORT CERTIFICATE
 
 `protocol` is asyncio's Protocol on asyncio's own loop, `uvloop` the example of uvloop's own repository: the same on
-uvloop. `streams` are asyncio's streams on uvloop. `floor` is one read and one write on edge-triggered epoll; it
-can share its port.
+uvloop, and `tls` that with uvloop's TLS. `streams` are asyncio's streams on uvloop. `floor` is one read and one write on
+edge-triggered epoll; it can share its port.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import resource
 import select
 import socket
+import ssl
 import sys
 
 import uvloop
@@ -37,10 +39,18 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-async def protocol(port: int) -> None:
+async def protocol(port: int, context: ssl.SSLContext | None = None) -> None:
     """Serve with a protocol."""
-    server = await asyncio.get_running_loop().create_server(Echo, HOST, port, backlog=BACKLOG)
+    server = await asyncio.get_running_loop().create_server(Echo, HOST, port, backlog=BACKLOG, ssl=context)
     await server.serve_forever()
+
+
+def tls(certificate: str) -> ssl.SSLContext:
+    """Return what echod has too: no tickets, which cost a handshake two messages more."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    context.num_tickets = 0
+    return context
 
 
 async def streams(port: int) -> None:
@@ -96,16 +106,18 @@ def _serve(sock: socket.socket, rest: dict[int, memoryview]) -> bool:
         return False
 
 
-def main(name: str, port: int, *, shared: bool) -> None:
+def main(name: str, port: int, *more: str) -> None:
     """Serve until killed."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if name == "floor":
-        floor(port, shared=shared)
+        floor(port, shared=bool(more))
     elif name == "protocol":
         asyncio.run(protocol(port))
     elif name == "uvloop":
         uvloop.run(protocol(port))
+    elif name == "tls":
+        uvloop.run(protocol(port, tls(*more)))
     elif name == "streams":
         uvloop.run(streams(port))
     else:
@@ -113,4 +125,4 @@ def main(name: str, port: int, *, shared: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), shared=len(sys.argv) > 3)
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

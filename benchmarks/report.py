@@ -108,9 +108,7 @@ def text(heads: list[str], judged: Table, outcomes: list[Outcome], beside: Mappi
 
 def markdown(heads: list[str], judged: Table, outcomes: list[Outcome], beside: Mapping[str, list[str]]) -> str:
     """Return the report as docs/performance.md has it."""
-    return (
-        "\n".join(_report(heads, judged, outcomes, beside, _Style(_piped, "\n### {}\n".format, "- {}".format))) + "\n"
-    )
+    return "\n".join(_report(heads, judged, outcomes, beside, _Style(piped, "\n### {}\n".format, "- {}".format))) + "\n"
 
 
 def _report(
@@ -139,7 +137,8 @@ def _aligned(rows: Table) -> list[str]:
     return lines
 
 
-def _piped(rows: Table) -> list[str]:
+def piped(rows: Table) -> list[str]:
+    """Return the lines of the table in Markdown."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return [head, f"|---|{'---:|' * (len(rows[0]) - 1)}", *body]
 

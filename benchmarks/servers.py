@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self
 from benchmarks import build, cores, measure
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
 HOST = "127.0.0.1"
@@ -143,12 +144,22 @@ def missing(kind: Kind) -> str | None:
 class Server:
     """One that runs, in its own session, until the context is left."""
 
-    def __init__(self, kind: Kind, places: cores.Cores, *, connections: int = 1, processes: int = 1) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        places: cores.Cores,
+        *,
+        connections: int = 1,
+        processes: int = 1,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """With a context, it is to speak TLS."""
         self.kind = kind
+        self._context = context
         self.places = places
         self.connections = connections
         self.number = processes
-        self.port = _free_port()
+        self.port = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
         self.ready_after = 0.0
         """Seconds from its start to its first echo."""
@@ -205,11 +216,15 @@ class Server:
     def _await_echo(self) -> None:
         began = time.perf_counter()
         while True:
-            with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=PATIENCE) as sock:
+            with contextlib.suppress(OSError), self._connect() as sock:
                 sock.sendall(b"?")
                 if sock.recv(1) == b"?":
                     return
             self._check(began)
+
+    def _connect(self) -> socket.socket:
+        sock = socket.create_connection((HOST, self.port), timeout=PATIENCE)
+        return self._context.wrap_socket(sock, server_hostname=HOST) if self._context else sock
 
     def _check(self, began: float) -> None:
         """Wait a little, but not for one that has ended or takes too long."""
@@ -224,7 +239,7 @@ class Server:
 _ports: Iterator[int] = itertools.cycle(range(FIRST_PORT, LAST_PORT))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that nobody has, another one each time: none of a load's connections in TIME_WAIT is in the way."""
     for port in _ports:
         with socket.socket() as sock, contextlib.suppress(OSError):

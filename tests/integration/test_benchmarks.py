@@ -40,7 +40,7 @@ def test_a_short_run_measures_echod_against_the_floor(tmp_path: Path) -> None:
     assert (ROOT / "docs" / "performance.md").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["crowd", "proxies", "reload", "scrape", "udp"])
+@pytest.mark.parametrize("name", ["crowd", "proxies", "reload", "scrape", "tls", "udp"])
 def test_each_measurement_says_how_to_run_it(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"],
