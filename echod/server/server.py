@@ -185,7 +185,7 @@ class Server:
     @property
     def probes(self) -> int:
         """Connections that were checks: ended by the client without a byte, or of a load balancer itself."""
-        return self.pool.unused + self.proxies.probes
+        return self.pool.unused + self.proxies.probes + self.handshakes.probes
 
     @property
     def readiness(self) -> Readiness:

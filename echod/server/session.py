@@ -35,6 +35,9 @@ LINGER = 1.0
 """Seconds for which a client that we refuse may go on sending: close(2) with unread input would send RST, and the alert that
 says why would be lost."""
 
+CLOSED = ("closed", "the client has closed the connection")
+"""How a handshake ends that nobody has refused: the result, and why."""
+
 
 class Session(asyncio.Protocol):
     """One connection with TLS. `Handshakes` opens it for its worker once the handshake is complete.
@@ -65,7 +68,9 @@ class Session(asyncio.Protocol):
         self._forgotten = 0  # of the last write, what the kernel never took
         self._failure: ssl.SSLError | None = None
         self.is_open = False
-        self.refusal = ("closed", "the client has closed the connection")  # the result, and why, if it is not opened
+        self.refusal: tuple[str, str] | None = (
+            None  # the result, and why, if it is not opened; `None`: no byte has come
+        )
         self.timer: asyncio.TimerHandle | None = None
 
     # The protocol of uvloop's transport
@@ -73,20 +78,21 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # it serves streams only
         """Begin to wait for the client's part of the handshake."""
         self._transport = transport
+        self.worker.transport = self  # type: ignore[assignment] # it has the methods that are called
         try:
             transport.set_write_buffer_limits(high=0)
         except BaseException:  # otherwise uvloop keeps the descriptor open and calls nothing more
-            transport.abort()
+            self.abort()
             raise
-        self.worker.transport = self  # type: ignore[assignment] # it has the methods that are called
         self._handshakes.watch(self)
         if self.worker.reason:  # ended between accept and now
-            transport.abort()
+            self.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio.Protocol documents it
         if self._is_over:
             return
         if not self.is_open:
+            self.refusal = CLOSED
             if self._held:
                 self._transport.pause_reading()  # until the step that is queued
                 self._held = bytes(self._held) + data

@@ -88,6 +88,7 @@ class Handshakes:
         self._queue: deque[Session] = deque()
         self._turn: asyncio.Handle | None = None
         self.count: Counter[str] = Counter()  # by result
+        self.probes = 0  # connections that ended without a byte
         self.seconds = Histogram(*SECONDS)  # from accept to the end of the handshake, of those that went well
 
     def set(self, settings: Settings, loaded: Loaded | None) -> None:
@@ -153,15 +154,23 @@ class Handshakes:
             worker.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def rejected(self, worker: Worker, exc: BaseException | None) -> None:
-        """Count and log that the connection of a worker has ended before it was opened."""
+        """Count and log that the connection of a worker has ended before it was opened. One without a byte was a probe."""
         if worker.transport is None:  # it could not be opened
             result, error = "closed", type(exc).__name__
-        else:
-            result, error = cast("Session", worker.transport).refusal
+        elif refusal := cast("Session", worker.transport).refusal:
+            result, error = refusal
             if isinstance(exc, ConnectionError) and result == "closed":
                 error = "the client has reset the connection"
+        else:
+            if worker.client.source:  # else the header of its proxy has made it a probe
+                self._count_probe(worker)
+            return
         self.count[result] += 1
         self._rejections.log(worker.client, worker.listener, "handshake", error)
+
+    def _count_probe(self, worker: Worker) -> None:
+        self.probes += 1
+        self._log.debug("connection.probed", **worker.client.as_client(), listener=worker.listener, command=None)
 
 
 def _negotiated(tls: ssl.SSLObject) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.certificates import authority_file, client_context, pem_file
-from tests.support.harness import DEADLINE, LOCAL, Echod, command, free_port, read_all, send_all, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, command, free_port, read_all, reset, send_all, until
+from tests.support.proxy_headers import LOCAL_CHECK, v1
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -212,6 +214,27 @@ def test_a_handshake_that_is_not_complete_in_time_is_rejected(echod: Daemon) -> 
             sock.sendall(b"\x16\x03")
             assert read_all(sock) == b""
         assert rejection(daemon) == "timed out"
+
+
+def test_a_connection_that_ends_without_a_byte_is_a_probe(echod: Daemon, tmp_path: Path) -> None:
+    """As on the plain port: a load balancer's check by TCP, also with a PROXY header. It ends with FIN or RST."""
+    where = ["--admin.socket", str(tmp_path / "admin.sock")]
+    rest = f"[access]\nproxies = '127.0.0.2'\n[log]\nlevel = 'debug'\n[listen]\nhost = '{LOCAL}'\nport = 0"
+    headers = {LOCAL: b"", "127.0.0.2": LOCAL_CHECK, "127.0.0.3": b"", "127.0.0.4": b""}
+    with echod(config(rest=rest), flags=where) as daemon:
+        for source, header in [*headers.items(), ("127.0.0.2", v1("203.0.113.7", 4711))]:
+            address = (LOCAL, tls_port(daemon))
+            with socket.create_connection(address, DEADLINE, source_address=(source, 0)) as sock:
+                sock.sendall(header)
+                if source == "127.0.0.3":
+                    reset(sock)
+        probes = [daemon.wait_for("connection.probed", count=count) for count in range(1, 6)]
+        assert sorted(str(line["command"]) for line in probes) == ["LOCAL", *["None"] * 4]
+        assert any(line.get("proxy", {}).get("address") == "127.0.0.2" for line in probes)
+        answer = json.loads(command("status", "--json", *where).stdout)["connections"]
+        assert (answer["probes"], sum(answer["rejected"].values()), answer["accepted"]) == (5, 0, 0)
+        others = {"connection.opened", "connection.closed", "connection.rejected"}
+        assert others.isdisjoint(line["event"] for line in daemon.lines)
 
 
 def test_required_client_certificates(echod: Daemon) -> None:

@@ -352,12 +352,35 @@ def test_a_handshake_that_is_ended_is_rejected(monkeypatch: pytest.MonkeyPatch, 
     elif end == "kill":
         client.worker.abort("killed")
     else:
+        client.transport.receive(b"\x16")
         client.transport.fail(ConnectionResetError())
     rig.loop.run()
     (line,) = rig.lines.events("connection.rejected")
     expected = {"drain": "drained", "kill": "killed", "reset": "the client has reset the connection"}
     assert line["error"] == expected[end]
     assert (rig.pool.free, rig.pool.accepted, rig.reasons()) == (3, 0, {})
+    rig.close()
+
+
+@pytest.mark.parametrize("end", ["FIN", "reset"])
+@pytest.mark.parametrize("source", ["192.0.2.9", ""])
+def test_a_connection_that_ends_without_a_byte_is_a_probe(
+    monkeypatch: pytest.MonkeyPatch, end: str, source: str
+) -> None:
+    """No line above debug, and no part in the counts of handshakes. That of a proxy is counted by its header."""
+    rig = tls_rig(monkeypatch)
+    client = Client(rig)
+    client.worker.client.source = source
+    rig.pool.sources[source] = 1
+    if end == "FIN":
+        client.transport.receive_eof()
+    else:
+        client.transport.fail(ConnectionResetError())
+    rig.loop.run()
+    lines = [line for line in rig.lines.lines if line["event"].startswith("connection.")]
+    assert [(line["event"], line["level"]) for line in lines] == [("connection.probed", "debug")] * bool(source)
+    assert (rig.handshakes.probes, rig.handshakes.count, rig.rejections.count) == (bool(source), {}, {})
+    assert (rig.pool.free, rig.pool.accepted) == (3, 0)
     rig.close()
 
 
@@ -396,6 +419,7 @@ def test_limits_that_fail_end_the_connection(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ZeroDivisionError):
         Client(rig)
     rig.loop.run()
+    assert rig.lines.events("connection.rejected")[0]["error"] == "aborted"
     assert rig.pool.free == 3
     rig.close()
 
