@@ -151,7 +151,7 @@ class Timeouts(_Section):
     write: Timeout = _setting(30.0, "Closes a connection whose client has taken none of the echo for this long.")
     lifetime: Timeout = _setting(None, "Closes a connection that has lasted for this long, however busy it is.")
     handshake: Timeout = _setting(
-        5.0, "Closes a connection whose PROXY header (access.proxies) or TLS handshake is not complete after this long."
+        5.0, "Closes a connection whose PROXY header (access.proxies) and TLS handshake together take longer than this."
     )
     lame_duck: Timeout = _setting(
         None,

@@ -46,14 +46,17 @@ _PASSING = frozenset({"per_source", "pool_full"})
 class _Held:
     """A connection on hold."""
 
-    __slots__ = ("client", "listener", "opening", "sock", "turns")
+    __slots__ = ("accepted", "client", "listener", "opening", "sock", "turns")
 
-    def __init__(self, sock: _socket.socket, client: Peer, listener: str, opening: Opening, turns: int) -> None:
+    def __init__(
+        self, sock: _socket.socket, client: Peer, listener: str, opening: Opening, *, turns: int, accepted: float | None
+    ) -> None:
         self.sock = sock
         self.client = client
         self.listener = listener
         self.opening = opening
         self.turns = turns
+        self.accepted = accepted
 
 
 class Admission:
@@ -91,18 +94,24 @@ class Admission:
         """The number of connections that could be held besides."""
         return MOST - len(self._held)
 
-    def admit(self, sock: _socket.socket, client: Peer, listener: str, opening: Opening) -> None:
-        """Give a connection a worker, refuse it, or hold it. If this raises, the socket is still the caller's."""
+    def admit(
+        self, sock: _socket.socket, client: Peer, listener: str, opening: Opening, accepted: float | None = None
+    ) -> None:
+        """Give a connection a worker, refuse it, or hold it. If this raises, the socket is still the caller's.
+
+        `accepted` is when it was accepted (`time.monotonic`), if not just now.
+        """
         if not self._held:
             reason = self._refusal(client)
             if reason is None:
-                self._open(sock, client, listener, opening)
+                self._open(sock, client, listener, opening, accepted)
                 return
             if reason not in _PASSING:
                 self.reject(sock, client, listener, reason)
                 return
         self._judge_soon()
-        self._held.append(_Held(sock, client, listener, opening, TURNS + self.late()))
+        turns = TURNS + self.late()
+        self._held.append(_Held(sock, client, listener, opening, turns=turns, accepted=accepted))
 
     def settle(self) -> None:
         """Judge all connections on hold now: none stays."""
@@ -129,7 +138,7 @@ class Admission:
                 reason = self._refusal(each.client)
                 if reason is None:
                     renewed = True
-                    self._open(each.sock, each.client, each.listener, each.opening)
+                    self._open(each.sock, each.client, each.listener, each.opening, each.accepted)
                     continue
                 each.turns = max(each.turns - 1, TURNS if renewed else 0)
                 if reason in _PASSING and each.turns and not last:
@@ -143,8 +152,12 @@ class Admission:
     def _refusal(self, client: Peer) -> str | None:
         return self._access.refusal(client, full=not self._pool.free)
 
-    def _open(self, sock: _socket.socket, client: Peer, listener: str, opening: Opening) -> None:
+    def _open(
+        self, sock: _socket.socket, client: Peer, listener: str, opening: Opening, accepted: float | None
+    ) -> None:
         worker = self._pool.take(sock, client, listener)
+        if accepted is not None:
+            worker.opened = accepted
         try:
             self._watch(worker)
         except BaseException as error:  # no timeout would ever end it

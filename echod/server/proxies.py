@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import time
 from collections import Counter, deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -47,13 +48,14 @@ _LOOK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 class _Arrival:
     """A connection whose client is not known yet."""
 
-    __slots__ = ("client", "command", "data", "listener", "opening", "peer", "sock", "timer")
+    __slots__ = ("accepted", "client", "command", "data", "listener", "opening", "peer", "sock", "timer")
 
     def __init__(self, sock: _socket.socket, peer: Peer, listener: str, opening: Opening) -> None:
         self.sock = sock
         self.peer = peer
         self.listener = listener
         self.opening = opening
+        self.accepted = time.monotonic()
         self.data = b""  # of its header
         self.command: str | None = None  # of its header, once that is there
         self.client: Peer | None = None  # what it is if a byte follows its header; `peer` if that names no client
@@ -236,7 +238,7 @@ class Proxies:
 
     def _pass_on(self, arrival: _Arrival, client: Peer) -> None:
         if not self._ready and self._admission.room > 0:
-            self._admission.admit(arrival.sock, client, arrival.listener, arrival.opening)
+            self._admission.admit(arrival.sock, client, arrival.listener, arrival.opening, arrival.accepted)
             return
         if not self._ready:
             self._loop.call_soon(self._admit_ready)
@@ -248,7 +250,7 @@ class Proxies:
             while self._ready and self._admission.room > 0:
                 arrival, client = self._next_ready()
                 try:
-                    self._admission.admit(arrival.sock, client, arrival.listener, arrival.opening)
+                    self._admission.admit(arrival.sock, client, arrival.listener, arrival.opening, arrival.accepted)
                 except BaseException:
                     close(arrival.sock)
                     raise

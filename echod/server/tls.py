@@ -109,9 +109,10 @@ class Handshakes:
         return Session(worker, self._context, self)
 
     def watch(self, session: Session) -> None:
-        """Let the handshake take so long as it may."""
+        """Let the handshake take what is left of the time that it may take together with a PROXY header."""
         if self._timeout is not None:
-            session.timer = self.loop.call_later(self._timeout, session.expire)
+            left = session.worker.opened + self._timeout - time.monotonic()
+            session.timer = self.loop.call_later(max(0.0, left), session.expire)
 
     def queue(self, session: Session) -> None:
         """Have the next step of this handshake done when its turn comes."""

@@ -17,7 +17,7 @@ from echod.server import drain
 from echod.server.endpoint import Peer
 from echod.server.session import SLICE
 from tests.support.certificates import client_context, pem_file
-from tests.support.fakes import FakeTransport, sockets
+from tests.support.fakes import Clock, FakeTransport, sockets
 from tests.support.rig import Rig, tcp_info
 from tests.support.rig import settings as settings_of
 
@@ -33,7 +33,13 @@ EXAMPLES = int(os.environ.get("ECHOD_TEST_EXAMPLES", "1"))
 class Client:
     """An OpenSSL client, connected to a worker by a fake transport that takes as many bytes as a test says."""
 
-    def __init__(self, rig: Rig, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, alpn: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        alpn: Sequence[str] = (),
+        accepted: float | None = None,
+    ) -> None:
         ours, theirs = sockets()
         rig.sockets += [ours, theirs]
         rig.pool.unopened[TLS_LISTENER] = rig.handshakes.rejected
@@ -43,6 +49,7 @@ class Client:
         here.set_alpn_protocols(alpn)
         self.tls = here.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
         self.worker = rig.pool.take(ours, Peer("192.0.2.9", 4711), TLS_LISTENER)
+        self.worker.opened = self.worker.opened if accepted is None else accepted
         self.session = rig.handshakes.begin(self.worker)
         self.transport = FakeTransport(rig.loop, self.session, ours)
         self.transport.made()
@@ -381,6 +388,21 @@ def test_a_connection_that_ends_without_a_byte_is_a_probe(
     assert [(line["event"], line["level"]) for line in lines] == [("connection.probed", "debug")] * bool(source)
     assert (rig.handshakes.probes, rig.handshakes.count, rig.rejections.count) == (bool(source), {}, {})
     assert (rig.pool.free, rig.pool.accepted) == (3, 0)
+    rig.close()
+
+
+def test_a_handshake_has_what_a_proxy_header_has_left_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time counts from accept; after a late header, nothing is left."""
+    rig = tls_rig(monkeypatch, timeouts__handshake="5s")
+    clock = Clock(monkeypatch)
+    clients = [Client(rig, accepted=clock.now - spent) for spent in (0.0, 3.0, 6.0)]
+    for client in clients:
+        client.transport.receive(b"\x16")
+    for seconds, left in ((0.0, 2), (1.9, 2), (0.2, 1), (2.8, 1), (0.2, 0)):
+        rig.loop.advance(seconds)
+        assert len(rig.pool.in_use) == left
+    errors = [line["error"] for line in rig.lines.events("connection.rejected")]
+    assert errors == ["timed out"] * 3
     rig.close()
 
 

@@ -15,7 +15,7 @@ from echod.server.access import Rules
 from echod.server.admission import MOST, TURNS, Accepted, close
 from echod.server.endpoint import Peer
 from echod.server.tcp import Plain
-from tests.support.fakes import sockets
+from tests.support.fakes import Clock, sockets
 from tests.support.proxy_headers import LOCAL_CHECK, binary, v1, v2
 from tests.support.rig import LISTENER, Rig, resize
 
@@ -133,6 +133,24 @@ def test_a_header_may_be_split_anywhere(gate: Gate, header: bytes) -> None:
         gate.send(client, bytes([byte]))
     assert gate.unread == [b"hello"] * len(header)
     assert gate.at_rest
+
+
+@pytest.mark.parametrize("before", [0, 1, MOST])
+def test_a_connection_lasts_since_it_was_accepted(gate: Gate, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """And not since its header has come: `timeouts.handshake` and `timeouts.lifetime` count from there. Some are on hold before it."""
+    clock = Clock(monkeypatch)
+    client = gate.come()
+    began, clock.now = clock.now, clock.now + 3.0
+    gate.rig.pool.sources[CLIENT] = 1
+    gate.rules(Rules(None, None, 1, None))
+    for _ in range(before):
+        gate.rig.admission.admit(*held(gate))
+    client.sendall(v1("203.0.113.8", 4711))
+    gate.rig.readable()
+    (worker,) = gate.rig.pool.in_use.values()
+    assert (worker.opened, worker.seen) == (began, clock.now)
+    assert (gate.rig.rejections.count["per_source"], gate.proxies.waiting) == (before, 0)
+    del gate.rig.pool.sources[CLIENT]
 
 
 def test_a_client_that_is_no_proxy_sends_data(gate: Gate) -> None:
