@@ -23,7 +23,7 @@ from echod.errors import Refusal
 from echod.text import printable, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from echod.config.load import Loaded
@@ -98,6 +98,8 @@ class Reloaded(NamedTuple):
     errors: Sequence[str] = ()
     exit_code: int = 0
     """Of `echod reload` if there are errors."""
+    files: Mapping[str, str] = {}
+    """By setting: the files that had something else in them than before, though the setting is the same."""
 
 
 class Reloads:
@@ -167,7 +169,7 @@ class Reloads:
 
     async def _reload(self) -> Reloaded:
         try:
-            change = self._commit(*await in_thread(self._prepare))
+            change, files = self._commit(*await in_thread(self._prepare))
         except Refusal as refusal:
             errors = [printable(line) for line in refusal.lines]
             # As for a start. All else is a configuration that the daemon refuses, such as one with a port that is taken.
@@ -176,7 +178,7 @@ class Reloads:
             self._log.exception("internal.error", message="a reload failed")
             errors, exit_code = ["internal error, please report it: the log has more"], os.EX_SOFTWARE
         else:
-            return Reloaded(clock.now(), clock.now(), change)
+            return Reloaded(clock.now(), clock.now(), change, files=files)
         self._log.error("config.rejected", errors=errors)
         return Reloaded(clock.now(), self.last.in_force_since, errors=errors, exit_code=exit_code)
 
@@ -195,9 +197,12 @@ class Reloads:
             changed.warnings.append(printable(checks.more_authorities(more, loaded.layers)))
         return changed, loaded._replace(layers=()), document, prepared  # the layers are not small
 
-    def _commit(self, change: Change, loaded: Loaded, document: dict[str, Any], prepared: Prepared) -> Change:
+    def _commit(
+        self, change: Change, loaded: Loaded, document: dict[str, Any], prepared: Prepared
+    ) -> tuple[Change, dict[str, str]]:
         began = time.perf_counter()
         before, settings = self._server.settings.log.level, loaded.settings
+        files = prepared.tls.renewed(self._server.handshakes.loaded) if prepared.tls else {}
         self._server.apply(settings, prepared)
         seconds = round(time.perf_counter() - began, 6)
         # The lines about the reload pass if the old level or the new one lets them pass.
@@ -206,9 +211,10 @@ class Reloads:
         self.file, self._has_keys, self.document = loaded.file, loaded.has_keys, document
         for warning in change.warnings:
             self._log.warning("config.warning", message=warning)
-        self._log.info("config.reloaded", changed=change.names, old=change.old, new=change.new, seconds=seconds)
+        more = {"files": files} if files else {}
+        self._log.info("config.reloaded", changed=change.names, old=change.old, new=change.new, **more, seconds=seconds)
         self._log.configure(settings.log)
-        return change
+        return change, files
 
 
 def _answer(waiting: Iterable[asyncio.Future[Reloaded | None]], answer: Reloaded | None) -> None:

@@ -132,8 +132,9 @@ class Routes:
             return refusal(503, "the daemon stops")
         if ended.change is None:
             return reply(422, {"errors": ended.errors, "exit_code": ended.exit_code})
-        change = ended.change
-        return reply(200, {"changed": change.names, "old": change.old, "new": change.new, "warnings": change.warnings})
+        change, files = ended.change, {"files": ended.files} if ended.files else {}
+        answer = {"changed": change.names, "old": change.old, "new": change.new, **files, "warnings": change.warnings}
+        return reply(200, answer)
 
     async def _lame_duck(self, request: Request) -> Response:
         on = request.method == "PUT"

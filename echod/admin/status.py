@@ -156,6 +156,7 @@ async def status(running: Running, meter: Meter) -> dict[str, Any]:
             **_when(reloads.last.at),
             "success": not reloads.last.errors,
             "changed": reloads.last.change.names if reloads.last.change else [],
+            **({"files": reloads.last.files} if reloads.last.files else {}),
             "warnings": reloads.last.change.warnings if reloads.last.change else [],
             "errors": list(reloads.last.errors),
         },

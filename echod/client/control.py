@@ -201,7 +201,7 @@ def _end(instances: Instances, wanted: Mapping[str, Sequence[int]]) -> Generator
 
 
 def reload(instances: Instances) -> Reply:
-    """Reload the configuration; return a line for each setting that changed, and warnings. Raises `Refusal` if refused."""
+    """Reload the configuration; return a line for each setting or file that changed, and warnings. Raises `Refusal` if refused."""
     answers, failures = instances.ask(_reload)
     if not instances.several:
         ((lines, warnings),) = answers.values()
@@ -216,6 +216,7 @@ def _reload(daemon: AdminClient) -> tuple[list[str], list[str]]:
         answer = content(daemon.request("POST", "/reload", timeout=RELOAD_TIMEOUT))
         old, new = answer["old"], answer["new"]
         lines = [f"{name}: {_json(old[name])} -> {_json(new[name])}" for name in answer["changed"]]
+        lines += [f"{name}: {file} has changed, and was read" for name, file in answer.get("files", {}).items()]
         return lines or ["reloaded, nothing has changed"], list(map(str, answer["warnings"]))
 
 

@@ -6,6 +6,7 @@ Only a configuration with `tls.port` imports this.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import ssl
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from echod import x509
 from echod.errors import Refusal
+from echod.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,17 @@ class Loaded(NamedTuple):
 
     context: ssl.SSLContext
     certificate: Certificate
+    contents: dict[str, tuple[str, bytes]]
+    """By setting: its file, and a digest of what was in it."""
+
+    def renewed(self, before: Loaded | None) -> dict[str, str]:
+        """Return, by setting, the files that had something else in them `before`."""
+        old = before.contents if before else {}
+        return {
+            setting: printable(name)
+            for setting, (name, digest) in self.contents.items()
+            if setting in old and old[setting][0] == name and old[setting][1] != digest
+        }
 
     def authorities_since(self, before: Loaded | None) -> list[str]:
         """Return the subjects of the authorities that `before` did not have, if it asked for certificates of clients."""
@@ -53,15 +66,18 @@ class _Passphrase(Exception):  # noqa: N818 - not an error of the program
 def load(tls: Tls) -> Loaded:
     """Read the files anew. Raises `Refusal` with the file's name, and with exit code 66 if one can't be read.
 
-    If files are replaced meanwhile, the certificate and the key may not belong together: then they are read again.
+    If files are replaced meanwhile, what was read may not belong together: then they are read again.
     """
     for _ in range(_ATTEMPTS):
         before = _versions(tls)
         try:
-            return _load(tls)
+            loaded = _load(tls)
         except Refusal:
             if _versions(tls) == before:
                 raise
+        else:
+            if _versions(tls) == before:
+                return loaded
     return _load(tls)
 
 
@@ -77,10 +93,14 @@ def _versions(tls: Tls) -> list[tuple[int, int]]:
 def _load(tls: Tls) -> Loaded:
     key_file = tls.key or tls.certificate
     chain = _read("tls.certificate", tls.certificate)
+    contents = {"tls.certificate": (tls.certificate, _digest(chain))}
     block = _BLOCK.search(chain)
     if block is None:
         raise _refusal("tls.certificate", tls.certificate, "has no certificate in PEM format")
-    if not _KEY.search(_read("tls.key", key_file)):
+    key = _read("tls.key", key_file)
+    if tls.key:
+        contents["tls.key"] = (key_file, _digest(key))
+    if not _KEY.search(key):
         hint = "" if tls.key else ": name its file in tls.key"
         raise _refusal("tls.key", key_file, f"has no private key in PEM format{hint}")
     context = _context()
@@ -92,7 +112,7 @@ def _load(tls: Tls) -> Loaded:
         raise _unfit(tls, error) from None
     context.verify_mode = _VERIFY[tls.verify]
     if tls.verify != "none":
-        _read("tls.client_ca", tls.client_ca)
+        contents["tls.client_ca"] = (tls.client_ca, _digest(_read("tls.client_ca", tls.client_ca)))
         try:
             context.load_verify_locations(tls.client_ca)
         except (ssl.SSLError, OSError) as error:
@@ -101,7 +121,7 @@ def _load(tls: Tls) -> Loaded:
         certificate = x509.parse(ssl.PEM_cert_to_DER_cert(block[0].decode("ascii")))
     except ValueError as error:
         raise _refusal("tls.certificate", tls.certificate, f"can't be read as a certificate: {error}") from None
-    return Loaded(context, certificate)
+    return Loaded(context, certificate, contents)
 
 
 def _context() -> ssl.SSLContext:
@@ -129,6 +149,10 @@ def _read(setting: str, name: str) -> bytes:
     if last and _BEGIN.startswith(last):  # OpenSSL would do without the certificate that begins there
         raise _refusal(setting, name, "ends in the middle of a line: it is probably half-written")
     return content
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _refusal(setting: str, name: str, why: str) -> Refusal:

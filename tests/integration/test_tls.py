@@ -272,10 +272,10 @@ def test_a_reload_that_accepts_clients_of_more_authorities_says_so(echod: Daemon
 
 def test_a_reload_takes_a_new_certificate_and_open_connections_keep_theirs(echod: Daemon, tmp_path: Path) -> None:
     """All or nothing: a file that can't be used changes nothing. The TOML file stays as it is."""
-    file = tmp_path / "cert.pem"
+    file, where = tmp_path / "cert.pem", ["--admin.socket", str(tmp_path / "admin.sock")]
     shutil.copy(pem_file(), file)
     text = config(certificate=str(file))
-    with echod(text) as daemon, connected(daemon) as old:
+    with echod(text, flags=where) as daemon, connected(daemon) as old:
 
         def serial() -> Any:
             with connected(daemon) as sock:
@@ -287,8 +287,14 @@ def test_a_reload_takes_a_new_certificate_and_open_connections_keep_theirs(echod
         assert daemon.reload(text)["event"] == "config.rejected"
         assert serial() == first
         shutil.copy(pem_file("localhost", not_after=datetime.now(UTC) + timedelta(days=40)), file)
-        assert daemon.reload(text)["event"] == "config.reloaded"
+        answer = daemon.reload(text)
+        assert (answer["event"], answer["changed"]) == ("config.reloaded", [])
+        assert answer["files"] == {"tls.certificate": str(file)}
         assert serial() != first
+        assert command("reload", *where).stdout == "reloaded, nothing has changed\n"
+        shutil.copy(pem_file(), file)
+        assert command("reload", *where).stdout == f"tls.certificate: {file} has changed, and was read\n"
+        assert serial() == first
         old.sendall(b"still there")
         assert old.recv(100) == b"still there"
 

@@ -104,6 +104,9 @@ def test_it_shows_what_happens_as_it_happens(
         tab.wait_for_text("a reload was refused", "#events")
         tab.wait_for_text("! refused", "#reload")
         tab.wait_for_text("<img src=x", "#reload")  # as text
+        assert daemon.reload(f"[pool]\nsize = {POOL}\n[timeouts]\ndrain = '9s'\n")["event"] == "config.reloaded"
+        tab.wait_for_text("reloaded: timeouts.drain", "#events")
+        tab.wait_for_text("changed\ttimeouts.drain", "#reload")
 
         socket = ["--admin.socket", str(tmp_path / "admin.sock")]
         assert command("lame-duck", *socket).returncode == 0

@@ -263,6 +263,8 @@ def test_a_reload_says_what_has_changed(daemon: Inside) -> None:
         "new": {"pool.size": 5},
         "warnings": ["hm"],
     }
+    daemon.reloads.ends = Reloaded(0.0, 0.0, change, files={"tls.key": "/etc/key.pem"})
+    assert ask(daemon, "/reload", "POST").json["files"] == {"tls.key": "/etc/key.pem"}
 
 
 def test_a_refused_reload_says_what_is_wrong(daemon: Inside) -> None:

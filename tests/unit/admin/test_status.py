@@ -210,6 +210,8 @@ def test_a_status_says_how_the_last_reload_ended(daemon: Inside) -> None:
         "warnings": ["hm"],
         "errors": [],
     }
+    daemon.reloads.last = daemon.reloads.last._replace(files={"tls.key": "/etc/key.pem"})
+    assert said(daemon)["reload"]["files"] == {"tls.key": "/etc/key.pem"}
     daemon.reloads.last = Reloaded(60.0, 40.0, errors=["wrong"])
     assert said(daemon)["reload"] == {
         **when,

@@ -256,7 +256,10 @@ def test_a_reload_lists_the_changes(daemon: Canned, client: Instances) -> None:
     assert control.reload(client) == (lines, None, ["a mistake"])
     daemon.answer(200, {"changed": [], "old": {}, "new": {}, "warnings": []})
     assert control.reload(client) == ("reloaded, nothing has changed\n", None, [])
-    assert daemon.requests == ["POST /reload"] * 2
+    files = {"tls.certificate": "/etc/x.pem"}
+    daemon.answer(200, {"changed": [], "old": {}, "new": {}, "files": files, "warnings": []})
+    assert control.reload(client) == ("tls.certificate: /etc/x.pem has changed, and was read\n", None, [])
+    assert daemon.requests == ["POST /reload"] * 3
 
 
 def test_ready_is_a_line_or_the_reason(daemon: Canned, client: Instances) -> None:

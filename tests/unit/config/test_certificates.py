@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -192,3 +193,47 @@ def test_files_that_are_replaced_meanwhile_are_read_again(
 
     monkeypatch.setattr(certificates, "_read", replace)
     assert certificates.load(tls).certificate.subject
+
+
+def test_what_was_read_belongs_together_if_files_are_replaced_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    """OpenSSL reads them once more: what echod says of the certificate is said of the one that clients see."""
+    file.write_bytes(Path(pem_file()).read_bytes())
+    tls = settings(tls__port=7443, tls__certificate=str(file)).tls
+    read = certificates._read
+
+    def replace(setting: str, name: str) -> bytes:
+        found = read(setting, name)
+        if found == Path(pem_file()).read_bytes():
+            new = file.with_suffix(".new")
+            new.write_bytes(Path(pem_file("other")).read_bytes())
+            new.rename(file)
+        return found
+
+    monkeypatch.setattr(certificates, "_read", replace)
+    assert "CN=other" in certificates.load(tls).certificate.subject
+
+
+def test_files_with_other_contents_are_renewed(tmp_path: Path) -> None:
+    """Not one that the settings have not named before: then they say what has changed."""
+    certificate, key, authority = (tmp_path / name for name in ("certificate", "key", "authority"))
+    one, two = (Path(pem_file(name)) for name in ("localhost", "other"))
+
+    def write(leaf: Path, ca: str) -> certificates.Loaded:
+        shutil.copy(leaf, certificate)
+        shutil.copy(leaf, key)
+        shutil.copy(authority_file(ca), authority)
+        return certificates.load(tls)
+
+    tls = settings(tls__port=7443, tls__certificate=pem_file()).tls.model_copy(
+        update={"certificate": str(certificate), "key": str(key), "client_ca": str(authority), "verify": "optional"}
+    )
+    first = write(one, "one")
+    assert (first.renewed(None), write(one, "one").renewed(first)) == ({}, {})
+    assert write(one, "two").renewed(first) == {"tls.client_ca": str(authority)}
+    last = write(two, "one")
+    assert last.renewed(first) == {"tls.certificate": str(certificate), "tls.key": str(key)}
+    tls = tls.model_copy(update={"certificate": pem_file("other"), "key": "", "verify": "none"})
+    assert certificates.load(tls).renewed(first) == {}
+    assert last.renewed(certificates.load(tls)) == {}
