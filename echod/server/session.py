@@ -3,7 +3,7 @@
 uvloop's own TLS loses bytes at a half-close and can't send FIN alone (MagicStack/uvloop#661), so this layer uses OpenSSL on
 `ssl.MemoryBIO`. It keeps the rules that workers rely on: `pause_writing` comes within `write` exactly when the kernel has not
 taken all, and while it is paused, nothing is decrypted. So a connection holds at most one read of ciphertext. What is read is
-decrypted by slices, because a MemoryBIO never gives back memory.
+decrypted by pieces, so that OpenSSL takes little memory and little time at once (`Ciphertext`).
 
 The layer ends a stream with close_notify and then FIN (RFC 8446, 6.1). A FIN of the peer without close_notify is `truncated`.
 """
@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING
 
 from echod import x509
 from echod.server import kernel
+from echod.server.ciphertext import Ciphertext
 
 if TYPE_CHECKING:
     from echod.server.tls import Handshakes
     from echod.server.worker import Worker
 
 SLICE = 4 << 10
-"""Bytes of ciphertext, or of plaintext, that are put into OpenSSL at one time."""
+"""Bytes of plaintext that are put into OpenSSL at one time, because a MemoryBIO never gives back memory."""
 RECORD = 16 << 10
 """The most plaintext of one record (RFC 8446, 5.1). The ciphertext has up to 2 KiB more (RFC 5246, 6.2.3)."""
-FUTILE = 20 << 10
-"""Ciphertext without any plaintext after which the loop goes on. More than a record, so it has messages of TLS itself, such
-as KeyUpdate, which cost a lot and give nothing."""
-MOST_FUTILE = 4 * FUTILE
-"""Of these, a peer that sends nothing else is cut off."""
+RECORDS = 16
+"""Records that OpenSSL gets in one turn of the loop: as KeyUpdates, they take less than a millisecond."""
+MOST_FUTILE = 80 << 10
+"""Bytes of ciphertext after which a client is cut off that sends nothing but messages of TLS itself, such as KeyUpdate."""
 LINGER = 1.0
 """Seconds for which a client that we refuse may go on sending: close(2) with unread input would send RST, and the alert that
 says why would be lost."""
@@ -56,7 +56,7 @@ class Session(asyncio.Protocol):
         self.tls: ssl.SSLObject
         self._protocol: asyncio.Protocol = worker
         self._transport: asyncio.Transport
-        self._held: memoryview | bytes = b""  # ciphertext that was read, and not put into OpenSSL yet
+        self._held = Ciphertext()  # what was read, and not put into OpenSSL yet
         self._futile = 0  # bytes of ciphertext since the last plaintext
         self._reading = True  # as far as the protocol is concerned
         self._ended = False  # FIN has come while something was held
@@ -95,15 +95,14 @@ class Session(asyncio.Protocol):
             self.refusal = CLOSED
             if self._held:
                 self._transport.pause_reading()  # until the step that is queued
-                self._held = bytes(self._held) + data
             else:
-                self._held = data
                 self._handshakes.queue(self)
-        elif len(data) <= SLICE:
+            self._held.add(data)
+        elif self._held.is_record(data):  # as most often
             self._incoming.write(data)
             self._pass_on(len(data))
         else:
-            self._held = memoryview(data)
+            self._held.add(data)
             self._decrypt()
 
     def eof_received(self) -> bool:
@@ -125,7 +124,7 @@ class Session(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         if self.timer:
             self.timer.cancel()
-        self._held = b""
+        self._held.clear()
         if self._last and (info := kernel.info(self.worker.sock)):
             # The transport forgets what it could not write; the kernel remembers what it was given.
             self._forgotten = min(self._last, max(0, self._echoed - info.written))
@@ -140,10 +139,11 @@ class Session(asyncio.Protocol):
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             self.tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
             self._context = None
-        done = False
+        done, left = False, RECORDS
         try:
-            while not done and not self._is_over:
-                piece, self._held = self._held[:SLICE], self._held[SLICE:]
+            while not done and left and not self._is_over:
+                piece, records = self._held.take(1)  # what comes after the handshake stays there
+                left -= records
                 self._incoming.write(piece)
                 try:
                     self.tls.do_handshake()
@@ -154,7 +154,9 @@ class Session(asyncio.Protocol):
         except ssl.SSLError as error:
             self._refuse(error)
         self._flush()
-        if not done:
+        if self._held and not done:
+            self._handshakes.queue(self)
+        elif not done:
             self._read_on()
         return done
 
@@ -162,8 +164,6 @@ class Session(asyncio.Protocol):
         """Let the worker have the connection, and what the client has sent after the handshake."""
         self.is_open = True
         self.worker.connection_made(self)  # type: ignore[arg-type] # it has the methods that are called
-        if self._incoming.pending and not self._is_over:
-            self._pass_on(self._incoming.pending)
         self._continue()
 
     def expire(self) -> None:
@@ -180,7 +180,7 @@ class Session(asyncio.Protocol):
     def _linger(self) -> None:
         """Send FIN after the alert, and drop what comes in, for the client to close first."""
         self._is_over = True
-        self._held = b""
+        self._held.clear()
         if self._ended:
             self._transport.close()
         elif not self._finished:
@@ -195,14 +195,14 @@ class Session(asyncio.Protocol):
 
     def _decrypt(self) -> None:
         """Echo what is held, as far as the client takes the echo, and a bounded part in one turn of the loop."""
-        useless = 0
-        while self._held and self._reading and useless < FUTILE:
-            piece, self._held = self._held[:SLICE], self._held[SLICE:]
+        left = RECORDS
+        while self._held and self._reading and left:
+            piece, records = self._held.take(left)
+            left -= records
             self._incoming.write(piece)
-            # A full record comes by slices, most of which give nothing. Tiny ones give little.
-            useless = max(0, useless + len(piece) - 2 * self._pass_on(len(piece)))
+            self._pass_on(len(piece))
         if self._held:
-            self._held = memoryview(bytes(self._held))  # without what is echoed already
+            self._held.shrink()
             if self._reading:
                 self._transport.pause_reading()
                 self._handshakes.loop.call_soon(self._continue)
@@ -225,8 +225,8 @@ class Session(asyncio.Protocol):
         else:
             self._transport.resume_reading()
 
-    def _pass_on(self, size: int) -> int:
-        """Decrypt what OpenSSL has got, `size` bytes more than before, for the protocol; return the bytes of plaintext."""
+    def _pass_on(self, size: int) -> None:
+        """Decrypt what OpenSSL has got, `size` bytes more than before, for the protocol."""
         parts: list[bytes] = []
         is_end = False
         try:
@@ -244,7 +244,7 @@ class Session(asyncio.Protocol):
             is_end = True
         except ssl.SSLError as error:
             self._fail(error)  # after its alert, OpenSSL encrypts nothing more: what has come with the fault is dropped
-            return 0
+            return
         plain = parts[0] if len(parts) == 1 else b"".join(parts)
         if plain:
             self._futile = 0
@@ -256,7 +256,6 @@ class Session(asyncio.Protocol):
             self._close()
         elif self._futile > MOST_FUTILE:
             self._fail(ssl.SSLError(1, "too many messages without data"))
-        return len(plain)
 
     def _close(self) -> None:
         """Answer close_notify: all of the echo is on its way, so close_notify and FIN follow it."""
@@ -298,7 +297,7 @@ class Session(asyncio.Protocol):
     def _end(self) -> None:
         """Send close_notify, once."""
         self._is_over = True
-        self._held = b""
+        self._held.clear()
         self._notify()
 
     def _notify(self) -> None:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 
+from tests.support.bystander import unharmed
 from tests.support.certificates import authority_file, client_context, pem_file
 from tests.support.harness import DEADLINE, LOCAL, Echod, command, free_port, read_all, reset, send_all, until
 from tests.support.proxy_headers import LOCAL_CHECK, v1
+from tests.support.tls_records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +49,19 @@ def connected(daemon: Echod, context: ssl.SSLContext | None = None) -> Iterator[
         (context or client_context()).wrap_socket(raw, server_hostname="localhost") as sock,
     ):
         yield sock
+
+
+def complete_handshake(
+    sock: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> None:
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(1 << 16))
+    sock.sendall(outgoing.read())
 
 
 def echo_of_one(daemon: Echod, context: ssl.SSLContext | None = None) -> bytes:
@@ -148,13 +163,7 @@ def test_a_slow_reader_that_half_closes_gets_all_of_its_echo_and_close_notify(
     with echod(config()) as daemon, socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) as sock:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = client_context(version=version).wrap_bio(incoming, outgoing, server_hostname="localhost")
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(1 << 16))
+        complete_handshake(sock, tls, incoming, outgoing)
         tls.write(BIG)
         with pytest.raises(ssl.SSLWantReadError):
             tls.unwrap()
@@ -344,6 +353,54 @@ def test_openssl_s_client(echod: Daemon, version: str, certificate: bool) -> Non
             client.wait(DEADLINE)
         line = daemon.wait_for("connection.closed")
         assert (line["reason"], bool(line["tls"]["client"])) == ("eof", certificate)
+
+
+@pytest.mark.slow
+def test_key_updates_of_openssl_s_client(echod: Daemon) -> None:
+    """Its commands `K` and `k` send one, with and without asking for the daemon's."""
+    with echod(config()) as daemon:
+        words = [
+            "openssl",
+            "s_client",
+            "-connect",
+            f"{LOCAL}:{tls_port(daemon)}",
+            "-tls1_3",
+            "-CAfile",
+            authority_file(),
+        ]
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as client:
+            assert client.stdin
+            assert client.stdout
+            for line, answer in [("one", "one"), *[("K", "KEYUPDATE"), ("k", "KEYUPDATE"), ("two", "two")] * 3]:
+                client.stdin.write(f"{line}\n")
+                client.stdin.flush()
+                assert f"{answer}\n" in iter(client.stdout.readline, "")
+            client.stdin.write("Q\n")
+            client.stdin.close()
+            client.stdout.read()
+        closed = daemon.wait_for("connection.closed")
+        assert (closed["reason"], closed["bytes_received"], closed["bytes_sent"]) == ("eof", 16, 16)
+
+
+@pytest.mark.slow
+def test_a_flood_of_key_updates_costs_no_memory_and_holds_nobody_up(echod: Daemon, tmp_path: Path) -> None:
+    """The client asks for the keys of the daemon again and again, and does not read them. It is reset as any that stalls."""
+    context = client_context(keylog=tmp_path / "keys")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with echod(config(rest="[timeouts]\nwrite = '1s'")) as daemon, unharmed(daemon), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(DEADLINE)
+        sock.connect((LOCAL, tls_port(daemon)))
+        complete_handshake(sock, tls, incoming, outgoing)
+        records, before = Records(tmp_path / "keys"), daemon.memory()
+        with contextlib.suppress(ConnectionError):  # it is reset
+            while not daemon.events("connection.closed"):
+                sock.sendall(b"".join(records.key_update() + records.data(bytes(500)) for _ in range(100)))
+        assert daemon.memory() - before < 2 << 20
+        assert daemon.wait_for("connection.closed")["reason"] == "write_timeout"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,15 +15,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from echod.config import certificates
 from echod.server import drain
+from echod.server.ciphertext import PIECE
 from echod.server.endpoint import Peer
-from echod.server.session import SLICE
+from echod.server.session import RECORDS
 from tests.support.certificates import client_context, pem_file
 from tests.support.fakes import Clock, FakeTransport, sockets
 from tests.support.rig import Rig, tcp_info
 from tests.support.rig import settings as settings_of
+from tests.support.tls_records import Records, fragmented
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 TLS_LISTENER = "tls://192.0.2.1:7443"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -39,13 +43,14 @@ class Client:
         version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
         alpn: Sequence[str] = (),
         accepted: float | None = None,
+        keylog: Path | None = None,
     ) -> None:
         ours, theirs = sockets()
         rig.sockets += [ours, theirs]
         rig.pool.unopened[TLS_LISTENER] = rig.handshakes.rejected
         self.rig = rig
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        here = client_context(version=version)
+        here = client_context(version=version, keylog=keylog)
         here.set_alpn_protocols(alpn)
         self.tls = here.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
         self.worker = rig.pool.take(ours, Peer("192.0.2.9", 4711), TLS_LISTENER)
@@ -160,14 +165,14 @@ class SessionMachine(RuleBasedStateMachine):
     def _is_alive(self) -> bool:
         return self.client is not None
 
-    @rule(sizes=st.lists(st.sampled_from([1, 17, 64, 1000, SLICE - 22, SLICE, 16384, 40_000]), min_size=1, max_size=5))
+    @rule(sizes=st.lists(st.sampled_from([1, 17, 64, 1000, PIECE - 22, PIECE, 16384, 40_000]), min_size=1, max_size=5))
     @precondition(lambda self: self.client and not self.client.finished and not self.client.fin)
     def write(self, sizes: list[int]) -> None:
         assert self.client
         for size in sizes:
             self.client.write(os.urandom(size))
 
-    @rule(size=st.sampled_from([1, 5, 100, SLICE, 70_000, 1 << 30]))
+    @rule(size=st.sampled_from([1, 5, 100, PIECE, 70_000, 1 << 30]))
     @precondition(_is_alive)
     def deliver(self, size: int) -> None:
         assert self.client
@@ -302,30 +307,90 @@ def test_a_client_may_send_all_and_close_with_its_last_message_of_the_handshake(
     rig.close()
 
 
-def test_a_key_update_is_answered_and_a_flood_of_futile_messages_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ciphertext that gives no plaintext is bounded. OpenSSL's client can't be made to send it, so the reader is replaced."""
-    rig = tls_rig(monkeypatch)
-    client = Client(rig)
-    client.handshake()
+class ByHand:
+    """A client that writes its TLS 1.3 records by itself, and reads those of the daemon."""
 
-    class Futile:
-        def __init__(self, tls: ssl.SSLObject) -> None:
-            self._tls = tls
+    def __init__(self, rig: Rig, keylog: Path) -> None:
+        self.rig = rig
+        self.client = Client(rig, keylog=keylog)
+        self.client.handshake()
+        self.transport = self.client.transport
+        self.records = Records(keylog)
+        self.echo = b""
+        self._read = len(self.transport.taken)
 
-        def read(self, _: int) -> bytes:
-            client.session._incoming.read()
-            raise ssl.SSLWantReadError
+    def read(self) -> None:
+        """Read what the daemon has sent."""
+        self.echo += self.records.echo(bytes(self.transport.taken[self._read :]))
+        self._read = len(self.transport.taken)
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._tls, name)
+    def end(self) -> None:
+        self.transport.abort()
+        self.rig.loop.run()
 
-    client.session.tls = Futile(client.session.tls)  # type: ignore[assignment]
-    client.transport.receive(bytes(200 << 10))
+
+@pytest.mark.parametrize("seed", range(3))
+def test_key_updates_anywhere_cost_no_byte(rig: Rig, tmp_path: Path, seed: int) -> None:
+    """Each one that asks for an answer gets it, however the records are cut, and also if the client reads slowly."""
+    random = Random(seed)
+    client = ByHand(rig, tmp_path / "keys")
+    sent, asked, flight = b"", 0, b""
+    for _ in range(200):
+        if random.random() < 0.5:
+            requested = random.random() < 0.5
+            asked += requested
+            flight += client.records.key_update(requested=requested)
+        else:
+            data = random.randbytes(random.choice([1, 50, 3000, 16384]))
+            sent += data
+            flight += client.records.data(data)
+    client.client.on_the_way += flight
+    while client.client.on_the_way or client.client.session._held or client.transport.held:
+        client.transport.window = random.choice([0, 10, 5000, 1 << 20])
+        client.client.deliver(random.choice([1, 3, 5, 20, 700, 20_000]))
+        if random.random() < 0.5:
+            client.rig.loop.turn()
+        client.transport.take(random.choice([1, 100, 50_000]))
+        client.read()
+    assert client.echo == sent
+    assert client.records.updates == asked
+    client.end()
+
+
+def test_a_flood_of_key_updates_whose_answers_nobody_reads_stops_the_reading(rig: Rig, tmp_path: Path) -> None:
+    """The answers of one piece wait for the client, and all else waits as ciphertext, which is at most one read."""
+    client = ByHand(rig, tmp_path / "keys")
+    client.transport.window = 100
+    flight = b"".join(client.records.key_update() + client.records.data(b"x") for _ in range(3000))
+    client.transport.receive(flight)
     rig.loop.run()
-    assert client.transport.fin_sent
+    assert not client.transport.reading
+    assert len(client.transport.held) < 1000
+    assert client.client.session._outgoing.pending == 0
+    client.transport.window = 0
+    while client.transport.held:
+        client.transport.take(1 << 20)
+        rig.loop.run()
+    client.read()
+    assert (client.echo, client.records.updates) == (b"x" * 3000, 3000)
+    client.end()
+
+
+def test_a_flood_of_key_updates_leaves_turns_to_others_and_is_cut_off(rig: Rig, tmp_path: Path) -> None:
+    """As any ciphertext that gives no data."""
+    client = ByHand(rig, tmp_path / "keys")
+    answer = len(ByHand(rig, tmp_path / "others").records.key_update())
+    client.transport.receive(b"".join(client.records.key_update() for _ in range(4000)))
+    for _ in range(4000 // RECORDS):
+        before = len(client.transport.taken)
+        rig.loop.turn()
+        assert len(client.transport.taken) - before <= RECORDS * answer
+        if client.transport.fin_sent:
+            break
+    assert client.records.echo(bytes(client.transport.taken[client._read :])) == b""
+    assert 1000 < client.records.updates < 4000
     rig.loop.advance(1.1)
     assert rig.lines.events("connection.closed")[-1]["error"] == "too many messages without data"
-    rig.close()
 
 
 def test_what_is_no_tls_after_the_handshake_ends_the_connection_with_an_alert(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +577,24 @@ def test_a_client_hello_of_several_slices_is_read_whole(rig: Rig) -> None:
     rig.loop.run()
 
 
+def test_a_client_hello_in_tiny_records_leaves_turns_to_others(rig: Rig) -> None:
+    client = Client(rig, ssl.TLSVersion.TLSv1_2)  # with 1.3, the records that follow may not be cut
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.on_the_way += fragmented(client.outgoing.read())
+    client.deliver()
+    turns = 0
+    while not client.transport.taken:
+        rig.loop.turn()
+        turns += 1
+    assert turns > 5
+    client.receive()
+    client.handshake()
+    assert client.session.is_open
+    client.transport.abort()
+    rig.loop.run()
+
+
 def test_a_client_that_has_gone_after_its_request_in_plain_text_is_rejected_with_the_reason(rig: Rig) -> None:
     """FIN comes before the step of the handshake."""
     client = Client(rig)
@@ -572,6 +655,18 @@ def test_tiny_records_leave_turns_to_others(rig: Rig) -> None:
     assert client.echo == client.sent
     client.transport.abort()
     rig.loop.run()
+
+
+def test_what_waits_for_its_turn_when_the_connection_is_killed_is_dropped(rig: Rig) -> None:
+    client = Client(rig)
+    client.handshake()
+    for _ in range(RECORDS + 1):
+        client.write(b"x")
+    client.deliver()
+    client.worker.abort("killed")
+    rig.loop.run()
+    (line,) = rig.lines.events("connection.closed")
+    assert (line["reason"], line["bytes_received"]) == ("killed", RECORDS)
 
 
 @pytest.mark.parametrize("last", ["close_notify", "garbage"])

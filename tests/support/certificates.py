@@ -47,9 +47,13 @@ def pem_file(name: str = "localhost", by: str = "one", key: bool = True, not_aft
     return str(path)
 
 
-def client_context(*, certificate: str | None = None, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """Return a context that trusts the first authority."""
+def client_context(
+    *, certificate: str | None = None, version: ssl.TLSVersion | None = None, keylog: Path | None = None
+) -> ssl.SSLContext:
+    """Return a context that trusts the first authority, and writes its secrets to `keylog`."""
     context = ssl.create_default_context(cafile=authority_file())
+    if keylog:
+        context.keylog_filename = str(keylog)
     if certificate:
         context.load_cert_chain(certificate)
     if version:
