@@ -38,6 +38,8 @@ LARGEST_READ = 256 << 10
 """Bytes that uvloop reads at once, which a connection holds if its client does not read the echo."""
 OVERHEAD = 8 << 10
 """Bytes that a connection takes besides, at most."""
+TLS_OVERHEAD = 38 << 10
+"""Bytes that one with TLS takes besides that, at most: OpenSSL's own, and the echo of a record that has begun in another read."""
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _WRITERS = 0o222
 """Bits of a mode: who may write, and with that connect (unix(7))."""
@@ -171,6 +173,7 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     limit = _memory_limit()
     buffer = settings.listen.receive_buffer if settings.listen.unix == "off" else None  # a Unix socket has the sender's
     each = OVERHEAD + min(LARGEST_READ, 2 * (buffer or LARGEST_READ))
+    each += TLS_OVERHEAD if settings.tls.port is not None else 0
     if settings.pool.size * each > limit:
         needed, least = math.ceil(settings.pool.size * each / 1e6), math.floor(limit / 1e6)
         text = (

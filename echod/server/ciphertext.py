@@ -42,22 +42,28 @@ class Ciphertext:
         self._held = memoryview(data)
 
     def take(self, most: int) -> tuple[memoryview, int]:
-        """Return the next piece, and how many records begin in it: `most`, or fewer."""
+        """Return the next piece, and how many records begin in it: `most`, or fewer.
+
+        It ends with a record, or is part of one: OpenSSL has memory of its own for a record that is not whole.
+        """
         held, size, records = self._held, self._rest, 0
-        end = min(PIECE, len(held))
-        while size < end and records < most and size + HEADER <= len(held):
-            size += HEADER + (held[size + 3] << 8 | held[size + 4])
+        room = min(PIECE, len(held))
+        while size < room and records < most and size + HEADER <= len(held):
+            end = size + HEADER + (held[size + 3] << 8 | held[size + 4])
+            if size and end > room:
+                break
+            size = end
             records += 1
-        piece, self._held = held[: min(size, end)], held[min(size, end) :]
-        self._rest = size - len(piece)
-        if not piece:
-            self._header, self._held = self._header + bytes(self._held), _NOTHING
-        return piece, records
+        taken = min(size, room)
+        self._rest = size - taken
+        if not taken:
+            self._header += bytes(held)
+        self._held = held[taken:] if 0 < taken < len(held) else _NOTHING  # an empty view would keep all that was read
+        return held[:taken], records
 
     def shrink(self) -> None:
-        """Give back the memory of what was taken, if it is more than half."""
-        if 2 * len(self._held) < len(self._held.obj):  # type: ignore[arg-type] # bytes
-            self._held = memoryview(bytes(self._held))
+        """Give back the memory of what was taken."""
+        self._held = memoryview(bytes(self._held))
 
     def clear(self) -> None:
         """Forget all."""

@@ -201,11 +201,11 @@ class Session(asyncio.Protocol):
             left -= records
             self._incoming.write(piece)
             self._pass_on(len(piece))
-        if self._held:
-            self._held.shrink()
-            if self._reading:
-                self._transport.pause_reading()
-                self._handshakes.loop.call_soon(self._continue)
+        if self._held and self._reading:
+            self._transport.pause_reading()
+            self._handshakes.loop.call_soon(self._continue)
+        elif self._held:
+            self._held.shrink()  # it may stay like that for long
 
     def _continue(self) -> None:
         """Go on with what is held, and then read on."""

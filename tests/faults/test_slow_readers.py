@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
+from echod.config import checks
 from tests.support.bystander import unharmed
+from tests.support.certificates import client_context, pem_file
 from tests.support.clients import CHUNK, deaf, fill, finish, run, streams
-from tests.support.harness import Echod, read_exactly, until
+from tests.support.harness import DEADLINE, LOCAL, Echod, read_exactly, until
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     Daemon = Callable[..., Echod]
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 CLIENTS = 200
 OVERHEAD = 8 << 10
 """Bytes that a connection takes besides what it has read."""
+TLS_CLIENTS = 30
+IDLE_TLS, USED_TLS = 20_000, 36_000
+"""Bytes that a connection with TLS takes before its first message, and between large ones."""
 JUMBO = 8960
 """A segment size of a real network with which each worker comes to hold a large chunk."""
 
@@ -60,6 +67,56 @@ def test_200_clients_that_never_read_cost_little_and_end(echod: Daemon, buffer: 
                 sock.sendall(b"here")
                 assert read_exactly(sock, 4) == b"here"
         assert daemon.events("connection.rejected") == []
+
+
+def use(client: ssl.SSLSocket) -> None:
+    """Send and read large messages."""
+    with ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(client.sendall, bytes(200_000))
+        left = 200_000
+        while left:
+            left -= len(client.recv(1 << 16))
+        sending.result()
+
+
+def stall(client: ssl.SSLSocket) -> None:
+    """Send as much as goes, and read nothing."""
+    client.settimeout(0.05)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client.sendall(bytes(1 << 14))
+
+
+@pytest.mark.slow
+def test_tls_connections_cost_little_idle_used_and_stalled(echod: Daemon) -> None:
+    """Nothing of what a connection has carried stays but the buffers of OpenSSL; a stalled one has a read besides."""
+    listen = f"[listen]\nhost = '{LOCAL}'\nport = 0\nreceive_buffer = '32Ki'\n"
+    with (
+        echod(f"{listen}[tls]\nport = 0\ncertificate = '{pem_file()}'\n") as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        context = client_context()
+        port = int(daemon.wait_for("listener.started", count=2)["listener"].rpartition(":")[2])
+
+        def connect() -> ssl.SSLSocket:
+            raw = stack.enter_context(socket.create_connection((LOCAL, port), DEADLINE))
+            return stack.enter_context(context.wrap_socket(raw, server_hostname="localhost"))
+
+        for _ in range(10):  # what the first connections cost once
+            use(connect())
+        before = daemon.memory()
+        clients = [connect() for _ in range(TLS_CLIENTS)]
+
+        def cost() -> float:
+            return (daemon.memory() - before) / TLS_CLIENTS
+
+        assert cost() < IDLE_TLS
+        for client in clients:
+            use(client)
+        until(lambda: cost() < USED_TLS, what="little memory after use")
+        for client in clients:
+            stall(client)
+        assert cost() < 2 * 32768 + checks.OVERHEAD + checks.TLS_OVERHEAD
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 from echod import limits
 from echod.config import checks
+from tests.support.certificates import pem_file
 from tests.support.loading import load, problems
 
 
@@ -413,6 +414,15 @@ def test_the_receive_buffer_bounds_no_unix_socket(file: Path, groups: Path, more
     (groups / "memory.max").write_text("70000000\n")
     (line,) = load(file, f"[pool]\nsize = 1000\n[listen]\nreceive_buffer = '32Ki'\n{more}").warnings
     assert f" take {needed} MB" in line
+
+
+def test_a_connection_with_tls_takes_more_memory(file: Path, groups: Path) -> None:
+    """Any of them may be one."""
+    (groups / "memory.max").write_text("200000000\n")
+    text = "[pool]\nsize = 1000\n[listen]\nreceive_buffer = '80Ki'\n"
+    assert load(file, text).warnings == []
+    (line,) = load(file, f"{text}[tls]\nport = 7443\ncertificate = '{pem_file()}'\n").warnings
+    assert "1000 connections take 211 MB" in line
 
 
 def test_without_control_groups_there_is_no_memory_limit(
