@@ -68,9 +68,8 @@ class Session(asyncio.Protocol):
         self._forgotten = 0  # of the last write, what the kernel never took
         self._failure: ssl.SSLError | None = None
         self.is_open = False
-        self.refusal: tuple[str, str] | None = (
-            None  # the result, and why, if it is not opened; `None`: no byte has come
-        )
+        # How it ends if that is before it is open: the result, and why. `None`: no byte has come.
+        self.refusal: tuple[str, str] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
     # The protocol of uvloop's transport

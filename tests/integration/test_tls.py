@@ -356,6 +356,67 @@ def test_openssl_s_client(echod: Daemon, version: str, certificate: bool) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("curl -sS --http0.9 --cacert {ca} https://localhost:{port}/hello", "idle_timeout"),
+        ("socat -t 5 - openssl:localhost:{port},cafile={ca},pf=ip4", "eof"),
+        # It sends FIN without close_notify.
+        (
+            "ncat -4 --ssl --ssl-verify --ssl-trustfile {ca} --ssl-cert {own} --ssl-key {own} localhost {port}",
+            "truncated",
+        ),
+    ],
+    ids=["curl", "socat", "ncat"],
+)
+def test_other_clients_verify_the_certificate_and_get_their_bytes_back(echod: Daemon, words: str, reason: str) -> None:
+    program = words.split(maxsplit=1)[0]
+    if not shutil.which(program):
+        pytest.skip(f"needs {program}")
+    more = f"verify = 'optional'\nclient_ca = '{authority_file()}'"
+    with echod(config(more=more, rest="[timeouts]\nidle = '2s'")) as daemon:
+        typed = words.format(ca=authority_file(), own=pem_file("probe.example"), port=tls_port(daemon)).split()
+        done = subprocess.run(typed, input=BIG, capture_output=True, timeout=DEADLINE, check=True)
+        line = daemon.wait_for("connection.closed")
+        assert line["reason"] == reason
+        assert bool(line["tls"]["client"]) == (program == "ncat")
+        if program == "curl":  # its request, as the answer of HTTP/0.9
+            assert done.stdout.startswith(b"GET /hello HTTP/1.1\r\n")
+            assert done.stdout.endswith(b"\r\n\r\n")
+        else:
+            assert done.stdout == BIG
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("testssl"), reason="needs testssl.sh")
+def test_testssl_finds_nothing_worse_than_good(echod: Daemon, tmp_path: Path) -> None:
+    """Protocols, ciphers, renegotiation, compression and CBC. What it says of the certificate is not ours."""
+    found = tmp_path / "found.json"
+    words = [
+        "testssl",
+        "--quiet",
+        "--color",
+        "0",
+        "--warnings",
+        "off",
+        "--nodns",
+        "none",
+        "--ip",
+        LOCAL,
+        "--jsonfile",
+        str(found),
+    ]
+    checks = ["--protocols", "--std", "--renegotiation", "--compression", "--lucky13"]
+    with echod(config()) as daemon:
+        target = f"localhost:{tls_port(daemon)}"
+        subprocess.run([*words, *checks, target], capture_output=True, timeout=10 * DEADLINE, check=True)
+    severity = {each["id"]: each["severity"] for each in json.loads(found.read_text())}
+    assert {"TLS1_2", "TLS1_3", "cipherlist_AVERAGE", "secure_client_renego", "CRIME_TLS", "LUCKY13"} <= severity.keys()
+    of_itself = {"engine_problem", "service", "scanTime"}
+    assert {name: how for name, how in severity.items() if how not in ("OK", "INFO") and name not in of_itself} == {}
+
+
+@pytest.mark.slow
 def test_key_updates_of_openssl_s_client(echod: Daemon) -> None:
     """Its commands `K` and `k` send one, with and without asking for the daemon's."""
     with echod(config()) as daemon:

@@ -237,3 +237,11 @@ def test_files_with_other_contents_are_renewed(tmp_path: Path) -> None:
     tls = tls.model_copy(update={"certificate": pem_file("other"), "key": "", "verify": "none"})
     assert certificates.load(tls).renewed(first) == {}
     assert last.renewed(certificates.load(tls)) == {}
+
+
+def test_ciphers_have_forward_secrecy_and_authenticate_each_record() -> None:
+    """With AEAD. CBC would have a MAC of its own, and attacks on its padding."""
+    ciphers = certificates.load(settings(tls__port=7443, tls__certificate=pem_file()).tls).context.get_ciphers()
+    described = [each["description"] for each in ciphers]
+    assert len(described) > 3
+    assert all("Mac=AEAD" in each and ("TLSv1.3" in each or "Kx=ECDH " in each) for each in described), described
