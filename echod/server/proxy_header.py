@@ -30,17 +30,12 @@ _FAMILIES = {b"TCP4": socket.AF_INET, b"TCP6": socket.AF_INET6}
 
 # Of version 2: the version and the command in one byte; the family and the transport in another; the length of the rest in two.
 _COMMAND, _PROTOCOL, _LENGTH = 12, 13, 14
-_LOCAL, _PROXY = 0x20, 0x21
-_TCP4, _TCP6 = 0x11, 0x21
-_PROTOCOLS = [family << 4 | transport for family in range(4) for transport in range(3)]  # up to AF_UNIX and DGRAM
-_ADDRESSES = {_TCP4: (socket.AF_INET, 4), _TCP6: (socket.AF_INET6, 16)}  # and the bytes of one
-_LEAST = {
-    b"": 0,
-    bytes([_PROXY]): 0,
-    **{bytes([_PROXY, protocol]): 0 for protocol in _PROTOCOLS},
-    **{bytes([_PROXY, protocol]): 2 * width + 4 for protocol, (_, width) in _ADDRESSES.items()},  # with two ports
-}
-"""By the first two of these, as far as they have come: the least length. No other ones are valid, but LOCAL with whatever follows."""
+_LOCAL, _PROXY = b"\x20", b"\x21"
+_PROTOCOLS = frozenset(bytes([family << 4 | transport]) for family in range(4) for transport in range(3))
+"""Up to AF_UNIX and DGRAM."""
+_ADDRESSES = {b"\x11": (socket.AF_INET, 4), b"\x21": (socket.AF_INET6, 16)}
+"""The family of TCP over IPv4 and of TCP over IPv6, and the bytes of an address."""
+_PORTS = 4  # bytes of both
 
 
 class Header(NamedTuple):
@@ -53,36 +48,46 @@ class Header(NamedTuple):
 
 
 def size(begun: bytes) -> int | None:
-    """Return the number of bytes of the header that begins so, or `None` if that takes more bytes, all of them the header's.
+    """Return the number of bytes of the header that begins so, or `None` if more bytes have to come, and all of these are the header's.
 
-    Raises `ValueError` if no header begins so: with the byte that shows it, nobody waits for the rest.
+    Raises `ValueError` if no header begins so, as soon as the first wrong byte is there.
     """
     if begun.startswith(_TEXT):
-        if not begun.startswith(_LINES) and not any(line.startswith(begun) for line in _LINES):
-            raise ValueError(_NOT_ITS_WORDS)
-        end = begun.find(b"\n", 0, _LONGEST_LINE) + 1
-        if not end and len(begun) >= _LONGEST_LINE:
-            raise ValueError(f"its line is longer than {_LONGEST_LINE} bytes")
-        return end or None
+        return _size_of_text(begun)
     if begun.startswith(_SIGNATURE):
-        least = _LEAST.get(begun[_COMMAND:_LENGTH])
-        if least is None and begun[_COMMAND] != _LOCAL:
-            raise ValueError("its version, command, family or transport is unknown")
-        if len(begun) < _FIXED:
-            return None
-        length = int.from_bytes(begun[_LENGTH:_FIXED])
-        if length < (least or 0):
-            raise ValueError("it is too short for its addresses")
-        if _FIXED + length > LONGEST:
-            raise ValueError(f"it is longer than {LONGEST} bytes")
-        return _FIXED + length
+        return _size_of_binary(begun)
     if _TEXT.startswith(begun) or _SIGNATURE.startswith(begun):
         return None
     raise ValueError("no header")
 
 
+def _size_of_text(begun: bytes) -> int | None:
+    if not begun.startswith(_LINES) and not any(line.startswith(begun) for line in _LINES):
+        raise ValueError(_NOT_ITS_WORDS)
+    end = begun.find(b"\n", 0, _LONGEST_LINE) + 1
+    if not end and len(begun) >= _LONGEST_LINE:
+        raise ValueError(f"its line is longer than {_LONGEST_LINE} bytes")
+    return end or None
+
+
+def _size_of_binary(begun: bytes) -> int | None:
+    command, protocol = begun[_COMMAND:_PROTOCOL], begun[_PROTOCOL:_LENGTH]  # empty until they have come
+    if command and command not in (_LOCAL, _PROXY):
+        raise ValueError("its version or command is unknown")
+    if command == _PROXY and protocol and protocol not in _PROTOCOLS:
+        raise ValueError("its family or transport is unknown")
+    if len(begun) < _FIXED:
+        return None
+    length = int.from_bytes(begun[_LENGTH:_FIXED])
+    if command == _PROXY and protocol in _ADDRESSES and length < 2 * _ADDRESSES[protocol][1] + _PORTS:
+        raise ValueError("it is too short for its addresses")
+    if _FIXED + length > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST} bytes")
+    return _FIXED + length
+
+
 def parse(header: bytes) -> Header:
-    """Return what a whole header says, whose `size` is known. Raises `ValueError` if it breaks the rules."""
+    """Return what a whole header says; `size` has returned its length. Raises `ValueError` if it breaks the rules."""
     return _parse_text(header) if header.startswith(_TEXT) else _parse_binary(header)
 
 
@@ -114,7 +119,7 @@ def _port(text: bytes) -> int:
 
 
 def _parse_binary(header: bytes) -> Header:
-    command, protocol = header[_COMMAND], header[_PROTOCOL]
+    command, protocol = header[_COMMAND:_PROTOCOL], header[_PROTOCOL:_LENGTH]
     if command == _LOCAL:
         return Header("v2", "LOCAL")
     if protocol not in _ADDRESSES:
