@@ -22,16 +22,19 @@ _ECN = 0xC0
 # Kinds of options (RFC 9293, 3.1), and kinds with their lengths (RFC 9293, RFC 7323, RFC 2018).
 _END, _NO_OPERATION = 0, 1
 _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _TIMESTAMPS = (2, 4), (3, 3), (4, 2), (8, 10)
-_LEAST = 2
-"""Bytes of an option of any other kind: its kind and its length."""
+_SHORTEST = 2
+"""Bytes of the shortest option but these two: its kind and its length."""
+# The TCP header that Linux sends, with the options MSS, SACK permitted, timestamps and window scale. To read it by this layout, and
+# not option by option, saves 0.5 µs a connection.
 _LINUX = struct.Struct("!12xBBH4x2sH4s8x3sB")
-"""A TCP header with MSS, SACK permitted, timestamps and window scale. To read it as a whole takes half the time of a loop."""
-_LINUX_OPTIONS = (0xA0, b"\x02\x04", b"\x04\x02\x08\x0a", b"\x01\x03\x03")
-"""Of these, the length of all (in its upper four bits), and the kinds and lengths of each."""
+_LINUX_LENGTH = 0xA0
+"""40 bytes: the upper four bits count in units of four bytes."""
+_LINUX_KINDS = (b"\x02\x04", b"\x04\x02\x08\x0a", b"\x01\x03\x03")
+"""The kinds and lengths of these options, with a no-operation before the last."""
 
 
 def fields(packet: bytes) -> dict[str, Any] | None:
-    """Return it as log lines and answers have it; `None` for what is not the whole head of a TCP packet.
+    """Return what a SYN says, as log lines and answers have it; `None` if this is not the whole IP and TCP header of a packet.
 
     `window` is in bytes, before any scaling. `wscale` is the exponent of 2, and `mss` is in bytes; both are `None` if the
     option is missing.
@@ -77,15 +80,14 @@ def _of_linux(packet: bytes, start: int) -> _Said | None:
     """Return what the TCP header says, if its options are those of Linux, in its order."""
     if len(packet) - start != _LINUX.size:
         return None
-    offset, flags, window, first, mss, middle, last, wscale = _LINUX.unpack_from(packet, start)
-    return (flags, window, wscale, mss, True, True) if (offset, first, middle, last) == _LINUX_OPTIONS else None
+    length, flags, window, first, mss, middle, last, wscale = _LINUX.unpack_from(packet, start)
+    if length != _LINUX_LENGTH or (first, middle, last) != _LINUX_KINDS:
+        return None
+    return flags, window, wscale, mss, True, True
 
 
 def _of_others(packet: bytes, start: int) -> _Said | None:
-    """Return what the TCP header says; `None` if it is not whole.
-
-    The kernel reads no further than to the first option that is not sound, and neither does this.
-    """
+    """Return what the TCP header says; `None` if it is not whole. Like the kernel, it ignores options after a malformed one."""
     at = start + _TCP_HEADER
     if len(packet) < at:
         return None
@@ -100,7 +102,7 @@ def _of_others(packet: bytes, start: int) -> _Said | None:
             at += 1
             continue
         length = packet[at + 1]
-        if kind == _END or length < _LEAST or at + length > end:
+        if kind == _END or length < _SHORTEST or at + length > end:
             break
         option = kind, length
         if option == _MSS:
