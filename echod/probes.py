@@ -144,9 +144,7 @@ def _ping(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             f"-i: less than {_QUICKEST_OF_ALL_USERS} seconds needs root, as in ping(8): it may flood a network"
         )
     if arguments.target.kind != "udp" and not min(arguments.size):
-        parser.error(
-            "-s: at least 1 byte: on a connection, nothing comes back of an empty message, as it does over udp://"
-        )
+        parser.error("-s: must be at least 1 byte: only udp:// can send an empty message")
     say = functools.partial(_say, arguments)
     options = Options(
         arguments.size,

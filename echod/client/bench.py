@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 """Seconds from the sending of a message until it is lost."""
 DATAGRAM_TIMEOUT = 1.0
-"""The same over UDP, where a lost message never comes: in a closed loop, its socket does nothing meanwhile."""
+"""The same over UDP. It is shorter, because in a closed loop a socket sends nothing while it waits for a lost message."""
 LATE = 0.01
 """Seconds by which the client may send 1 % of its messages late, and still have kept its schedule."""
 _AT_ONCE = 64
@@ -170,7 +170,7 @@ class Bench:
         return now
 
     def report(self, took: float = 0.0, error: str | None = None) -> tuple[int, dict[str, Any]]:
-        """Return the exit code, and what was measured in so many seconds. `error` is why nothing was."""
+        """Return the exit code, and what was measured in `took` seconds. `error` says why nothing was measured."""
         options, latency = self._options, self._latency
         late = self._lateness.quantile(0.99) > LATE or self._unsent > 0
         code = CRITICAL if self._wrong or not latency.count else WARNING if self._lost or late else OK
@@ -213,7 +213,7 @@ class Bench:
             self._next(message, now)
 
     def late(self, stream: Link, message: Message, now: float) -> None:  # noqa: ARG002 - as for `ping`
-        """Take note of a right echo whose message was finished before: given up, or over UDP echoed already."""
+        """Take note of a right echo of a message that was given up, or (UDP) that was echoed before."""
         if message.outcome == "lost":
             self._late += 1
         else:

@@ -4,8 +4,8 @@ The first bytes of a message are its number, after some that are random for each
 and datagrams of an earlier run are nobody's. A smaller message needs a socket of its own, by which its echo finds it. Datagrams
 are not fragmented on the way (ip(7), IP_MTU_DISCOVER): one that is larger than the path allows is lost, or refused by this kernel.
 
-Only an echo tells that somebody is there. Until one has come, what is under way goes to the next address if the kernel reports an
-error, and messages that follow go there by another socket if one is given up.
+Only an echo shows that a server is there. Until the first one, there are two ways to the next address. If the kernel reports an
+error, the messages under way are sent there. If a message is given up, those that follow go there, from another socket.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Datagrams:
         self._addresses = addresses
         self._left = deque(addresses)
         self.is_retired = False
-        """Whether it is open only for echoes of what is under way, because nothing has ever come back from its address."""
+        """Whether it sends nothing more and only waits for late echoes, because none has come from its address."""
         self._open_next()
 
     @property
@@ -83,7 +83,7 @@ class Datagrams:
         if self.end:
             self._lose(message, self.end)
             return
-        if number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # of one before
+        if number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # of a message before
             self._fail(number)
         head = _HEAD.pack(self._run, message.number % _NUMBERS)
         message.data = (head + self._payload(max(0, message.size - HEAD)))[: message.size]
@@ -138,7 +138,7 @@ class Datagrams:
             self._left.extend(each for each in self._addresses if each != self.address)  # for messages that follow
             return False
         for message in list(self._unanswered.values()):
-            self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # an error that counts is one of the last message
+            self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears the error of the message before
             self._send(message)
         return True
 

@@ -97,7 +97,7 @@ class Exchange:
             stream.close()
         elif stream.is_retired and stream not in self._retired:
             self._retired.append(stream)
-            if self._route.target.kind == "udp":  # whether somebody is there shows only by an echo
+            if self._route.target.kind == "udp":  # new sockets try the other addresses first
                 self._route.addresses.remove(stream.address)
                 self._route.addresses.append(stream.address)
         if len(self._retired) > _RETIRED:

@@ -83,7 +83,7 @@ class Ping:
         return self.summarize(time.monotonic() - began)
 
     def summarize(self, duration: float = 0.0, error: str | None = None) -> int:
-        """Say the summary, and return the exit code. `error` is why nothing could be sent."""
+        """Report the summary, and return the exit code. `duration` is in seconds; `error` says why nothing could be sent."""
         options = self._options
         code, limit = self._tally.judge(options.warn, options.crit)
         self._say(
@@ -175,7 +175,8 @@ class Ping:
 
     def ended(self, stream: Link, failure: Failure) -> None:
         """Take note of the end of an established connection that we did not close."""
-        self._tally.ended += failure.reason != "out_of_step"
+        if failure.reason != "out_of_step":  # that is our own end of it
+            self._tally.ended += 1
         if stream is not self._blamed:  # else the line of a lost message has said it
             age = round(time.monotonic() - stream.began, 6)
             self._tell("ping.disconnected", stream, None, reason=failure.reason, error=failure.text, age=age)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import _socket
 
 _INFO = struct.Struct("=B15xI4xI16xI4xI4xI4xII4xI4xI8xI40xII8xQQQQ8xQQ")
-"""struct tcp_info: what `Info` has."""
+"""struct tcp_info: the fields of `Info`, in its order."""
 _UNMEASURED = 0xFFFFFFFF
 """The tcpi_min_rtt of a connection of which no round trip has been measured."""
 _QUEUED = struct.Struct("=24xI")
@@ -42,7 +42,7 @@ _RESET_ON_CLOSE = struct.pack("=ii", 1, 0)  # struct linger
 
 
 class Info(NamedTuple):
-    """Part of struct tcp_info, under its names. Most of it is only for lines and answers, and is computed for these."""
+    """Part of struct tcp_info, in the kernel's units: `_us` is microseconds. Other units are computed only when asked for."""
 
     state: int
     snd_mss: int

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 KIND = "udp"
 BATCH = 8
-"""Datagrams read before the loop goes on, if all are dropped: 30 us. An echo over TCP waits for no more than that."""
+"""Datagrams dropped before the loop goes on, which takes 30 µs. An echo over TCP waits no longer than that."""
 ANSWER = 4
-"""An answer takes as long as so many that are dropped."""
+"""Datagrams dropped in the time that one answer takes."""
 DROPPED = 32
 PAUSE = 0.001
 """Seconds without reading after so many were dropped: a flood beyond the rates does not take the loop from connections, but
@@ -213,7 +213,7 @@ class Answerer:
             self._rest(PAUSE)
 
     def _read_some(self, left: int = BATCH) -> int:
-        """Answer some datagrams, or drop up to `left`; return how many were dropped."""
+        """Answer or drop datagrams for the time in which `left` are dropped; return how many were dropped."""
         books, sock, now = self._datagrams, self.listener.sock, time.monotonic()
         dropped = 0
         while left > 0:

@@ -47,7 +47,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ping -i 0.00001 h", "-i: must be at least 0.0001 seconds; `echod bench` sends faster"),
         (
             "ping -s 5,0 h",
-            "-s: at least 1 byte: on a connection, nothing comes back of an empty message, as it does over udp://",
+            "-s: must be at least 1 byte: only udp:// can send an empty message",
         ),
         ("ping -c -1 h", 'argument -c/--count: must be a whole number from 1 to 1000000000000, got "-1"'),
         (
