@@ -36,7 +36,7 @@ _HEAD = struct.Struct("!4sI")
 _NUMBERS = 1 << 32
 _READ = 1 << 16
 _REMEMBERED = 1 << 18
-"""Bytes of messages that are finished, and whose second echo is known as such."""
+"""Bytes of finished messages that are remembered, so that an echo which comes late or twice is compared."""
 _MTU_DISCOVER: dict[int, tuple[int, int]] = {
     socket.AF_INET: (socket.IPPROTO_IP, 10),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
@@ -62,6 +62,8 @@ class Datagrams:
         self._run = os.urandom(4)
         self._unanswered: OrderedDict[int, Message] = OrderedDict()
         self._finished: OrderedDict[int, Message] = OrderedDict()
+        self._forgotten = -1
+        """The highest number of the finished messages that are not remembered."""
         self.address = addresses[0]
         """The one that answered, or that is tried."""
         self._addresses = addresses
@@ -167,6 +169,8 @@ class Datagrams:
     def _compare(self, data: bytes, now: float) -> None:
         run, number = _HEAD.unpack(data[:HEAD].ljust(HEAD, b"\0"))
         message = self._unanswered.get(number) or self._finished.get(number) if run == self._run else None
+        if message is None and run == self._run and number <= self._forgotten:
+            return  # too late to be compared
         if message is None and self._unanswered:
             message = next(iter(self._unanswered.values()))  # its number may be what is wrong
         if message is None:
@@ -199,7 +203,7 @@ class Datagrams:
         self._unanswered.pop(number, None)
         self._finished[number] = message
         while len(self._finished) * message.size > _REMEMBERED:
-            self._finished.popitem(last=False)
+            self._forgotten = max(self._forgotten, self._finished.popitem(last=False)[0])
         return before
 
 

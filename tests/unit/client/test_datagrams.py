@@ -372,3 +372,18 @@ def test_only_some_finished_messages_are_remembered(poller: Poller, monkeypatch:
         link.give_up(message, 1.0)
     assert len(link._finished) == 2
     link.close()
+
+
+def test_an_echo_of_a_message_that_is_forgotten_is_of_nobody(capsys: Capture) -> None:
+    """It comes so late that nothing is left to compare it with. No other message is wrong by that."""
+    held: list[bytes] = []
+
+    def answers(data: bytes) -> Iterable[bytes]:
+        held.append(data)
+        return held[-8:-7]
+
+    size = module._REMEMBERED // 4
+    with datagrams(answers) as port:
+        words = ("-W", "0.05", "-i", "0.02", "-c", "12", "-s", str(size - 100))
+        code, _, summary = told(capsys, *words, f"udp://{LOCAL}:{port}")
+    assert (counts(summary), code) == ((0, 12, 0), 2)
