@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NOT_TLS = frozenset({"UNEXPECTED_MESSAGE", "WRONG_VERSION_NUMBER"})
-"""What OpenSSL says of an answer that is an echo of the handshake, or anything else."""
+"""OpenSSL's errors for an answer that is not TLS, such as an echo of the handshake."""
 
 
 def context(ca: str | None, certificate: str | None, *, insecure: bool) -> ssl.SSLContext:
@@ -100,7 +100,7 @@ class Channel:
             raise ConnectionError(f"its certificate is not trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
             if error.reason in _NOT_TLS:
-                raise ConnectionError("TLS: the server does not speak it at this port") from None
+                raise ConnectionError("the server does not speak TLS at this port") from None
             reason = (error.reason or str(error)).lower().replace("_", " ")
-            _, is_alert, alert = reason.partition(" alert ")  # after the version that introduced it, such as sslv3
+            _, is_alert, alert = reason.partition(" alert ")  # OpenSSL puts a version before it, such as sslv3
             raise ConnectionError(f"TLS: the server refuses: {alert}" if is_alert else f"TLS: {reason}") from None

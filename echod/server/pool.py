@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CLOSE_REASONS = ("eof", "reset", "truncated", "idle_timeout", "write_timeout", "lifetime", "drained", "killed", "error")
 """Why a connection has ended."""
 BY_CLIENT = frozenset({"eof", "reset", "truncated"})
-"""Of these, the ends that the client has made."""
+"""Those of them that the client causes."""
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Seconds: from the probe of a load balancer to connections that last for days."""
 ROUND_TRIPS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

@@ -117,8 +117,8 @@ def test_an_end_without_close_notify_is_told(capsys: Capture, certificate: Path)
 def test_a_server_without_tls_is_told(capsys: Capture) -> None:
     """One that echoes the handshake, one that greets, one that closes, and one that is silent."""
     for behave, error in (
-        (right, "TLS: the server does not speak it at this port"),
-        (ending(0, answer=lambda _: b"220 ready\r\n"), "TLS: the server does not speak it at this port"),
+        (right, "the server does not speak TLS at this port"),
+        (ending(0, answer=lambda _: b"220 ready\r\n"), "the server does not speak TLS at this port"),
         (ending(0, answer=lambda _: b""), "the server closed the connection in the TLS handshake"),
     ):
         with serving(behave) as port:
