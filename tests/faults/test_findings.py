@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import socket
 import struct
 import subprocess
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import network_document
+from tests.support import haproxy, network_document
 from tests.support.clients import Stream, run
 from tests.support.harness import DEADLINE, command, read_all, read_exactly, send_all, until
 from tests.support.link import SERVER, Link
@@ -268,12 +267,7 @@ def test_a_firewall_that_resets(echod: Daemon) -> None:
     assert_shown("A firewall that resets", seen, usual=usual)
 
 
-HAPROXY = f"""
-defaults
-    mode tcp
-    timeout connect 5s
-    timeout client 20s
-    timeout server 20s
+PROXIES = f"""
 listen plain
     bind {SERVER}:1007
     server echod 10.0.1.2:{PORT}
@@ -283,25 +277,12 @@ listen named
 """
 
 
-@contextlib.contextmanager
-def haproxy(router: Network, file: Path) -> Iterator[None]:
-    """Let HAProxy run on a router."""
-    program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
-    if not program:
-        pytest.skip("needs haproxy")
-    file.write_text(HAPROXY)
-    with router.entered():
-        process = subprocess.Popen([program, "-f", str(file), "-db"], stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
-
-
 def test_a_proxy_in_between(echod: Daemon, tmp_path: Path) -> None:
     """TTL, options and round trip are the proxy's, even if its header names the client, which is far and is no Linux."""
-    with clients_of(echod, delay=FAR) as clients, haproxy(clients.link.routers[0], tmp_path / "haproxy.cfg"):
+    with contextlib.ExitStack() as stack:
+        clients = stack.enter_context(clients_of(echod, delay=FAR))
+        with clients.link.routers[0].entered():
+            stack.enter_context(haproxy.running(PROXIES, tmp_path))
         clients.link.client.set("ipv4/ip_default_ttl", 128)
         clients.link.client.set("ipv4/tcp_timestamps", 0)
         direct = clients.visit()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from tests.support import haproxy
 from tests.support.harness import DEADLINE, LOCAL, Echod, free_port, listens, until
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
-HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin") or shutil.which("haproxy")
 SHIPPED = Path(__file__).parents[2] / "config/haproxy/haproxy.cfg"
 RATE = 1000
 """New connections a second, as far as the machine can."""
@@ -29,7 +28,7 @@ AT_ONE_TIME = 400
 """New connections that may be open at one time, if the machine is slow: less than HAProxy lets through."""
 MESSAGE = bytes(range(64))
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAPROXY, reason="there is no haproxy")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not haproxy.PROGRAM, reason="there is no haproxy")]
 
 
 class Backend:
@@ -90,8 +89,8 @@ class Balancer:
             text = text.replace(old, new)
         file = directory / "haproxy.cfg"
         file.write_text(text)
-        assert HAPROXY
-        self._process = subprocess.Popen([HAPROXY, "-q", "-db", "-f", file])
+        assert haproxy.PROGRAM
+        self._process = subprocess.Popen([haproxy.PROGRAM, "-q", "-db", "-f", file])
         until(lambda: listens(self.port) and all(map(self.uses, backends)), what="HAProxy")
 
     def uses(self, backend: Backend) -> bool:

@@ -6,16 +6,15 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support import haproxy
 from tests.support.harness import (
     DEADLINE,
     LOCAL,
@@ -333,12 +332,7 @@ def send_random(daemon: Echod, dice: random.Random) -> bool:
     return not spoiled
 
 
-HAPROXY = """
-defaults
-    mode tcp
-    timeout connect 5s
-    timeout client 20s
-    timeout server 20s
+BALANCERS = """
 frontend one
     bind 127.0.0.1:{v1}
     default_backend v1
@@ -363,35 +357,19 @@ backend asking
 """
 
 
-@pytest.fixture
-def haproxy(tmp_path: Path) -> Iterator[Callable[[int], dict[str, int]]]:
-    """Return what starts HAProxy in front of a port; that returns its ports by version."""
-    program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
-    if not program:
-        pytest.skip("needs haproxy")
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(port: int) -> dict[str, int]:
-        ports = {"v1": free_port(), "v2": free_port()}
-        file = tmp_path / "haproxy.cfg"
-        file.write_text(HAPROXY.format(echod=port, **ports))
-        processes.append(subprocess.Popen([program, "-f", str(file), "-db"], stderr=subprocess.DEVNULL))
+@contextlib.contextmanager
+def balanced(port: int, folder: Path) -> Iterator[dict[str, int]]:
+    """Let HAProxy run in front of a port; yield its ports by version."""
+    ports = {"v1": free_port(), "v2": free_port()}
+    with haproxy.running(BALANCERS.format(echod=port, **ports), folder):
         until(lambda: all(map(listens, ports.values())), what="HAProxy listening")
-        return ports
-
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(DEADLINE)
+        yield ports
 
 
-def test_behind_haproxy_each_client_is_named_and_no_check_is_logged(
-    echod: Daemon, tmp_path: Path, haproxy: Callable[[int], dict[str, int]]
-) -> None:
+def test_behind_haproxy_each_client_is_named_and_no_check_is_logged(echod: Daemon, tmp_path: Path) -> None:
     """With `send-proxy` and `send-proxy-v2`; with hundreds of checks by v1, v2, plain TCP, and a question and its answer."""
     where = ["--admin.socket", str(tmp_path / "admin.sock")]
-    with echod(PROXIES + "per_source = 1\n", flags=where) as daemon:
-        ports = haproxy(daemon.port)
+    with echod(PROXIES + "per_source = 1\n", flags=where) as daemon, balanced(daemon.port, tmp_path) as ports:
         for count, port in enumerate(ports.values(), 1):
             with socket.create_connection((LOCAL, port), timeout=DEADLINE) as sock:
                 client = sock.getsockname()
