@@ -99,7 +99,7 @@ def test_json_has_a_line_for_each_echo_and_the_summary(capsys: Capture) -> None:
         (flipped(17), [r"wrong: 1 byte wrong, the first at offset 17: sent 0x.., came 0x.."] * 2, (0, 0, 2), 2),
         (
             changed(lambda data: data[:9] + data[12:]),
-            [r"wrong: 3 bytes missing at offset 9"] * 2,
+            [r"wrong: 3 bytes missing at offset (9|1\d)"] * 2,  # what follows may begin alike, by chance
             (0, 0, 2),
             2,
         ),
