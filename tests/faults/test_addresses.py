@@ -100,8 +100,9 @@ def test_an_interface_that_comes_late_is_served_when_it_comes(echod: Daemon) -> 
         assert 'this machine has no interface "late0"' in daemon.wait_for("config.warning")["message"]
         assert daemon.wait_for("listener.missing")["listener"] == url(late)
         assert echo(SERVER) == b"hello"
-        for words in (["dev", "link", "down"], ["dev", "link", "name", "late0"], ["dev", "late0", "up"]):
-            subprocess.run(["ip", "link", "set", *words], check=True)  # noqa: S607
+        pair = ["add", "late0", "type", "veth", "peer", "name", "other"]
+        for words in (pair, ["set", "dev", "other", "up"], ["set", "dev", "late0", "up"]):
+            subprocess.run(["ip", "link", *words], check=True)  # noqa: S607
         subprocess.run(["ip", "address", "add", "fe80::9/64", "dev", "late0", "nodad"], check=True)  # noqa: S607
         assert daemon.wait_for("listener.started", count=2)["listener"] == url(late)
         assert echo(late) == b"hello"

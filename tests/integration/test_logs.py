@@ -145,7 +145,7 @@ def test_on_a_terminal_it_is_for_people(echod: Daemon) -> None:
     """With format `auto` and a terminal, lines are rendered in colour, with the same facts, and are no JSON."""
     master, slave = os.openpty()
     try:
-        with reserved_port() as port, echod(stdout=slave, port=port) as daemon:
+        with reserved_port() as port, echod(stdout=slave, port=port, env={"TERM": "xterm"}) as daemon:
             os.close(slave)
             assert daemon.echo(b"hello") == b"hello"
             assert daemon.stop() == 0
