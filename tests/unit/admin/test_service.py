@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from echod.admin.service import Admin
+from echod.admin.status import Meter
 from echod.config.settings import Admin as Settings
 from echod.errors import Refusal
 from echod.server.endpoint import Endpoint, Listener
@@ -299,3 +300,29 @@ async def test_the_socket_of_somebody_else_in_its_place_is_left_alone(daemon: In
     made.reopen()
     assert await answers(path)
     await made.close()
+
+
+@on_loop
+async def test_counts_are_taken_when_it_is_time(
+    daemon: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that rates are known to the first who asks. A stop does not wait for it."""
+    measured: list[str] = []
+
+    async def measure(_: Meter) -> None:
+        measured.append("begun")
+        await asyncio.sleep(0)
+        measured.append("done")
+
+    monkeypatch.setattr(Meter, "measure", measure)
+    made = Admin(asyncio.get_running_loop(), daemon.running, settings(tmp_path / "admin.sock"))
+    made.check()
+    await asyncio.sleep(0)
+    assert measured == []
+    monkeypatch.setattr(Meter, "UNWATCHED", 0.0)
+    made.check()
+    await asyncio.sleep(0)
+    assert measured == ["begun"]
+    await made.close()
+    await asyncio.sleep(0.01)
+    assert measured == ["begun"]
