@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import shutil
 import ssl
@@ -14,6 +15,8 @@ import trustme
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from tests.support.fakes import FakeLoop, FakeTransport
 
 
 @functools.cache
@@ -45,6 +48,20 @@ def pem_file(name: str = "localhost", by: str = "one", key: bool = True, not_aft
     path.write_bytes(b"".join(parts))
     path.chmod(0o600)
     return str(path)
+
+
+def shake_hands(loop: FakeLoop, transport: FakeTransport) -> None:
+    """Be the client of this connection, until its handshake is complete."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    there = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    for _ in range(3):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            there.do_handshake()
+        if data := outgoing.read():
+            transport.receive(data)
+        loop.run()
+        incoming.write(transport.taken)
+        transport.taken.clear()
 
 
 def client_context(

@@ -646,6 +646,22 @@ def test_a_retired_listener_of_a_full_pool_stays_until_workers_are_free(
     assert not is_listening(listener)
 
 
+def test_a_retired_listener_that_had_left_its_backlog_alone_looks_at_it_again(
+    rig: Rig, listener: Listener, done: list[Acceptor]
+) -> None:
+    """The reload that retires it may have ended the wait, and then no free worker wakes it."""
+    made = accept(rig, listener, waits=True)
+    connect(rig, listener, 4)
+    for _ in range(TURNS + 1):
+        rig.turn()
+    assert not is_reading(rig)
+    made.waits = False
+    made.retire(done.append)
+    rig.turn()
+    assert done == [made]
+    assert rig.rejections.count == {"pool_full": 1}
+
+
 def test_no_client_joins_the_queue_of_a_retired_listener(rig: Rig, listener: Listener) -> None:
     """Otherwise it would never end on a busy port. Revived, it takes clients again."""
     made = accept(rig, listener, waits=True)

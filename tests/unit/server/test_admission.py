@@ -198,6 +198,7 @@ def test_a_client_that_no_end_would_let_in_is_refused_at_once(door: Door, reason
     door.come()
     door.come()
     assert door.rig.rejections.count == {reason: 2 if denied else 1}
+    assert door.rig.lines.events("connection.rejected")[0]["listener"] == LISTENER
     assert door.admission.held == 0
 
 
@@ -274,6 +275,8 @@ def test_a_client_that_cannot_be_watched_gets_no_worker(door: Door, *, holds: bo
         with pytest.raises(MemoryError):
             door.come()
     assert (door.rig.pool.free, door.rig.pool.in_use) == (1, {})
+    (line,) = (line for line in door.rig.lines.events("connection.closed") if line["reason"] == "error")
+    assert line["error"] == "MemoryError"
 
 
 def test_judging_goes_on_although_it_could_not_be_scheduled(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +310,16 @@ def test_a_client_that_has_gone_is_refused_all_the_same(door: Door, monkeypatch:
     monkeypatch.setattr(Accepted, "shutdown", gone, raising=False)
     door.turn(TURNS)
     assert door.refused == [2]
+
+
+def test_a_client_of_a_unix_socket_that_has_sent_and_is_refused_reads_eof(door: Door) -> None:
+    """And not the reset that close(2) with unread input gives it."""
+    door.come()
+    door.come()
+    door.clients[1].sendall(b"unread")
+    door.turn(TURNS)
+    assert door.refused == [2]
+    assert door.clients[1].recv(1) == b""
 
 
 def test_closing_an_accepted_socket_only_forgets_it() -> None:

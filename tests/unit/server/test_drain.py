@@ -393,6 +393,46 @@ def test_a_turn_of_the_loop_checks_a_bounded_number(rig: Rig, schedule: Schedule
     assert rig.reasons() == {"eof": 1, "drained": 2 * drain.BATCH - 1}
 
 
+def test_a_connection_that_ends_does_not_keep_those_behind_it_waiting(rig: Rig, schedule: Schedule) -> None:
+    """All get their FIN by the same check, although it takes many turns of the loop."""
+    resize(rig.pool, drain.BATCH)
+    transports = [rig.take()[1] for _ in range(drain.BATCH)]
+    gone = transports[drain.BATCH // 2]
+    fins: dict[int, float] = {}
+
+    def note() -> None:
+        for number, each in enumerate(transports):
+            if each.fin_sent:
+                fins.setdefault(number, schedule.time())
+        if fins and gone.reading:
+            gone.receive_eof()
+
+    schedule.every = note
+    linger(rig)
+    assert len(fins) == drain.BATCH - 1
+    assert max(fins.values()) - min(fins.values()) == TICK  # the last ones are seen a tick later
+
+
+def test_a_turn_of_the_loop_checks_a_bounded_number_that_go_on(rig: Rig, schedule: Schedule) -> None:
+    """Also if no connection is over yet."""
+    number = 2 * drain.BATCH + 1
+    resize(rig.pool, number)
+    transports = [rig.take()[1] for _ in range(number)]
+
+    def send() -> None:
+        for each in transports:
+            each.receive(b"x")
+
+    schedule.every = send
+    lingering = Drain(rig.pool).linger()
+    times = []
+    for _ in range(4):
+        lingering.send(None)
+        times.append(schedule.time())
+    lingering.close()
+    assert times == [TICK, TICK, TICK, 2 * TICK]
+
+
 def test_a_connection_that_its_lifetime_has_ended_is_cut_in_time(rig: Rig, schedule: Schedule) -> None:
     """It has had its FIN already, and gets no second one."""
     worker, _ = rig.take()

@@ -109,6 +109,11 @@ def test_behind_a_local_translator_each_ipv4_address_counts_alone(prefix: int, o
     assert [Peer(address, 1).source for address in (one, other)] == [one, other], prefix
 
 
+def test_behind_a_local_translator_an_address_with_zeros_at_its_end_counts_as_that() -> None:
+    """Only the last 24 bits say that the IPv4 address is elsewhere."""
+    assert Peer("64:ff9b:1::a05:0", 1).source == "10.5.0.0"
+
+
 @pytest.mark.parametrize("address", ["::1", "fe80::1", "fe80::200:5efe:c000:201", "febf::1"])
 def test_loopback_and_link_local_addresses_count_one_by_one(address: str) -> None:
     """All hosts of a link share fe80::/64, and ::/64 holds all kinds of addresses."""

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -116,6 +116,26 @@ def test_the_kernel_knows_how_long_a_peer_took_nothing(pair: tuple[socket.socket
     until(lambda: info(server).fields()["rwnd_limited"] > 0)
     stalled = info(server).fields()
     assert stalled["busy"] >= stalled["rwnd_limited"]
+
+
+def test_times_are_in_seconds() -> None:
+    """The kernel has them in microseconds."""
+    each = kernel.Info(*range(len(kernel.Info._fields)))
+    assert each.fields() == {
+        "rtt": 6e-6,
+        "rttvar": 7e-6,
+        "minrtt": 12e-6,
+        "retrans": 10,
+        "mss": 1,
+        "pmtu": 5,
+        "cwnd": 8,
+        "reordering": 9,
+        "delivery_rate": 13,
+        "busy": 14e-6,
+        "rwnd_limited": 15e-6,
+        "sndbuf_limited": 16e-6,
+    }
+    assert each.rtt == 6e-6
 
 
 def test_a_round_trip_that_nobody_measured_is_null() -> None:
@@ -261,6 +281,24 @@ def test_of_an_mptcp_socket_nothing_is_known_where_the_kernel_does_not_tell_its_
         assert kernel.info(sock) is None
 
 
+def test_of_what_may_be_mptcp_nothing_is_known_although_the_kernel_has_tcp_info(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """It would be that of one path."""
+
+    class Silent(socket.socket):
+        proto = socket.IPPROTO_MPTCP
+
+        def getsockopt(self, level: int, option: int, *rest: int) -> Any:
+            if (level, option) == (socket.SOL_SOCKET, kernel._SO_PROTOCOL):
+                raise OSError(errno.ENOPROTOOPT, "no such option")
+            return super().getsockopt(level, option, *rest)
+
+    with Silent(fileno=pair[0].detach()) as sock:
+        assert kernel._tcp_info(sock, kernel._INFO)
+        assert kernel.info(sock) is None
+
+
 def test_the_kernel_knows_for_how_long_a_connection_has_been_quiet(pair: tuple[socket.socket, socket.socket]) -> None:
     """Both what was received and what was sent count; it says rather too little than too much."""
     server, client = pair
@@ -298,7 +336,7 @@ def test_a_receive_buffer_is_inherited_until_it_is_taken_back() -> None:
                 client.sendall(bytes(1 << 16))
                 sizes.append(server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
                 locked = server.getsockopt(socket.SOL_SOCKET, kernel._SO_BUF_LOCK)
-                assert bool(locked & 2) == (size is not None)  # SOCK_RCVBUF_LOCK
+                assert locked == (0 if size is None else 2)  # SOCK_RCVBUF_LOCK
     assert sizes[1] == 2 * 8192 < sizes[0]
 
 

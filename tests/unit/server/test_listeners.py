@@ -117,6 +117,13 @@ def test_nothing_is_accepted_or_logged_between_bind_and_serve(rig: Rig) -> None:
     assert rig.pool.accepted == 1
 
 
+def test_the_receive_buffer_is_set_before_anyone_connects(rig: Rig) -> None:
+    """A client that connects between bind and serve has it, too."""
+    (bound,) = rig.listeners.bind(settings(listen__host=ONE, listen__port=0, listen__receive_buffer="8Ki"))
+    assert bound.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 8192
+    bound.close()
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_listener_that_stays_is_left_alone(rig: Rig, *, named: bool) -> None:
     """It does not matter whether its port is named or was chosen by the kernel."""
@@ -898,6 +905,14 @@ def test_what_no_kind_can_serve_on_is_named_and_the_rest_is_served(tmp_path: Pat
     assert all(closed(fd) for fd, _ in there[1:-1])
     for listener in adopted.listeners:
         listener.sock.close()
+
+
+@needs_ipv6
+def test_a_socket_of_ipv6_that_is_not_served_is_named_without_its_zone() -> None:
+    """The kernel says more of such an address than its host and port."""
+    lite = bound(socket.AF_INET6, socket.SOCK_DGRAM, ("::1", 0), socket.IPPROTO_UDPLITE)
+    with pytest.raises(Refusal, match=rf"udplite://\[::1\]:{lite.getsockname()[1]} is not served"):
+        adopt(handed(lite))
 
 
 def test_nothing_handed_over_is_nothing_adopted() -> None:

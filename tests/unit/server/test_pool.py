@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -322,6 +323,15 @@ def test_a_connection_that_got_no_transport_is_booked_as_an_error(rig: Rig) -> N
     assert rig.pool.free == 3
     closed = rig.lines.events("connection.closed")[0]
     assert (closed["reason"], closed["error"]) == ("error", "ENOMEM")
+
+
+def test_an_error_of_tls_has_the_words_of_openssl(rig: Rig) -> None:
+    """Its number is none of the system: 1 would be EPERM."""
+    ours, theirs = sockets()
+    with ours, theirs:
+        worker = rig.pool.take(ours, CLIENT, LISTENER)
+        rig.pool.release(worker, ssl.SSLError(1, "record layer failure"))
+    assert rig.lines.events("connection.closed")[0]["error"] == "record layer failure"
 
 
 def test_lifecycle_lines_can_be_changed_while_connections_are_open(rig: Rig) -> None:

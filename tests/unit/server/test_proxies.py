@@ -7,6 +7,7 @@ import socket
 from contextlib import closing
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -14,6 +15,7 @@ from echod.networks import Ranges
 from echod.server.access import Rules
 from echod.server.admission import MOST, TURNS, Accepted, close
 from echod.server.endpoint import Peer
+from echod.server.proxies import BATCH, REMEMBERED
 from echod.server.tcp import Plain
 from tests.support.fakes import Clock, sockets
 from tests.support.proxy_headers import LOCAL_CHECK, binary, v1, v2
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
 
 PROXY, CLIENT, DIRECT = "10.0.0.2", "203.0.113.7", "192.0.2.9"
 LIMIT = 5.0
-NAMED = {"client": {"address": CLIENT, "port": 4711}, "proxy": {"address": PROXY, "port": 9}}
+NAMED = {
+    "client": {"address": CLIENT, "port": 4711},
+    "proxy": {"address": PROXY, "port": 9},
+}
+CHECK = {"level": "debug", "event": "connection.probed", "client": {"address": PROXY, "port": 9}, "listener": LISTENER}
 
 
 class Gate:
@@ -115,7 +121,7 @@ def test_the_client_is_the_one_that_the_header_names(gate: Gate, header: bytes) 
     gate.rig.finish()
     for event in ("connection.opened", "connection.closed"):
         (line,) = gate.lines(event)
-        assert NAMED.items() <= line.items()
+        assert {**NAMED, "listener": LISTENER}.items() <= line.items()
     assert gate.at_rest
 
 
@@ -166,6 +172,7 @@ def test_a_client_that_is_no_proxy_sends_data(gate: Gate) -> None:
     assert gate.unread == [v2(CLIENT, 4711), b"x"]
     assert [line["client"]["address"] for line in gate.lines("connection.opened")] == [DIRECT, None]
     assert "proxy" not in gate.lines("connection.opened")[0]
+    assert {line["listener"] for line in gate.lines("connection.opened")} == {LISTENER}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,7 @@ def test_a_connection_with_a_wrong_header_is_rejected(gate: Gate, data: bytes, e
     assert is_closed(client)
     (line,) = gate.lines("connection.rejected")
     assert (line["client"], line["reason"]) == ({"address": PROXY, "port": 9}, "proxy_header")
+    assert line["listener"] == LISTENER
     assert line["error"].startswith(error)
     assert gate.rig.rejections.count == {"proxy_header": 1}
     assert gate.at_rest
@@ -227,14 +235,22 @@ def test_at_most_as_many_wait_as_there_are_workers(gate: Gate) -> None:
     assert len(gate.rejected) == 1
 
 
+def test_a_bounded_number_of_addresses_is_remembered(gate: Gate) -> None:
+    """Clients choose from which address they connect."""
+    with mock.patch.object(Ranges, "__contains__", return_value=False) as lookup:
+        gate.set()
+        for number in [*range(REMEMBERED + 1), 0, REMEMBERED]:
+            gate.proxies._is_proxy(str(number))
+    assert lookup.call_count == REMEMBERED + 2
+
+
 # Probes
 
 
 def test_a_proxy_that_says_nothing_checks(gate: Gate) -> None:
     """A probe: no line above debug, and no worker."""
     gate.finish(gate.come())
-    (line,) = gate.rig.lines.lines
-    assert (line["level"], line["event"], line["command"]) == ("debug", "connection.probed", None)
+    assert gate.rig.lines.lines == [{**CHECK, "command": None}]
     assert (gate.proxies.probes, gate.rig.pool.accepted, gate.proxies.headers) == (1, 0, {})
     assert gate.at_rest
 
@@ -257,6 +273,8 @@ def test_a_check_is_echoed_and_counts_for_nobody(gate: Gate, header: bytes) -> N
     client = gate.come(header)
     gate.rig.readable()
     assert gate.rig.pool.accepted == 0
+    ((_, command),) = gate.proxies.headers
+    assert gate.rig.lines.lines == [{**CHECK, "command": command}]
     gate.send(client, b"ping")
     assert (gate.unread, gate.rig.pool.sources) == ([b"ping"], {"": 1})
     gate.rig.finish()
@@ -304,6 +322,7 @@ def test_a_check_without_data_ends_without_a_word(gate: Gate) -> None:
     assert is_closed(client)
     assert is_closed(other)
     assert (gate.rejected, gate.proxies.probes, gate.rig.pool.accepted) == ([], 2, 0)
+    assert gate.proxies.headers == {("v2", "LOCAL"): 2}
     assert gate.at_rest
 
 
@@ -374,11 +393,37 @@ def test_headers_that_come_together_are_admitted_as_there_is_room(gate: Gate) ->
         assert gate.rig.admission.held <= MOST
     gate.come(v1("198.51.100.1", 1))
     assert (gate.proxies.waiting, gate.rig.admission.held) == (MOST + 1, MOST)
-    gate.rig.loop.turn()
+    while gate.proxies.waiting:
+        assert gate.rig.admission.held == MOST
+        gate.rig.loop.turn()
+        assert gate.rig.admission.held <= MOST
     gate.rig.loop.run()
     assert [line["client"]["port"] for line in gate.lines("connection.opened")] == [0, 1]
+    assert {line["listener"] for line in gate.lines("connection.opened")} == {LISTENER}
     assert gate.rig.rejections.count == {"per_source": 2 * MOST}
     assert gate.at_rest or gate.rig.loop.timers == 1  # of the rejections' log
+
+
+def test_a_single_header_waits_for_room_too(gate: Gate) -> None:
+    """It is admitted as soon as there is some, without another one that comes."""
+    gate.rules(Rules(None, None, 1, None))
+    resize(gate.rig.pool, 3 * MOST)
+    for number in range(MOST + 1):
+        gate.come(v1(CLIENT, number))
+    gate.come(v1("198.51.100.1", 1))
+    assert gate.proxies.waiting == 1
+    gate.rig.loop.run()
+    assert gate.rig.pool.sources == {CLIENT: 1, "198.51.100.1": 1}
+
+
+def test_a_turn_of_the_loop_reads_a_bounded_number_of_headers(gate: Gate) -> None:
+    """The open connections go on in between."""
+    resize(gate.rig.pool, BATCH + 1)
+    for number, client in enumerate([gate.come() for _ in range(BATCH + 1)]):
+        client.sendall(v1(CLIENT, number))
+    (read,) = gate.rig.loop.readers.values()
+    read()
+    assert (gate.proxies.waiting, len(gate.rig.pool.in_use)) == (1, BATCH)
 
 
 def test_a_fault_of_admission_costs_one_connection(gate: Gate) -> None:

@@ -9,6 +9,18 @@ from tests.support.proxy_headers import LOCAL_CHECK, SIGNATURE, binary, v1, v2
 
 LONG_LINE = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
 
+NO_WORDS = "its line has not the words of TCP4, TCP6 or UNKNOWN"
+NONE_BEGINS_SO = [
+    "no header",
+    NO_WORDS,
+    "its line is longer than 107 bytes",
+    "its version or command is unknown",
+    "its family or transport is unknown",
+    "it is too short for its addresses",
+    "it is longer than 4112 bytes",
+]
+WRONG = [NO_WORDS, "its line does not end with CRLF", "an address is wrong", "a port is wrong"]
+
 
 @pytest.mark.parametrize(
     ("header", "expected"),
@@ -31,7 +43,7 @@ LONG_LINE = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
 )
 def test_a_header_says_who_the_client_is(header: bytes, expected: Header) -> None:
     """Or that it names none. Its end is found with any bytes behind it, and with any part of it more bytes are wanted."""
-    assert size(header + b"PROXY") == size(header) == len(header)
+    assert size(header + b"PROXY\r\n") == size(header) == len(header)
     assert parse(header) == expected
     assert (expected.version, expected.command) in HEADERS
     for length in range(len(header)):
@@ -73,7 +85,7 @@ def test_what_can_not_become_a_header_is_found_with_its_last_byte(begun: bytes) 
     """Nobody waits for more of it, and whatever follows does not make it a header."""
     assert size(begun[:-1]) is None
     for more in (b"", b"\r\n", bytes(5000)):
-        with pytest.raises(ValueError, match=r"no header|longer than \d+ bytes|words|unknown|short"):
+        with pytest.raises(ValueError, match=f"^({'|'.join(NONE_BEGINS_SO)})$"):
             size(begun + more)
 
 
@@ -106,5 +118,5 @@ def test_what_can_not_become_a_header_is_found_with_its_last_byte(begun: bytes) 
 def test_a_header_that_breaks_the_rules_is_wrong(header: bytes) -> None:
     """Its end is known all the same."""
     assert size(header) == len(header)
-    with pytest.raises(ValueError, match=r"wrong|words|CRLF"):
+    with pytest.raises(ValueError, match=f"^({'|'.join(WRONG)})$"):
         parse(header)

@@ -18,8 +18,10 @@ from echod.networks import Ranges
 from echod.server import server as server_module
 from echod.server.acceptor import Acceptor
 from echod.server.admission import TURNS
+from echod.server.drain import Drain
 from echod.server.listeners import adopt
 from echod.server.server import LameDuck, Server
+from tests.support.certificates import pem_file, shake_hands
 from tests.support.fakes import Clock
 from tests.support.harness import DEADLINE, LOCAL
 from tests.support.in_process import KeptLog
@@ -176,6 +178,84 @@ def test_workers_that_a_reload_drops_are_freed_some_in_each_turn(
     for left in (5, 2, 0):
         assert len(dropped) == left
         rig.loop.turn()
+
+
+def test_a_server_knows_when_it_began(rig: Rig, clock: Clock) -> None:
+    """`/status` has the seconds since then."""
+    assert Server(rig.loop.asyncio, NotedLog(rig.lines), checked=lambda: None).began == clock.now
+
+
+def test_a_server_limits_the_rate_of_accepts(rig: Rig, server: Server) -> None:
+    """By the clock of its loop."""
+    server.apply(wanted(access__accept_rate="1/s"))
+    rig.fill(rig.port())
+    assert server.rejections.count == {"accept_rate": 1}
+
+
+@pytest.mark.parametrize("timeout", ["write", "lifetime"])
+def test_a_server_has_the_timeouts_of_its_settings(rig: Rig, server: Server, timeout: str) -> None:
+    """Besides that of idle connections."""
+    server.apply(wanted(**{"timeouts__idle": "off", "timeouts__write": "off", f"timeouts__{timeout}": "0.2s"}))
+    rig.connect(rig.port())
+    rig.readable()
+    (worker,) = server.pool.in_use.values()
+    worker.seen = worker.opened = rig.loop.now
+    (transport,) = rig.loop.transports
+    transport.window = 0
+    transport.receive(b"pending")
+    rig.loop.advance(9)
+    assert rig.reasons() == {f"{timeout}_timeout" if timeout == "write" else timeout: 1}
+
+
+def test_proxies_need_descriptors_of_their_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many connections as there are workers may wait for their header."""
+    raised: list[int] = []
+    monkeypatch.setattr(limits, "raise_soft_limit", raised.append)
+    server.apply(wanted(pool__size=5, access__proxies=["127.0.0.0/8"]))
+    assert raised == [limits.needed(5, proxied=True)]
+
+
+def test_proxies_have_the_rules_the_log_and_the_timeout_of_the_server(rig: Rig, server: Server) -> None:
+    """A check is counted, data of an unknown client needs the permission of the proxy, and a header comes in time."""
+    server.apply(
+        wanted(access__proxies=["127.0.0.0/8"], access__deny=["127.0.0.0/8"], timeouts__handshake="1s", pool__size=5)
+    )
+    rig.connect(rig.port()).close()
+    rig.connect(rig.port()).sendall(b"PROXY UNKNOWN\r\nx")
+    rig.connect(rig.port())
+    rig.readable()
+    assert [line["command"] for line in rig.lines.events("connection.probed")] == [None, "UNKNOWN"]
+    assert server.rejections.count == {"denied": 1}
+    rig.loop.advance(1.1)
+    assert server.rejections.count == {"denied": 1, "proxy_header": 1}
+
+
+def test_tls_is_served_with_the_certificate_of_the_settings(rig: Rig, server: Server) -> None:
+    """It is logged, and a handshake that does not come in time is rejected. Another one opens a connection."""
+    server.apply(wanted(tls__port=0, tls__certificate=pem_file(), timeouts__handshake="1s"))
+    (line,) = rig.lines.events("tls.loaded")
+    assert line["certificate"] == pem_file()
+    rig.connect(rig.port("tls"))
+    rig.readable()
+    assert server.pool.free == 1
+    rig.loop.advance(1.1)
+    assert (server.pool.free, server.rejections.count) == (2, {"handshake": 1})
+    rig.connect(rig.port("tls"))
+    rig.readable()
+    shake_hands(rig.loop, rig.loop.transports[-1])
+    (line,) = rig.lines.events("connection.opened")
+    assert line["tls"]["version"] == "TLSv1.3"
+    assert server.pool.accepted == 1
+
+
+def test_udp_has_the_rules_and_the_log_of_the_server(rig: Rig, server: Server) -> None:
+    """A datagram of a client that is denied gets no answer, and a line."""
+    server.apply(wanted(udp__port=0, access__deny=["127.0.0.0/8"]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", (LOCAL, rig.port("udp")))
+        rig.readable()
+    rig.loop.advance(1.1)
+    assert [line["reasons"] for line in rig.lines.events("udp.dropped")] == [{"denied": 1}]
 
 
 def test_a_reload_changes_the_receive_buffer(rig: Rig, server: Server) -> None:
@@ -401,7 +481,9 @@ def test_a_lame_duck_accepts_but_is_not_ready(rig: Rig, server: Server, clock: C
     assert (line["level"], line["seconds"]) == ("info", 2.5)
 
 
-@pytest.mark.parametrize(("before", "left"), [(None, 10.0), (0.0, 10.0), (3.0, 7.0), (10.0, None), (3600.0, None)])
+@pytest.mark.parametrize(
+    ("before", "left"), [(None, 10.0), (0.0, 10.0), (3.0, 7.0), (9.5, 0.5), (10.0, None), (3600.0, None)]
+)
 def test_a_stop_is_a_lame_duck_for_what_is_left_of_its_time(
     rig: Rig, server: Server, clock: Clock, before: float | None, left: float | None
 ) -> None:
@@ -419,6 +501,19 @@ def test_a_stop_is_a_lame_duck_for_what_is_left_of_its_time(
         assert (line["timeout"], line["message"]) == (left, "another TERM or INT (Ctrl-C) begins the drain")
         server.begin_drain()
         assert (server.state, server.lame_duck) == ("draining", None)
+
+
+def test_the_times_of_a_lame_duck_are_logged_in_microseconds(rig: Rig, server: Server, clock: Clock) -> None:
+    """More digits would be noise."""
+    server.apply(wanted(timeouts__lame_duck="10s"))
+    server.set_lame_duck(on=True)
+    clock.now += 1.23456789
+    server.set_lame_duck(on=False)
+    assert rig.lines.events("daemon.lame_duck_ended")[0]["seconds"] == 1.234568
+    server.set_lame_duck(on=True)
+    clock.now += 1.23456789
+    server.prepare_stop()
+    assert rig.lines.events("daemon.lame_duck")[-1]["timeout"] == 8.765432
 
 
 def test_without_the_setting_a_stop_is_no_lame_duck(rig: Rig, server: Server) -> None:
@@ -556,6 +651,53 @@ def test_a_drain_stops_listening_and_waits_for_the_connections(rig: Rig, server:
 
     rig.run(test())
     assert rig.reasons() == {"eof": 2}
+
+
+@pytest.mark.parametrize(("patience", "left"), [(None, None), (5.0, 3.0), (1.0, 0.0)])
+def test_connections_have_what_is_left_of_the_patience_of_a_drain(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch, patience: float | None, left: float | None
+) -> None:
+    """Connections on hold have taken the other part of it."""
+    given = []
+
+    class Noted(Drain):
+        async def run(self, patience: float | None, at_once: asyncio.Future[None]) -> int:
+            given.append(patience)
+            at_once.set_result(None)
+            return await super().run(patience, at_once)
+
+    monkeypatch.setattr(server_module, "Drain", Noted)
+    server.apply(wanted(pool__size=1))
+    rig.fill(rig.port())
+    rig.connect(rig.port())
+    for callback in list(rig.loop.readers.values()):
+        callback()
+
+    async def test() -> None:
+        draining = asyncio.create_task(server.drain(patience, asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        rig.loop.now += 2
+        while not draining.done():
+            await asyncio.sleep(0)
+            rig.loop.run()
+
+    rig.run(test())
+    assert given == [left]
+
+
+def test_headers_under_way_have_no_more_than_the_patience_of_a_drain(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if a moment is longer."""
+    monkeypatch.setattr(server_module, "HEADER_GRACE", 2 * DEADLINE)
+    server.apply(wanted(access__proxies=["127.0.0.0/8"]))
+    rig.connect(rig.port())
+    rig.readable()
+
+    async def test() -> None:
+        assert await server.drain(0.01, asyncio.get_running_loop().create_future()) == 0
+
+    rig.run(test())
 
 
 @pytest.mark.parametrize("patience", [None, 60.0])

@@ -40,6 +40,12 @@ def test_the_syn_of_linux() -> None:
     assert list(syn.fields(SYN) or ()) == list(SAID)
 
 
+def test_the_syn_of_linux_is_read_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Option by option takes twice the time. Most clients are such systems."""
+    monkeypatch.setattr(syn, "_of_others", None)
+    assert syn.fields(SYN) == SAID
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

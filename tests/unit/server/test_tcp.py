@@ -292,6 +292,17 @@ def test_an_address_in_use_is_refused() -> None:
 
 
 @needs_ipv6
+@pytest.mark.parametrize(
+    ("kind", "setting"), [("tls", "tls.port"), ("udp", "udp.port"), ("http", "admin.http")], ids=str
+)
+def test_the_port_of_another_kind_has_a_setting_of_its_own(kind: str, setting: str) -> None:
+    """The line names it."""
+    endpoint = Endpoint(kind, "127.0.0.1", 0)
+    with listening(["127.0.0.1"]) as (taken,), pytest.raises(Refusal) as caught:
+        tcp.bind([endpoint._replace(port=port_of(taken))], backlog=1, reuse_port=False)
+    assert caught.value.lines[0].endswith(f": address in use: choose another port ({setting})")
+
+
 def test_a_star_is_refused_if_only_ipv6_is_in_use() -> None:
     """IPv4 alone would be only half of what the settings want."""
     with listening(["::1"]) as (listener,):
@@ -398,8 +409,8 @@ def test_sockets_that_this_process_may_not_make_are_a_fault_of_the_configuration
 
     kernel(create=none)
     refused = refusal([host], 7007)
-    (line,) = refused.lines
-    assert line.startswith(f"echod: {Endpoint('tcp', host, 7007)}: can't listen: no such sockets here")
+    why = "no such sockets here: the kernel has none, or RestrictAddressFamilies= in the unit forbids them"
+    assert refused.lines == (f"echod: {Endpoint('tcp', host, 7007)}: can't listen: {why}",)
     assert refused.exit_code == os.EX_CONFIG
 
 
@@ -410,9 +421,8 @@ def test_all_hosts_are_bound_or_none() -> None:
         assert refusal(["127.0.0.1", "127.0.0.2"], port).lines == (
             f"echod: {taken.url}: address in use: choose another port (listen.port, -p)",
         )
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", port))
-            other.listen()
+        with socket.create_server(("127.0.0.1", port)):  # also if a connection of another test has left it in TIME_WAIT
+            pass
 
 
 def test_with_port_0_another_port_is_tried_if_a_later_host_has_it_in_use(kernel: Callable[..., None]) -> None:

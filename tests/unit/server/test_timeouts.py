@@ -138,6 +138,19 @@ def test_a_quiet_connection_is_not_stalled(rig: Rig, checked: Checked) -> None:
     assert rig.reasons() == {}
 
 
+def test_a_connection_that_has_stalled_once_may_be_quiet(rig: Rig, checked: Checked) -> None:
+    """Its peer has taken everything, and then the write timeout is not for it. It is checked like any other again."""
+    checked.set(write=30.0)
+    _, transport = rig.take()
+    transport.window = 0
+    transport.receive(b"1234")
+    rig.loop.advance(20)
+    transport.take(4)
+    rig.loop.advance(1000)
+    assert rig.reasons() == {}
+    assert rig.pool.stalled == set()
+
+
 def test_without_a_write_timeout_the_idle_one_ends_a_stalled_connection(rig: Rig, checked: Checked) -> None:
     """No byte moves either way, so it is idle, also with pending output. It is reset then."""
     checked.set(idle=60.0)

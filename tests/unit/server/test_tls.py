@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from echod.admin import status
 from echod.config import certificates
 from echod.server import tls
-from tests.support.certificates import client_context, pem_file
+from tests.support.certificates import pem_file, shake_hands
 from tests.support.fakes import sockets
 from tests.support.harness import LOCAL
 from tests.support.rig import Rig, settings
@@ -65,16 +63,7 @@ def test_a_handshake_over_a_real_listener(rig: Rig) -> None:
     assert (rig.pool.free, rig.pool.accepted, rig.lines.events("connection.opened")) == (2, 0, [])
     assert [status.connection(worker)["state"] for worker in rig.pool.in_use.values()] == ["handshake"]
     (transport,) = rig.loop.transports
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    there = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    for _ in range(3):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            there.do_handshake()
-        if data := outgoing.read():
-            transport.receive(data)
-        rig.loop.run()
-        incoming.write(transport.taken)
-        transport.taken.clear()
+    shake_hands(rig.loop, transport)
     (line,) = rig.lines.events("connection.opened")
     assert line["tls"]["version"] == "TLSv1.3"
     assert rig.pool.accepted == 1
