@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import shutil
 import ssl
 import tempfile
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="echod-pem-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder, made_by = Path(tempfile.mkdtemp(prefix="echod-pem-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == made_by:  # and not a process that was forked from it: mutmut forks one for each mutant
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder
 
 
