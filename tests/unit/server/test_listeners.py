@@ -993,6 +993,16 @@ def test_clients_of_an_inherited_listener_wait_for_the_next_process(rig: Rig, th
         assert following.pool.accepted == 2
 
 
+def test_a_client_from_before_the_start_has_the_options_of_others(rig: Rig, theirs: socket.socket) -> None:
+    """The kernel had completed its connection before the listener had them."""
+    rig.connect(theirs.getsockname()[1])
+    inherit(rig, theirs)
+    rig.serve()
+    rig.readable()
+    (worker,) = rig.pool.in_use.values()
+    assert worker.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
 def test_an_inherited_listener_is_served_where_the_kernel_does_not_tell_its_backlog(
     rig: Rig, theirs: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ WRONG = [NO_WORDS, "its line does not end with CRLF", "an address is wrong", "a 
     ("header", "expected"),
     [
         (v1("203.0.113.7", 4711), Header("v1", "PROXY", ("203.0.113.7", 4711))),
+        (v1("203.0.113.7", 65535), Header("v1", "PROXY", ("203.0.113.7", 65535))),
         (v1("2001:DB8:0::7", 0), Header("v1", "PROXY", ("2001:db8::7", 0))),
         (b"PROXY UNKNOWN\r\n", Header("v1", "UNKNOWN")),
         (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", Header("v1", "UNKNOWN")),

@@ -15,6 +15,7 @@ import pytest
 from echod import limits
 from echod.errors import Refusal
 from echod.networks import Ranges
+from echod.server import kernel
 from echod.server import server as server_module
 from echod.server.acceptor import Acceptor
 from echod.server.admission import TURNS
@@ -600,6 +601,21 @@ def test_each_check_is_reported_and_its_lag_observed(rig: Rig, served: Served, m
     served.server.close()
     rig.loop.advance(10)
     assert (served.checks, rig.loop.timers) == (1, 0)
+
+
+def test_a_check_that_fails_is_logged(rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the server goes on."""
+    server.apply(wanted())
+    rig.connect(rig.port())
+    rig.readable()
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "info", fail)
+        rig.loop.advance(1.1)
+    assert rig.lines.events("internal.error")[0]["message"] == "checking connection 1 failed"
 
 
 # The end
