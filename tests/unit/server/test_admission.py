@@ -160,6 +160,7 @@ def test_clients_are_judged_in_their_order(door: Door) -> None:
     door.come("192.0.2.2")
     door.turn(2 * TURNS)
     assert (door.served, door.refused) == ([1, 2], [3, 4])
+    assert {line["listener"] for line in door.rig.lines.events("connection.opened")} == {LISTENER}
 
 
 def test_a_source_with_too_many_does_not_keep_others_waiting(door: Door) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from echod.server import kernel
 from echod.server import pool as pool_module
-from echod.server.endpoint import Peer
+from echod.server.endpoint import NamedPeer, Peer
 from echod.server.pool import CLOSE_REASONS, Pool, _reason
 from tests.support.fakes import Clock, sockets
 from tests.support.log_document import check_line
@@ -117,6 +117,29 @@ def test_a_connection_is_two_lines(rig: Rig) -> None:
     }
 
 
+@pytest.mark.parametrize("tls", [None, {"version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "client": None}])
+@pytest.mark.parametrize("proxy", [None, Peer("10.0.0.2", 9)])
+def test_the_lines_of_a_connection_have_its_proxy_and_its_tls(
+    rig: Rig, tls: dict[str, object] | None, proxy: Peer | None
+) -> None:
+    """If it has any; the other fields are the same."""
+    client = NamedPeer("192.0.2.9", 4711, proxy) if proxy else CLIENT
+    more = ({"proxy": {"address": "10.0.0.2", "port": 9}} if proxy else {}) | ({"tls": tls} if tls else {})
+    ours, theirs = sockets()
+    if tls:
+        rig.pool.unopened[LISTENER] = lambda *_: None
+    with ours, theirs:
+        worker = rig.pool.take(ours, client, LISTENER)
+        if tls:
+            rig.pool.open(worker, tls)
+        rig.pool.release(worker, None)
+    opened, closed = rig.lines.lines
+    common = {"connection": 1, "client": {"address": "192.0.2.9", "port": 4711}, "listener": LISTENER, **more}
+    assert opened == {"level": "info", "event": "connection.opened", "in_use": 1, **common}
+    assert common.items() <= closed.items()
+    assert ("tls" in closed, "proxy" in closed) == (bool(tls), bool(proxy))
+
+
 @pytest.mark.parametrize(
     ("lifecycle", "names"),
     [("all", ["connection.opened", "connection.closed"]), ("closed", ["connection.closed"]), ("none", [])],
@@ -155,10 +178,11 @@ def test_connections_without_a_byte_are_counted_and_can_be_left_out(rig: Rig, li
 )
 def test_only_a_client_makes_a_probe(rig: Rig, reason: str | None, error: Exception | None, probes: int) -> None:
     """A connection that echod itself ends may not have got to its first byte yet."""
-    worker, _ = rig.take()
-    worker.reason = reason
-    rig.pool.release(worker, error)
-    assert rig.pool.unused == probes
+    for number in (1, 2):
+        worker, _ = rig.take()
+        worker.reason = reason
+        rig.pool.release(worker, error)
+        assert rig.pool.unused == number * probes
 
 
 def test_a_new_pool_logs_no_connections_until_it_is_told_to(rig: Rig) -> None:

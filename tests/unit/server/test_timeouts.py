@@ -186,6 +186,13 @@ def test_checks_are_frequent_enough_for_the_shortest_timeout(
     assert len(checked.times) == round(10 / tick)
 
 
+def test_checks_are_frequent_enough_for_a_short_lifetime(rig: Rig, checked: Checked) -> None:
+    """Four times within it, too."""
+    checked.set(lifetime=2.0)
+    rig.loop.advance(10.001)
+    assert len(checked.times) == 20
+
+
 def test_a_check_logs_that_the_pool_is_available_again(rig: Rig, checked: Checked) -> None:
     """So that line comes at most once a check."""
     checked.set()
