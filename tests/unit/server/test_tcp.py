@@ -104,6 +104,18 @@ def test_the_settings_want_an_endpoint_for_each_host() -> None:
 # Binding
 
 
+@needs_ipv6
+def test_the_url_of_a_link_local_address_has_its_interface(kernel: Callable[..., None]) -> None:
+    """The kernel tells the address alone. Loopback has no such address, so this one is bound to another."""
+
+    def bind(self: Any, address: tuple[str, int]) -> None:
+        super(type(self), self).bind(("::1", address[1]))
+
+    kernel(bind=bind)
+    with listening(["fe80::1%lo"]) as (listener,):
+        assert listener.url == f"tcp://[fe80::1%lo]:{port_of(listener)}"
+
+
 def test_a_listener_accepts_on_its_address() -> None:
     """It does not accept on other addresses of this machine."""
     with listening(["127.0.0.1"]) as (listener,):
