@@ -433,8 +433,9 @@ def test_all_hosts_are_bound_or_none() -> None:
         assert refusal(["127.0.0.1", "127.0.0.2"], port).lines == (
             f"echod: {taken.url}: address in use: choose another port (listen.port, -p)",
         )
-        with socket.create_server(("127.0.0.1", port)):  # also if a connection of another test has left it in TIME_WAIT
-            pass
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+            other.listen()
 
 
 def test_with_port_0_another_port_is_tried_if_a_later_host_has_it_in_use(kernel: Callable[..., None]) -> None:
