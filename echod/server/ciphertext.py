@@ -27,7 +27,10 @@ class Ciphertext:
         return bool(self._held)
 
     def is_record(self, data: bytes) -> bool:
-        """Say whether this, which has just been read, is exactly one record that is no longer than a piece. That is never added."""
+        """Say whether `data`, just read, is one whole record that fits into a piece, with nothing held before it.
+
+        OpenSSL can have such a record as it is, without `add`.
+        """
         return (
             HEADER <= len(data) <= PIECE
             and len(data) == HEADER + (data[3] << 8 | data[4])
