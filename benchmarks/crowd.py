@@ -32,11 +32,11 @@ EVERY = 0.001
 MESSAGE = bytes(64)
 
 
-def active(sock: socket.socket) -> list[float]:
-    """Return seconds from message to echo."""
+def active(sock: socket.socket, seconds: float = SECONDS) -> list[float]:
+    """Send a message each millisecond for so long; return the seconds until each echo."""
     taken = []
     due = time.perf_counter()
-    end = due + SECONDS
+    end = due + seconds
     while due < end:
         began = time.perf_counter()
         sock.send(MESSAGE)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import trustme
 
 from benchmarks import build, cores, measure, report
+from benchmarks.crowd import active
 from benchmarks.load import Load
 from benchmarks.servers import HOST, KINDS, Command, Kind, Order, Server, free_port, missing
 from benchmarks.summary import absolute, quantile, relative, spread
@@ -41,9 +42,6 @@ HELD = 1000
 """Connections for which memory is measured."""
 FLOOD = 2.0
 """Seconds of each phase with a flood."""
-EVERY = 0.001
-"""Seconds between two messages beside a flood."""
-MESSAGE = bytes(64)
 ROUNDS = 5
 
 PLAIN = KINDS["echod"]
@@ -173,31 +171,16 @@ class Bench:
             socket.create_connection((HOST, plain)) as sock,
             ThreadPoolExecutor() as threads,
         ):
-            found["alone"] = _quantiles(_echoes(sock))
+            found["alone"] = _quantiles(sorted(active(sock, FLOOD)))
             for title, mode in FLOODS.items():
                 with Load(place, server.port, CONNECTIONS, 64, mode, FLOOD + 1, source="tls_load.c") as load:
                     load.give_way()
                     flood = threads.submit(load.go)
                     time.sleep(0.5)
-                    beside = _quantiles(_echoes(sock))
+                    beside = _quantiles(sorted(active(sock, FLOOD)))
                     done = flood.result()
                 found[title] = beside | {"rate": done["messages"] / done["seconds"]}
         return found
-
-
-def _echoes(sock: socket.socket) -> list[float]:
-    """Return seconds from message to echo."""
-    taken = []
-    due = time.perf_counter()
-    end = due + FLOOD
-    while due < end:
-        began = time.perf_counter()
-        sock.send(MESSAGE)
-        sock.recv(len(MESSAGE))
-        taken.append(time.perf_counter() - began)
-        due += EVERY
-        time.sleep(max(0.0, due - time.perf_counter()))
-    return sorted(taken)
 
 
 def _quantiles(taken: list[float]) -> Sample:
