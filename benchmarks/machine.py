@@ -26,9 +26,8 @@ def about(places: Cores) -> list[str]:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    python = (
-        f"Python {platform.python_version()} of {sys.base_prefix}"  # builds differ: Debian's is optimised by profile
-    )
+    prefix = sys.base_prefix.replace(str(Path.home()), "~")  # builds differ: Debian's is optimised by profile
+    python = f"Python {platform.python_version()} of {prefix}"
     versions = f"Linux {platform.release()}, {python}, uvloop {version('uvloop')}"
     heads = [f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, {versions}"]
     if places.apart:

@@ -148,7 +148,7 @@ def _listeners(listeners: Sequence[Mapping[str, Any]], missing: Sequence[Mapping
         text = f"{each['listener']} {each['state']}"
         if not each["listener"].startswith("udp:"):
             text += f", {_count(each['queued'])} of {_count(each['backlog'])} in the backlog"
-        yield each["state"] == "paused", name, text
+        yield each["state"] in ("paused", "missing"), name, text
         name = ""
     for each in missing:
         yield True, name, f"{each['listener']} missing: {each['reason']}"

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from echod.errors import Refusal
 from echod.text import printable
@@ -163,25 +163,25 @@ class UnixSocket:
         return Refusal(f"{self._where}: can't listen: {error.strerror or error}")
 
     @property
-    def place(self) -> Literal["ours", "taken", "empty"]:
-        """What is at the path now: this socket, something else, or nothing. Clients connect by the path."""
+    def is_there(self) -> bool:
+        """Whether this socket is at the path, by which clients connect: not something else, or nothing."""
         try:
-            return "ours" if _identity(self._path) == self._identity else "taken"
+            return _identity(self._path) == self._identity
         except OSError:
-            return "empty"
+            return False
 
     def again(self) -> UnixSocket:
-        """Return a new socket at the same path, for when this one's place is not its own any more. Raises `Refusal`."""
+        """Return a new socket at the same path, for when this one is not there any more. Raises `Refusal`."""
         return self._make_again()
 
     def set_mode(self, mode: int) -> None:
         """Let others connect by this mode of the file."""
-        if self.place == "ours":
+        if self.is_there:
             with contextlib.suppress(OSError):  # the file system may have none
                 self._path.chmod(mode)
 
     def close(self) -> None:
         """Remove the path, unless another process has put its own socket there."""
-        if self.place == "ours":
+        if self.is_there:
             with contextlib.suppress(OSError):  # the directory may not be ours any more
                 self._path.unlink()

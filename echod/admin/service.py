@@ -66,8 +66,7 @@ class Admin:
         """Take the counts from which rates are computed, and make a socket anew that is gone. Called every now and then."""
         if self._meter.is_due:
             self._measuring = self._loop.create_task(self._meter.measure())
-        if self._socket and self._socket.place == "empty":
-            self._renew(self._socket)
+        self._keep_socket()
         if self._http_trouble:
             self._retry_http()
 
@@ -90,13 +89,14 @@ class Admin:
     def reopen(self) -> None:
         """Make the socket anew if it is not where it was, or say why that can't be done."""
         self._trouble = ""
-        if self._socket and self._socket.place != "ours":
-            self._renew(self._socket)
+        self._keep_socket()
 
-    def _renew(self, gone: UnixSocket) -> None:
-        """Listen at the path again. A clean-up of /run, or the end of the user's last session, has removed the socket."""
+    def _keep_socket(self) -> None:
+        """Listen at the path again if a clean-up of /run, or the end of the user's last session, has removed the socket."""
+        if not self._socket or self._socket.is_there:
+            return
         try:
-            self._socket = gone.again()
+            self._socket = self._socket.again()
         except Refusal as refusal:
             trouble = f"{refusal.lines[0].removeprefix('echod: ')}; it was removed"
             if trouble != self._trouble:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from echod.text import printable
@@ -146,7 +147,8 @@ def _performance_data(fields: Fields) -> str:
 
 
 def _number(limit: Fields, name: str) -> str:
-    return "" if limit.get(name) is None else f"{limit[name]:g}"
+    """Return a limit as plugins write numbers: without an exponent."""
+    return "" if limit.get(name) is None else f"{Decimal(str(limit[name])).normalize():f}"
 
 
 def _network(fields: Fields) -> Iterator[str]:

@@ -12,7 +12,7 @@ SOURCES = 10
 REJECTIONS = 20
 """Rejected clients in a total, the newest first, as in the answer of one daemon."""
 _ADDED = ("connections", "bytes_received", "bytes_sent", "rates")
-_STATES = ("paused", "waiting", "retired", "accepting", "answering")
+_STATES = ("missing", "paused", "waiting", "retired", "accepting", "answering")
 """The states of a listener. Of several sockets with one address, the first of these is shown."""
 
 

@@ -50,7 +50,7 @@ _MOST = 3
 def problems(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     """Yield a line for each value that is valid by itself but impossible on this machine or with other values."""
     yield from _too_many_workers(settings, layers)
-    yield from _missing_interfaces(settings, layers, numbered=True)
+    yield from (text for is_numbered, text in _missing_interfaces(settings, layers) if is_numbered)
     yield from _nobody_can_connect(settings, layers)
     yield from _port_used_twice(settings, layers)
     yield from _path_used_twice(settings, layers)
@@ -67,23 +67,24 @@ def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[s
         )
 
 
-def _missing_interfaces(settings: Settings, layers: Sequence[Layer], *, numbered: bool) -> Iterator[str]:
-    """Yield a line for each interface of a link-local address that this machine does not have, given by number or by name.
+def _missing_interfaces(settings: Settings, layers: Sequence[Layer]) -> Iterator[tuple[bool, str]]:
+    """Yield a line for each link-local address on an interface that is not there, and whether a number stands for that.
 
-    One with a name may come later. Which one will get a number, nobody knows.
+    An interface that is made later can have the name that was given, but which number it gets is the kernel's choice.
     """
     for index, host in enumerate(settings.listen.host):
         zone = host.partition("%")[2]
-        if not zone or zone.isdecimal() != numbered:
+        if not zone:
             continue
+        is_numbered = zone.isdecimal()
         try:
-            if numbered:
+            if is_numbered:
                 socket.if_indextoname(int(zone))
             else:
                 socket.if_nametoindex(zone)
         except (OSError, OverflowError):
             where = explain.origin(("listen", "host", index), layers)
-            yield f"{where}: listen.host: this machine has no interface {shown(zone)}"
+            yield is_numbered, f"{where}: listen.host: this machine has no interface {shown(zone)}"
 
 
 def _nobody_can_connect(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
@@ -162,7 +163,7 @@ def warnings(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
     def line(text: str, *path: str | int) -> str:
         return f"{explain.origin(path, layers)}: {path[0]}.{path[1]}: {text}"
 
-    yield from _missing_interfaces(settings, layers, numbered=False)
+    yield from (text for is_numbered, text in _missing_interfaces(settings, layers) if not is_numbered)
     most = _somaxconn()
     if most < settings.listen.backlog != Listen().backlog:
         yield line(f"the kernel caps {settings.listen.backlog} at {most} (net.core.somaxconn)", "listen", "backlog")

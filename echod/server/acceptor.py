@@ -33,8 +33,9 @@ BATCH = 32
 PAUSE = 0.1
 """Seconds without accepting after an error of the system."""
 
-State = Literal["accepting", "waiting", "paused", "retired", "answering"]
-"""Of an acceptor: "waiting" for a worker, "paused" after an error, "retired" but for the connections in its backlog.
+State = Literal["accepting", "waiting", "paused", "missing", "retired", "answering"]
+"""Of an acceptor: "waiting" for a worker, "paused" after an error, "missing" if its file or its interface was
+removed or replaced, "retired" but for the connections in its backlog.
 
 "answering" is what a socket of UDP does.
 """
@@ -131,6 +132,8 @@ class Acceptor:
         """What would happen to a client that connects now."""
         if self._retired:
             return "retired"
+        if not self.listener.is_reachable:
+            return "missing"
         if self._pause:
             return "paused"
         if self.waits and not self._pool.free:
@@ -141,11 +144,6 @@ class Acceptor:
     def is_retired(self) -> bool:
         """Whether it goes on only for the connections in its backlog."""
         return self._retired is not None
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether somebody has removed its file, and there is no other."""
-        return not self.is_retired and self.listener.is_missing
 
     def _end_if_retired(self) -> bool:
         """Stop listening if retired and no connection waits; say whether it did."""

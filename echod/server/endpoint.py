@@ -87,13 +87,19 @@ class Listener(NamedTuple):
 
     @property
     def is_reachable(self) -> bool:
-        """Whether clients that connect to the endpoint reach this socket: its file may have been removed."""
-        return self.file is None or self.file.place == "ours"
+        """Whether clients of the endpoint reach this socket: its file or its interface may have been removed or replaced."""
+        if self.file:
+            return self.file.is_there
+        zone = self.endpoint.host.partition("%")[2]
+        return not zone or self.inherited or self._is_on(zone)
 
-    @property
-    def is_missing(self) -> bool:
-        """Whether its file was removed, and there is no other in its place."""
-        return self.file is not None and self.file.place == "empty"
+    def _is_on(self, zone: str) -> bool:
+        """Return whether the interface is still that on which the socket was bound: one that is made anew has a new number."""
+        try:
+            name = socket.if_indextoname(self.sock.getsockname()[3])
+        except OSError:
+            return False
+        return name == zone or zone.isdecimal()
 
     def hide(self) -> None:
         """Remove the file, if there is one: clients that connect from now on do not reach this socket."""

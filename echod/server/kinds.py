@@ -61,10 +61,6 @@ class Room(Protocol):
     def is_retired(self) -> bool:
         """Whether it goes on only for the clients that wait."""
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether somebody has removed its file, and there is no other."""
-
     def resume(self) -> None:
         """Serve from now on; does nothing if it already does."""
 

@@ -198,13 +198,15 @@ class Listeners:
         return bound
 
     def retry(self, settings: Settings) -> None:
-        """Bind what is missing, if its address has come by now, or because its file was removed. To be called regularly."""
+        """Bind what is missing, and anew what nobody can reach any more, if that is possible by now. To be called regularly."""
         now = self._parts.loop.time()
         if now < self._next_try:
             return
         for acceptor in self._acceptors:
-            if acceptor.is_lost:
+            if acceptor.state == "missing":
                 self._missing.setdefault(acceptor.listener.endpoint, "")
+            elif not acceptor.is_retired:
+                self._missing.pop(acceptor.listener.endpoint, None)  # it can be reached again
         if not self._missing:
             return
         self._next_try = now + AGAIN

@@ -23,7 +23,7 @@ _FIXED = 16  # bytes: signature, version and command, family and transport, leng
 _TEXT = b"PROXY "
 _LINES = (b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN")
 _LONGEST_LINE = 107  # bytes, with CRLF
-_NOT_ITS_WORDS = "its line has not the words of TCP4, TCP6 or UNKNOWN"
+_OTHER_LINE = "its line is not that of TCP4, TCP6 or UNKNOWN"
 _WORDS = 6  # of a line that names a client: PROXY TCP4 SOURCE DESTINATION PORT PORT
 _MAX_PORT = 65535
 _FAMILIES = {b"TCP4": socket.AF_INET, b"TCP6": socket.AF_INET6}
@@ -63,7 +63,7 @@ def size(begun: bytes) -> int | None:
 
 def _size_of_text(begun: bytes) -> int | None:
     if not begun.startswith(_LINES) and not any(line.startswith(begun) for line in _LINES):
-        raise ValueError(_NOT_ITS_WORDS)
+        raise ValueError(_OTHER_LINE)
     end = begun.find(b"\n", 0, _LONGEST_LINE) + 1
     if not end and len(begun) >= _LONGEST_LINE:
         raise ValueError(f"its line is longer than {_LONGEST_LINE} bytes")
@@ -99,7 +99,7 @@ def _parse_text(line: bytes) -> Header:
         return Header("v1", "UNKNOWN")
     family = _FAMILIES.get(words[1])
     if family is None or len(words) != _WORDS:
-        raise ValueError(_NOT_ITS_WORDS)
+        raise ValueError(_OTHER_LINE)
     address, _ = (_packed(family, word) for word in words[2:4])
     port, _ = (_port(word) for word in words[4:])
     return Header("v1", "PROXY", (socket.inet_ntop(family, address), port))

@@ -194,13 +194,13 @@ class Server:
             return self.state
         if self.lame_duck:
             return "lame duck"
-        states = [each.state for each in self.listeners.acceptors if not each.is_retired]
+        states = {each.state for each in self.listeners.acceptors} - {"retired", "missing"}
         if not states:
             return "not listening"
         if not self.pool.free:
             return "pool full"
         # Of UDP, only a server without any other listener is ready.
-        return "ready" if "accepting" in states or set(states) == {"answering"} else "paused"
+        return "ready" if "accepting" in states or states == {"answering"} else "paused"
 
     @property
     def is_accepting(self) -> bool:

@@ -110,8 +110,6 @@ def acceptor(parts: Parts, listener: Listener, *, waits: bool) -> Answerer:
 class Answerer:
     """Answers the datagrams of one socket. For `Listeners`, it is what an `Acceptor` is for connections."""
 
-    is_lost = False
-
     def __init__(
         self, loop: asyncio.AbstractEventLoop, datagrams: Datagrams, listener: Listener, *, waits: bool
     ) -> None:
@@ -134,6 +132,8 @@ class Answerer:
         """What would happen to a datagram that comes now."""
         if self._retired:
             return "retired"
+        if not self.listener.is_reachable:
+            return "missing"
         return "paused" if self._pause and self._failed else "answering"
 
     @property

@@ -94,18 +94,21 @@ def test_an_address_that_comes_late_is_served_when_it_comes(echod: Daemon, late:
 
 @pytest.mark.usefixtures("network")
 def test_an_interface_that_comes_late_is_served_when_it_comes(echod: Daemon) -> None:
-    """Such as that of a VPN, with a link-local address. A name that is mistyped shows in a warning."""
+    """Such as that of a VPN, with a link-local address; also each time that it is made anew. A name that is mistyped shows."""
     late = "fe80::9%late0"
     with echod(config(SERVER, late)) as daemon:
         assert 'this machine has no interface "late0"' in daemon.wait_for("config.warning")["message"]
         assert daemon.wait_for("listener.missing")["listener"] == url(late)
         assert echo(SERVER) == b"hello"
         pair = ["add", "late0", "type", "veth", "peer", "name", "other"]
-        for words in (pair, ["set", "dev", "other", "up"], ["set", "dev", "late0", "up"]):
-            subprocess.run(["ip", "link", *words], check=True)  # noqa: S607
-        subprocess.run(["ip", "address", "add", "fe80::9/64", "dev", "late0", "nodad"], check=True)  # noqa: S607
-        assert daemon.wait_for("listener.started", count=2)["listener"] == url(late)
-        assert echo(late) == b"hello"
+        for count in (2, 3):
+            for words in (pair, ["set", "dev", "other", "up"], ["set", "dev", "late0", "up"]):
+                subprocess.run(["ip", "link", *words], check=True)  # noqa: S607
+            subprocess.run(["ip", "address", "add", "fe80::9/64", "dev", "late0", "nodad"], check=True)  # noqa: S607
+            assert daemon.wait_for("listener.started", count=count)["listener"] == url(late)
+            assert echo(late) == b"hello"
+            subprocess.run(["ip", "link", "delete", "late0"], check=True)  # noqa: S607
+            assert daemon.wait_for("listener.missing", count=count)["listener"] == url(late)
 
 
 @pytest.mark.usefixtures("network")

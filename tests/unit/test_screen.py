@@ -109,16 +109,17 @@ def test_the_pool_is_shown_as_a_bar(in_use: int, bar: int, text: str, mark: str)
 
 
 def test_each_listener_has_a_line() -> None:
-    """One that is paused needs attention, and so does a daemon without listeners."""
+    """One that is paused or missing needs attention, and so does a daemon without listeners."""
     listeners = [
         {"listener": f"tcp://127.0.0.{number}:7", "state": state, "backlog": 8, "queued": 0}
-        for number, state in ((1, "accepting"), (2, "paused"), (3, "retired"), (4, "waiting"))
+        for number, state in ((1, "accepting"), (2, "paused"), (3, "retired"), (4, "waiting"), (5, "missing"))
     ]
     assert about("listeners", listeners=listeners) == [
         "  listeners  tcp://127.0.0.1:7 accepting, 0 of 8 in the backlog",
         "!            tcp://127.0.0.2:7 paused, 0 of 8 in the backlog",
         "             tcp://127.0.0.3:7 retired, 0 of 8 in the backlog",
         "             tcp://127.0.0.4:7 waiting, 0 of 8 in the backlog",
+        "!            tcp://127.0.0.5:7 missing, 0 of 8 in the backlog",
     ]
     assert about("listeners", listeners=[]) == ["! listeners  none"]
     udp = {"listener": "udp://[::]:7", "state": "answering", "backlog": None, "queued": None}

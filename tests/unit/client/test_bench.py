@@ -217,14 +217,13 @@ def test_no_connection_is_one_line(capsys: Capture) -> None:
 
 def test_ctrl_c_ends_it_with_the_report(capsys: Capture) -> None:
     """Of what was measured until then; also before, and while the last echoes are awaited."""
-    for behave, delay, messages in (
-        (right, 0.15, range(5, 40)),
-        (silent, 0.02, [0]),
-        (in_turn(echo_then_wait), 0.3, [0]),
+    for behave, duration, messages in (
+        (ctrl_c(echoes=10), "9", [8, 9]),
+        (ctrl_c(echoes=0), "9", [0]),
+        (ctrl_c(echoes=1, seconds=0.3), "0.2", [0]),
     ):
         with serving(behave) as port:
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
-            words = ["--rate", "100", "--duration", "0.2" if delay == 0.3 else "9", "--connections", "1"]
+            words = ["--rate", "100", "--duration", duration, "--connections", "1"]
             code, fields = report(capsys, *words, f"{LOCAL}:{port}")
         assert fields["messages"] in messages
         assert fields["client"]["unsent"] == 0
@@ -233,9 +232,18 @@ def test_ctrl_c_ends_it_with_the_report(capsys: Capture) -> None:
         )
 
 
-def echo_then_wait(client: socket.socket) -> None:
-    client.sendall(client.recv(100))
-    silent(client)
+def ctrl_c(echoes: int, seconds: float = 0.0) -> Behaviour:
+    """Echo so many messages of 64 bytes; some seconds after the next one, this process gets SIGINT."""
+
+    def behave(client: socket.socket) -> None:
+        for _ in range(echoes):
+            client.sendall(client.recv(64, socket.MSG_WAITALL))
+        client.recv(64, socket.MSG_WAITALL)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGINT)
+        silent(client)
+
+    return behave
 
 
 @pytest.mark.parametrize(
@@ -324,8 +332,7 @@ def test_a_unix_socket_is_near(capsys: Capture, tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{tmp_path}/echo")
     listener.listen()
-    with serving(in_turn(echo_then_wait), listener):
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with serving(ctrl_c(echoes=1), listener):
         code, out, _ = run(capsys, "--rate", "100", "--connections", "1", f"unix:{tmp_path}/echo")
     lines = out.splitlines()
     assert lines[1].startswith("0 messages came back in 0.")

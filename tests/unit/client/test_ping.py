@@ -246,10 +246,10 @@ def full(tmp_path: Path) -> Any:
 
 def test_late_echoes_are_told_and_stay_lost(capsys: Capture) -> None:
     """Their connection stays open for them; messages that follow get another one."""
-    with serving(in_turn(delayed(0.25), right)) as port:
-        code, events, summary = told(capsys, *IMPATIENT, "-c", "4", "-i", "0.12", f"{LOCAL}:{port}")
+    with serving(in_turn(delayed(0.6), right)) as port:
+        code, events, summary = told(capsys, "-W", "0.25", "-c", "4", "-i", "0.3", f"{LOCAL}:{port}")
     assert [each["event"] for each in events if each["seq"] == 1] == ["ping.lost", "ping.late"]
-    assert next(each["time"] for each in events if each["event"] == "ping.late") > 0.2
+    assert next(each["time"] for each in events if each["event"] == "ping.late") > 0.5
     assert (summary["late"], summary["lost"], summary["connections"], code) == (1, 1, 2, 1)
 
 
@@ -395,7 +395,7 @@ def test_interim_without_an_echo(capsys: Capture) -> None:
         (
             ["--warn", "0.001ms,5%", "--crit", "9,100%"],
             1,
-            "WARNING - .* \\(rtt above --warn\\) .*rtt=.*s;1e-06;9;0 loss=0%;5;100;0;100",
+            "WARNING - .* \\(rtt above --warn\\) .*rtt=.*s;0.000001;9;0 loss=0%;5;100;0;100",
         ),
         (["--warn", "0,0%", "--crit", "0.000001,50%"], 2, "CRITICAL - .* \\(rtt above --crit\\) .* loss=0%;0;50;0;100"),
     ],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
-from echod.server.endpoint import Endpoint, Peer, UnixPeer
+from echod.server.endpoint import Endpoint, Listener, Peer, UnixPeer
+
+LOOPBACK = socket.if_nametoindex("lo")
 
 
 @pytest.mark.parametrize(
@@ -143,3 +146,28 @@ def test_a_client_of_a_unix_socket_is_a_process_and_counts_for_its_user() -> Non
     assert (peer.fields(), peer.source, peer.address) == ({"pid": 4711, "uid": 1000}, "uid:1000", None)
     unknown = UnixPeer(None, None)
     assert (unknown.fields(), unknown.source) == ({"pid": None, "uid": None}, "uid:unknown")
+
+
+@pytest.mark.parametrize(
+    ("zone", "bound", "is_reachable"),
+    [
+        ("lo", LOOPBACK, True),
+        (str(LOOPBACK), LOOPBACK, True),
+        ("lo", 999_999, False),  # it was removed, and perhaps made anew
+        ("999999", 999_999, False),
+        ("other", LOOPBACK, False),  # it has another name now
+    ],
+)
+def test_a_listener_is_reached_as_long_as_its_interface_is_there(zone: str, bound: int, *, is_reachable: bool) -> None:
+    """One that was handed over may be of another network, with interfaces that we do not see."""
+
+    class Bound:
+        """A socket that is bound to an interface."""
+
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return "fe80::1", 7, 0, bound
+
+    sock: Any = Bound()
+    listener = Listener(Endpoint("tcp", f"fe80::1%{zone}", 7), sock, "", None)
+    assert listener.is_reachable is is_reachable
+    assert listener._replace(inherited=True).is_reachable

@@ -177,7 +177,7 @@ def test_a_client_that_is_no_proxy_sends_data(gate: Gate) -> None:
 
 @pytest.mark.parametrize(
     ("data", "error"),
-    [(b"hello", "no header"), (b"PROXY TCP4\r\n", "its line has"), (binary(0x21, 0x11), "it is too short")],
+    [(b"hello", "no header"), (b"PROXY TCP4\r\n", "its line is"), (binary(0x21, 0x11), "it is too short")],
 )
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
 def test_a_connection_with_a_wrong_header_is_rejected(gate: Gate, data: bytes, error: str, *, late: bool) -> None:

@@ -9,17 +9,17 @@ from tests.support.proxy_headers import LOCAL_CHECK, SIGNATURE, binary, v1, v2
 
 LONG_LINE = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
 
-NO_WORDS = "its line has not the words of TCP4, TCP6 or UNKNOWN"
+OTHER_LINE = "its line is not that of TCP4, TCP6 or UNKNOWN"
 NONE_BEGINS_SO = [
     "no header",
-    NO_WORDS,
+    OTHER_LINE,
     "its line is longer than 107 bytes",
     "its version or command is unknown",
     "its family or transport is unknown",
     "it is too short for its addresses",
     "it is longer than 4112 bytes",
 ]
-WRONG = [NO_WORDS, "its line does not end with CRLF", "an address is wrong", "a port is wrong"]
+WRONG = [OTHER_LINE, "its line does not end with CRLF", "an address is wrong", "a port is wrong"]
 
 
 @pytest.mark.parametrize(

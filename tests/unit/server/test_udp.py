@@ -270,6 +270,18 @@ def test_an_error_of_the_system_is_a_pause(service: Service, error: Exception) -
     assert service.results == {"echoed": 1}
 
 
+@needs_ipv6
+def test_a_socket_whose_interface_is_gone_is_missing(service: Service) -> None:
+    """It is not taken for one that answers."""
+    service.serve("::1")
+    (answerer,) = service.answerers
+    listener = answerer.listener
+    gone = listener._replace(endpoint=listener.endpoint._replace(host="fe80::1%gone"))
+    assert [each.state for each in service.answerers] == ["answering"]
+    answerer.listener = gone
+    assert [each.state for each in service.answerers] == ["missing"]
+
+
 def test_a_full_queue_is_noticed(service: Service) -> None:
     """What the kernel dropped is counted, and logged with the next full batch."""
     service.serve(udp__rate="off")

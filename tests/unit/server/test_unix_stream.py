@@ -52,6 +52,12 @@ class Door:
         self.rig.loop.advance(1)
         self.rig.listeners.retry(self.settings)
 
+    def states(self) -> list[str]:
+        """Return the state of each listener."""
+        return [
+            acceptor.state for acceptor in self.rig.listeners.acceptors if acceptor.listener.endpoint.kind == "unix"
+        ]
+
     def connect(self, where: object) -> socket.socket:
         """Return a connected client."""
         client = socket.socket(socket.AF_UNIX)
@@ -447,17 +453,37 @@ def test_a_directory_that_was_removed_is_one_warning(door: Door, path: Path) -> 
         assert not door.rig.listeners.missing
 
 
-def test_what_has_taken_its_place_is_not_replaced(door: Door, path: Path) -> None:
-    """A reload says so."""
+def test_what_has_taken_its_place_is_not_replaced_but_named(door: Door, path: Path) -> None:
+    """It is listened on again when the other process has ended."""
     door.serve(path)
     path.unlink()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
-        door.retry()
+        for _ in range(2):
+            door.retry()
         with pytest.raises(Refusal, match="another process listens there"):
             door.serve(path)
-    assert door.rig.lines.events("listener.missing") == []
+        assert door.states() == ["missing"]
+    (warning,) = door.rig.lines.events("listener.missing")
+    assert warning["reason"] == "address in use: another process listens there"
+    door.retry()
+    door.connect(path)
+    assert not door.rig.listeners.missing
+
+
+def test_a_file_that_was_put_back_is_not_missing(door: Door, path: Path) -> None:
+    door.serve(path)
+    path.rename(path.with_suffix(".away"))
+    path.write_text("")
+    door.retry()
+    (warning,) = door.rig.lines.events("listener.missing")
+    assert warning["reason"] == "exists and is not a socket: remove it, or set another path"
+    path.with_suffix(".away").rename(path)
+    door.retry()
+    assert not door.rig.listeners.missing
+    assert door.states() == ["accepting"]
+    door.connect(path)
 
 
 # Sockets that systemd hands over
