@@ -70,6 +70,14 @@ def shake_hands(loop: FakeLoop, transport: FakeTransport) -> None:
         transport.taken.clear()
 
 
+def client_hello() -> bytes:
+    """Return the first message of a client."""
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
 def client_context(
     *, certificate: str | None = None, version: ssl.TLSVersion | None = None, keylog: Path | None = None
 ) -> ssl.SSLContext:

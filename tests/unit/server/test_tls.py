@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from echod.admin import status
 from echod.config import certificates
 from echod.server import tls
-from tests.support.certificates import pem_file, shake_hands
+from tests.support.certificates import client_hello, pem_file, shake_hands
 from tests.support.fakes import sockets
 from tests.support.harness import LOCAL
 from tests.support.rig import Rig, settings
@@ -68,6 +68,21 @@ def test_a_handshake_over_a_real_listener(rig: Rig) -> None:
     assert line["tls"]["version"] == "TLSv1.3"
     assert rig.pool.accepted == 1
     client.close()
+
+
+def test_one_step_of_a_handshake_is_done_in_a_turn_of_the_loop(rig: Rig) -> None:
+    """However many clients begin one at a time, what others send comes between two steps. They are served in their order."""
+    port = serve(rig)
+    for _ in range(3):
+        rig.connect(port)
+    rig.readable()
+    for transport in rig.loop.transports:
+        transport.receive(client_hello())
+    answered = []
+    for _ in range(3):
+        rig.loop.turn()
+        answered.append([bool(transport.taken) for transport in rig.loop.transports])
+    assert answered == [[True, False, False], [True, True, False], [True, True, True]]
 
 
 def test_clients_in_the_backlog_of_a_retired_listener_get_the_last_certificate(rig: Rig) -> None:
