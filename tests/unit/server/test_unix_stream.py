@@ -472,6 +472,21 @@ def test_what_has_taken_its_place_is_not_replaced_but_named(door: Door, path: Pa
     assert not door.rig.listeners.missing
 
 
+def test_it_is_one_warning_also_beside_an_old_socket_that_still_has_clients(door: Door, path: Path) -> None:
+    """One that is retired is not taken for one that can be reached."""
+    door.serve(path)
+    door.connect(path)
+    path.unlink()
+    door.retry()
+    assert door.states() == ["retired", "accepting"]
+    path.unlink()
+    path.write_text("")
+    for _ in range(3):
+        door.retry()
+    assert door.states() == ["retired", "missing"]
+    assert len(door.rig.lines.events("listener.missing")) == 1
+
+
 def test_a_file_that_was_put_back_is_not_missing(door: Door, path: Path) -> None:
     door.serve(path)
     path.rename(path.with_suffix(".away"))
