@@ -68,6 +68,8 @@ class Parts(NamedTuple):
     datagrams: Callable[[], Datagrams]
     """Returns what all sockets of UDP share."""
     handshakes: Handshakes
+    line: dict[Acceptor, None]
+    """Those that wait for a worker, or did a moment ago, in the order in which they have found none."""
 
 
 class Acceptor:
@@ -86,7 +88,7 @@ class Acceptor:
         opening: Opening,
         waits: bool,
     ) -> None:
-        self._loop, self._log, self._pool, self._admission, _, _ = parts
+        self._loop, self._log, self._pool, self._admission, _, _, self._line = parts
         self.listener = listener
         self._family, self._type, self._proto = listener.sock.family, listener.sock.type, listener.sock.proto
         self._peer = peer
@@ -145,6 +147,11 @@ class Acceptor:
         """Whether it goes on only for the connections in its backlog."""
         return self._retired is not None
 
+    @property
+    def has_clients(self) -> bool:
+        """Whether it would accept a client now, if it got a worker."""
+        return self._pause is None and kernel.has_waiting(self.listener.sock)
+
     def _end_if_retired(self) -> bool:
         """Stop listening if retired and no connection waits; say whether it did."""
         if not self._retired or kernel.has_waiting(self.listener.sock):
@@ -174,6 +181,7 @@ class Acceptor:
     def _end(self) -> None:
         self._suspend()
         self._cancel_pause()
+        self._line.pop(self, None)
         self.listener.sock.close()
 
     def _suspend(self) -> None:
@@ -187,7 +195,7 @@ class Acceptor:
         try:
             # Half of the room for connections on hold is left to other listeners.
             for _ in range(min(BATCH, (self._admission.room + 1) // 2)):
-                if self.waits and self._pool.free <= self._admission.held + self._admission.expected:
+                if self.waits and not self._gets_worker():
                     self._wait_for_worker()
                     break
                 self._full_turns = 0
@@ -195,6 +203,26 @@ class Acceptor:
                     break
         finally:  # also if the last one failed: nothing else would wake a retired listener
             self._end_if_retired()
+
+    def _gets_worker(self) -> bool:
+        """Say whether a worker is free for this listener: others that have waited for longer go first.
+
+        The loop asks the listeners in the same order in each of its turns: the first of them would get each worker.
+        """
+        spare = self._pool.free - self._admission.held - self._admission.expected
+        if 0 < spare <= len(self._line):
+            for each in list(self._line):
+                if each is self:
+                    break
+                if each.has_clients:
+                    spare -= 1
+                else:
+                    del self._line[each]
+        if spare > 0:
+            self._line.pop(self, None)
+        else:
+            self._line.setdefault(self)
+        return spare > 0
 
     def _wait_for_worker(self) -> None:
         """Leave the backlog alone in this turn; after some turns without a worker to spare, until `resume`.

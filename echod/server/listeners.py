@@ -231,7 +231,7 @@ class Listeners:
         waits = settings.pool.when_full == "wait"
         self._note_ports(settings, bound)
         wanted = self._wanted(settings)
-        self._parts.pool.when_free = self._resume_by_turns if waits else None
+        self._parts.pool.when_free = self._resume if waits else None
         for acceptor in self._acceptors:
             acceptor.waits = waits
             KINDS[acceptor.listener.endpoint.kind].tune(acceptor.listener, settings)
@@ -289,8 +289,7 @@ class Listeners:
                 if each.endpoint.kind == name:
                     self._any_port[name] = each.endpoint.port
 
-    def _resume_by_turns(self) -> None:
-        self._acceptors.rotate()  # the first one gets the free worker: if it were always the same, the others would starve
+    def _resume(self) -> None:
         for acceptor in self._acceptors:
             acceptor.resume()
 

@@ -59,7 +59,7 @@ class Rig:
         self.datagrams = Datagrams(self.loop.asyncio, self.log, self.access)
         self.handshakes = Handshakes(self.loop.asyncio, self.log, self.pool, self.rejections)
         self.parts = Parts(
-            self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams, self.handshakes
+            self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams, self.handshakes, {}
         )
         self.listeners = Listeners(self.parts)
         self.sockets: list[socket.socket] = []
@@ -174,9 +174,17 @@ class Rig:
 
     def readable(self) -> None:
         """Let the loop find listeners readable until none is, and do what follows."""
-        while ready := [sock for sock in self.loop.readers if select.select([sock], [], [], 0)[0]]:
-            self.loop.readers[ready[0]]()
-            self.loop.run()
+        while self.poll():
+            pass
+
+    def poll(self) -> bool:
+        """Let the loop ask once which listeners are readable, and do what follows. Return whether one was."""
+        ready = [sock for sock in self.loop.readers if select.select([sock], [], [], 0)[0]]
+        for sock in ready:
+            if callback := self.loop.readers.get(sock):
+                callback()
+        self.loop.run()
+        return bool(ready)
 
     def finish(self) -> None:
         """Let the client of the oldest accepted connection finish."""

@@ -649,8 +649,41 @@ def test_listeners_with_waiting_clients_take_turns(rig: Rig) -> None:
         rig.finish()
         rig.readable()
         order.append(served(rig)[-1])
-    turns = [set(order[begin : begin + 3]) for begin in (0, 3, 6)]
-    assert turns == [{url(host, port) for host in hosts}] * 3
+    assert order == [url(host, port) for host in hosts] * 3
+
+
+def test_listeners_take_turns_also_if_a_worker_is_soon_free_again(rig: Rig) -> None:
+    """Then they go on reading, and the loop asks the same one first in each turn."""
+    hosts = [ONE, OTHER]
+    port = rig.serve([*hosts, THIRD], 0, "wait")
+    rig.fill(port)
+    rig.connect(port, THIRD)
+    for host in hosts:
+        for _ in range(4):
+            rig.connect(port, host)
+    rig.poll()
+    order = []
+    for _ in range(9):
+        rig.finish()
+        rig.poll()
+        assert len(reading(rig)) == 3
+        order.append(served(rig)[-1])
+    assert order == [url(ONE, port), url(OTHER, port), url(THIRD, port), *[url(host, port) for host in hosts] * 3]
+
+
+def test_a_listener_whose_client_is_gone_holds_up_nobody(rig: Rig) -> None:
+    """Another process that has the socket too has served it."""
+    port = rig.serve([ONE, OTHER], 0, "wait")
+    rig.fill(port)
+    rig.connect(port)
+    rig.poll()
+    rig.connect(port, OTHER)
+    rig.poll()
+    (first,) = (sock for sock in reading(rig) if sock.getsockname()[0] == ONE)
+    first.accept()[0].close()
+    rig.finish()
+    rig.poll()
+    assert served(rig)[-1] == url(OTHER, port)
 
 
 # The end
