@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import stat
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from echod.errors import Refusal
@@ -139,7 +138,7 @@ class Listeners:
     def __init__(self, parts: Parts, *, inherited: Sequence[Listener] = ()) -> None:
         self._parts = parts
         self.inherited = inherited
-        self._acceptors: deque[Room] = deque()  # also those that are retired and not yet closed
+        self._acceptors: list[Room] = []  # also those that are retired and not yet closed
         self._any_port: dict[str, int] = {}  # of each kind whose port was left to the kernel: the port it chose
         self._paused_seconds = 0.0  # of acceptors that are closed
         self._missing: dict[Endpoint, str] = {}  # what is wanted and not bound, and why
