@@ -191,9 +191,13 @@ def _health(answer: Mapping[str, Any]) -> Iterator[Line]:
     if paused:
         yield True, "paused", f"{fine(paused)} without accepting, for lack of descriptors or memory"
     if tls := answer["tls"]:
-        over = tls["expires_in"] <= 0
-        when = "expired" if over else f"expires in {span(tls['expires_in'])}"
-        yield tls["expires_in"] < EXPIRES_SOON, "tls", f"{tls['subject']}, {when} ({tls['not_after']})"
+        if tls["valid_in"]:
+            when = f"not valid for another {span(tls['valid_in'])} ({tls['not_before']})"
+        elif tls["expires_in"] <= 0:
+            when = f"expired ({tls['not_after']})"
+        else:
+            when = f"expires in {span(tls['expires_in'])} ({tls['not_after']})"
+        yield tls["valid_in"] > 0 or tls["expires_in"] < EXPIRES_SOON, "tls", f"{tls['subject']}, {when}"
     yield False, "rtt", _round_trips(answer["tcp"])
     yield False, "loop lag", f"{fine(lag['last'])} now; since the start p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
     yield _log(answer["log"])

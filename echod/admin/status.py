@@ -220,12 +220,14 @@ def _certificate(server: Server) -> dict[str, Any] | None:
     loaded = server.handshakes.loaded
     if loaded is None:
         return None
-    certificate = loaded.certificate
+    certificate, now = loaded.certificate, time.time()
     return {
         "certificate": printable(server.settings.tls.certificate),
         "subject": certificate.subject,
+        "not_before": x509.timestamp(certificate.not_before),
         "not_after": x509.timestamp(certificate.not_after),
-        "expires_in": round(certificate.not_after.timestamp() - time.time(), 3),
+        "valid_in": max(0.0, round(certificate.not_before.timestamp() - now, 3)),
+        "expires_in": round(certificate.not_after.timestamp() - now, 3),
     }
 
 

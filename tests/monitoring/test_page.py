@@ -215,6 +215,8 @@ def test_parts_that_a_daemon_need_not_have_are_shown_once_it_has_them(
         assert "Z, for 3d 0h" in until
         tab.evaluate("show({...last, tls: {...last.tls, expires_in: -1}})")
         assert tab.evaluate("document.getElementById('tls').innerText").endswith("Z, expired")
+        tab.evaluate("show({...last, tls: {...last.tls, valid_in: 3600}})")
+        assert "! valid from\t2" in tab.evaluate("document.getElementById('tls').innerText")
         daemon.reload(f"[pool]\nsize = {POOL}\n")
         tab.wait("document.getElementById('tls').closest('section').hidden")
         tab.evaluate("show({...last, udp: null})")

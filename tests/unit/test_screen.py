@@ -353,3 +353,26 @@ def test_the_table_of_several_instances_names_them() -> None:
     assert first.split()[:2] == ["1", "1/7"]
     assert second.split()[:2] == ["blue", "blue/12"]
     assert screen.connections([], several=True).split()[0] == "INSTANCE"
+
+
+@pytest.mark.parametrize(
+    ("valid_in", "expires_in", "line"),
+    [
+        (0.0, 30 * 86400.0, "  tls        CN=e, expires in 30d 0h (2027-01-01T00:00:00Z)"),
+        (0.0, 86400.0, "! tls        CN=e, expires in 1d 0h (2027-01-01T00:00:00Z)"),
+        (0.0, -1.0, "! tls        CN=e, expired (2027-01-01T00:00:00Z)"),
+        (3600.0, 30 * 86400.0, "! tls        CN=e, not valid for another 1h 0m (2026-01-01T00:00:00Z)"),
+    ],
+)
+def test_a_certificate_that_clients_refuse_or_soon_will_needs_attention(
+    valid_in: float, expires_in: float, line: str
+) -> None:
+    tls = {
+        "certificate": "/etc/echod/tls.pem",
+        "subject": "CN=e",
+        "not_before": "2026-01-01T00:00:00Z",
+        "not_after": "2027-01-01T00:00:00Z",
+        "valid_in": valid_in,
+        "expires_in": expires_in,
+    }
+    assert about("tls", tls=tls) == [line]

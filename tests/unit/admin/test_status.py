@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
-from echod import __version__
+from echod import __version__, x509
 from echod.admin import status
+from echod.config.certificates import Loaded
 from echod.log import Held
 from echod.reload import Change, Reloaded
 from echod.server import kernel
 from echod.server.datagrams import DROPS, ECHOED
 from echod.server.endpoint import Peer
 from echod.server.server import LameDuck
+from echod.x509 import Certificate
 from tests.support.fakes import Clock, stop_clock
 from tests.support.in_process import Inside
 from tests.support.rig import LISTENER, SYN, tcp_info
@@ -229,6 +233,23 @@ def test_what_is_missing_is_listed_with_the_reason(daemon: Inside) -> None:
     assert [each["listener"] for each in answer["listeners"]] == [f"tcp://127.0.0.1:{port}"]
     reason = "can't listen: Cannot assign requested address"
     assert answer["missing"] == [{"listener": f"tcp://192.0.2.1:{port}", "reason": reason}]
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "valid_in", "expires_in"),
+    [(3600.0, 7200.0, 3600.0, 7200.0), (-3600.0, 7200.0, 0.0, 7200.0), (-7200.0, -3600.0, 0.0, -3600.0)],
+)
+def test_a_certificate_is_valid_from_some_time_on(
+    daemon: Inside, begins: float, ends: float, valid_in: float, expires_in: float
+) -> None:
+    """Both times are said, and how far they are from now."""
+    now = time.time()
+    first, last = (datetime.fromtimestamp(now + each, UTC) for each in (begins, ends))
+    certificate = Certificate("CN=e", first, last, rsa_bits=0)
+    daemon.server.handshakes.loaded = Loaded(ssl.create_default_context(), certificate, {})
+    tls = said(daemon)["tls"]
+    assert (tls["valid_in"], tls["expires_in"]) == pytest.approx((valid_in, expires_in), abs=60)
+    assert (tls["not_before"], tls["not_after"]) == (x509.timestamp(first), x509.timestamp(last))
 
 
 def test_a_lame_duck_has_its_age_and_what_is_left(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
