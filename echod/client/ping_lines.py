@@ -118,7 +118,7 @@ _EXTRA = {
     "late": "{} of the lost came back too late",
     "duplicates": "{} came back twice",
     "reordered": "{} came back after a later one",
-    "ended": "{} connections were ended by the server or the network",
+    "ended": "connections that the server or the network has ended: {}",
 }
 
 

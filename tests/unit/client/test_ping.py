@@ -172,7 +172,7 @@ def test_the_summary_alone_says_what_went_wrong(capsys: Capture) -> None:
     lines = out.splitlines()
     reasons = "4 bytes more than were sent; the server closed the connection"
     assert re.match(rf"CRITICAL - 2 of 4 echoed, 25 % lost, 1 wrong, rtt [0-9.]+ ms: {reasons} \| rtt=", lines[0])
-    assert lines[2] == "1 connections were ended by the server or the network"
+    assert lines[2] == "connections that the server or the network has ended: 1"
     assert code == 2
 
 

@@ -54,7 +54,7 @@ def test_what_is_unusual_has_a_line_in_the_summary() -> None:
         "2 of the lost came back too late",
         "3 came back twice",
         "4 came back after a later one",
-        "5 connections were ended by the server or the network",
+        "connections that the server or the network has ended: 5",
     ]
 
 
