@@ -92,13 +92,13 @@ class Admin:
         self._keep_socket()
 
     def _keep_socket(self) -> None:
-        """Listen at the path again if a clean-up of /run, or the end of the user's last session, has removed the socket."""
+        """Listen at the path again if the socket is not there: a clean-up of /run or the end of a session has removed it."""
         if not self._socket or self._socket.is_there:
             return
         try:
             self._socket = self._socket.again()
         except Refusal as refusal:
-            trouble = f"{refusal.lines[0].removeprefix('echod: ')}; it was removed"
+            trouble = f"{refusal.lines[0].removeprefix('echod: ')}; the daemon's own socket is gone"
             if trouble != self._trouble:
                 self._trouble = trouble
                 self._log.warning("config.warning", message=trouble)

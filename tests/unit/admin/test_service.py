@@ -271,7 +271,7 @@ async def test_a_socket_that_can_not_be_made_anew_is_one_warning(
     shutil.rmtree(tmp_path / "user")
     for _ in range(3):
         made.check()
-    message = f"admin.socket: unix:{path}: can't listen: its directory does not exist; it was removed"
+    message = f"admin.socket: unix:{path}: can't listen: its directory does not exist; the daemon's own socket is gone"
     assert [line["message"] for line in daemon.lines.events("config.warning")] == [message]
     made.reopen()  # somebody has asked for it
     assert len(daemon.lines.events("config.warning")) == 2
@@ -292,7 +292,9 @@ async def test_the_socket_of_somebody_else_in_its_place_is_left_alone(daemon: In
         other.listen()
         for look in (made.check, made.check, made.reopen):
             look()
-        message = f"admin.socket: unix:{path}: address in use: another process listens there; it was removed"
+        message = (
+            f"admin.socket: unix:{path}: address in use: another process listens there; the daemon's own socket is gone"
+        )
         assert [line["message"] for line in daemon.lines.events("config.warning")] == [message] * 2
         assert len(started(daemon)) == 1
     made.check()
