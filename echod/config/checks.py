@@ -68,9 +68,9 @@ def _too_many_workers(settings: Settings, layers: Sequence[Layer]) -> Iterator[s
 
 
 def _missing_interfaces(settings: Settings, layers: Sequence[Layer]) -> Iterator[tuple[bool, str]]:
-    """Yield a line for each link-local address on an interface that is not there, and whether a number stands for that.
+    """Yield whether the interface is given by number, and a line, for each link-local address whose interface is missing.
 
-    An interface that is made later can have the name that was given, but which number it gets is the kernel's choice.
+    An interface that is made later can have the name that was given. Its number is the kernel's choice.
     """
     for index, host in enumerate(settings.listen.host):
         zone = host.partition("%")[2]
