@@ -144,7 +144,10 @@ def _listeners(listeners: Sequence[Mapping[str, Any]], missing: Sequence[Mapping
     if not listeners and not missing:
         yield True, "listeners", "none"
     name = "listeners"
+    lacking = {each["listener"] for each in missing}  # these have a line with the reason, below
     for each in listeners:
+        if each["state"] == "missing" and each["listener"] in lacking:
+            continue
         text = f"{each['listener']} {each['state']}"
         if not each["listener"].startswith("udp:"):
             text += f", {_count(each['queued'])} of {_count(each['backlog'])} in the backlog"

@@ -138,7 +138,7 @@ def test_udp_has_a_line_if_it_is_served() -> None:
 
 
 def test_a_missing_address_needs_attention() -> None:
-    """Below the listeners that there are, if there are any."""
+    """Below the listeners that there are, if there are any. One that was lost is shown once."""
     missing = [{"listener": f"tcp://192.0.2.{number}:7", "reason": "can't listen: why"} for number in (1, 2)]
     listeners = status()["listeners"]
     assert about("listeners", missing=missing, listeners=listeners) == [
@@ -146,8 +146,15 @@ def test_a_missing_address_needs_attention() -> None:
         "!            tcp://192.0.2.1:7 missing: can't listen: why",
         "!            tcp://192.0.2.2:7 missing: can't listen: why",
     ]
-    assert about("listeners", missing=missing[:1], listeners=[]) == [
-        "! listeners  tcp://192.0.2.1:7 missing: can't listen: why",
+    lost = {"listener": "tcp://192.0.2.1:7", "state": "missing", "backlog": 8, "queued": 0}
+    for there in ([], [lost]):
+        assert about("listeners", missing=missing[:1], listeners=there) == [
+            "! listeners  tcp://192.0.2.1:7 missing: can't listen: why",
+        ]
+    retired = lost | {"state": "retired"}
+    assert about("listeners", missing=missing[:1], listeners=[retired]) == [
+        "  listeners  tcp://192.0.2.1:7 retired, 0 of 8 in the backlog",
+        "!            tcp://192.0.2.1:7 missing: can't listen: why",
     ]
 
 
