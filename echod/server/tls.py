@@ -82,9 +82,8 @@ class Handshakes:
         self._rejections = rejections
         self.loaded: Loaded | None = None
         """What new connections get; open ones keep what they have."""
-        self._context: (
-            ssl.SSLContext
-        )  # of these, the last: the clients in the backlog of a listener that is retired get it
+        # The last one that was loaded, also while TLS is off: clients in the backlog of a retired listener get it.
+        self._context: ssl.SSLContext
         self._timeout: float | None = None
         self._queue: deque[Session] = deque()
         self._turn: asyncio.Handle | None = None
@@ -123,7 +122,7 @@ class Handshakes:
 
     @property
     def turns(self) -> int:
-        """The turns of the loop until each of the steps that are queued is done: before it, no end of its connection is seen."""
+        """The turns of the loop until all queued steps are done. Only then, the ends of these connections are seen."""
         return len(self._queue)
 
     def _next(self) -> None:
