@@ -156,8 +156,11 @@ class Listeners:
 
     @property
     def urls(self) -> list[str]:
-        """The URLs of the listeners that are not retired."""
-        return sorted(acceptor.listener.url for acceptor in self._acceptors if not acceptor.is_retired)
+        """The URLs of the listeners that new clients reach."""
+        return sorted(acceptor.listener.url for acceptor in self._reachable())
+
+    def _reachable(self) -> Iterable[Room]:
+        return (acceptor for acceptor in self._acceptors if acceptor.state not in ("retired", "missing"))
 
     @property
     def missing(self) -> dict[str, str]:
@@ -204,8 +207,8 @@ class Listeners:
         for acceptor in self._acceptors:
             if acceptor.state == "missing":
                 self._missing.setdefault(acceptor.listener.endpoint, "")
-            elif not acceptor.is_retired:
-                self._missing.pop(acceptor.listener.endpoint, None)  # it can be reached again
+        for acceptor in self._reachable():
+            self._missing.pop(acceptor.listener.endpoint, None)  # it may have been missing
         if not self._missing:
             return
         self._next_try = now + AGAIN
@@ -250,7 +253,7 @@ class Listeners:
                 acceptor.resume()
             else:
                 acceptor.retire(self._forget)
-        there = [acceptor.listener.endpoint for acceptor in self._acceptors]
+        there = [acceptor.listener.endpoint for acceptor in self._reachable()]
         lacking = [] if self.inherited else [endpoint for endpoint in wanted if endpoint not in there]
         self._missing = {endpoint: self._missing.get(endpoint, "") for endpoint in lacking}
         for endpoint, reason in self._missing.items():
