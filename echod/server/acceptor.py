@@ -143,11 +143,6 @@ class Acceptor:
         return "accepting"
 
     @property
-    def is_retired(self) -> bool:
-        """Whether it goes on only for the connections in its backlog."""
-        return self._retired is not None
-
-    @property
     def has_clients(self) -> bool:
         """Whether it would accept a client now, if it got a worker."""
         return self._pause is None and kernel.has_waiting(self.listener.sock)

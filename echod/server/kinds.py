@@ -57,10 +57,6 @@ class Room(Protocol):
     def state(self) -> State:
         """What would happen to a client that comes now."""
 
-    @property
-    def is_retired(self) -> bool:
-        """Whether it goes on only for the clients that wait."""
-
     def resume(self) -> None:
         """Serve from now on; does nothing if it already does."""
 

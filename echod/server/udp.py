@@ -137,11 +137,6 @@ class Answerer:
         return "paused" if self._pause and self._failed else "answering"
 
     @property
-    def is_retired(self) -> bool:
-        """Whether it goes on only for the datagrams that wait."""
-        return self._retired is not None
-
-    @property
     def kernel_drops(self) -> int | None:
         """How many datagrams have found the queue full since this process has the socket."""
         drops = kernel.drops(self.listener.sock)

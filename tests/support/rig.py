@@ -141,7 +141,7 @@ class Rig:
 
     def port(self, kind: str = "tcp") -> int:
         """Return the port of the listeners of this kind that are not retired."""
-        there = [each.listener.endpoint for each in self.listeners.acceptors if not each.is_retired]
+        there = [each.listener.endpoint for each in self.listeners.acceptors if each.state != "retired"]
         return next(endpoint.port for endpoint in there if endpoint.kind == kind)
 
     def reserve(self, *hosts: str) -> int:

@@ -564,7 +564,7 @@ def test_a_retired_listener_without_waiting_clients_ends_at_once(
 ) -> None:
     """The port is free for others, and `done` is called."""
     made = accept(rig, listener)
-    assert not made.is_retired
+    assert state(made) != "retired"
     made.retire(done.append)
     assert done == [made]
     assert not is_listening(listener)
@@ -578,7 +578,7 @@ def test_a_retired_listener_serves_the_waiting_clients_and_then_ends(
     made = accept(rig, listener)
     connect(rig, listener, 2)
     made.retire(done.append)
-    assert made.is_retired
+    assert state(made) == "retired"
     assert (done, is_reading(rig)) == ([], True)
     rig.turn()
     assert len(rig.pool.in_use) == 2
@@ -724,7 +724,7 @@ def test_a_revived_listener_is_as_before(rig: Rig, listener: Listener, done: lis
     connect(rig, listener)
     made.retire(done.append)
     made.revive()
-    assert not made.is_retired
+    assert state(made) != "retired"
     rig.turn()
     assert done == []
     connect(rig, listener)
@@ -768,7 +768,7 @@ def test_retiring_serves_waiting_clients_on_any_kernel(
     made = accept(rig, listener, refused=[refused])
     connect(rig, listener)
     made.retire(done.append)
-    assert (made.is_retired, done) == (True, [])
+    assert (state(made), done) == ("retired", [])
     rig.turn()
     assert (done, len(rig.pool.in_use)) == ([made], 1)
     assert not is_listening(listener)
@@ -782,7 +782,7 @@ def test_reviving_works_on_any_kernel(rig: Rig, listener: Listener, done: list[A
     made.retire(done.append)
     made.revive()
     rig.turn()
-    assert (made.is_retired, done, len(rig.pool.in_use)) == (False, [], 1)
+    assert (state(made), done, len(rig.pool.in_use)) == ("accepting", [], 1)
     assert (is_listening(listener), is_reading(rig)) == (True, True)
 
 

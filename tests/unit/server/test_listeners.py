@@ -460,12 +460,12 @@ def test_a_change_back_revives_a_listener_that_still_has_waiting_clients(rig: Ri
     rig.fill(first)
     rig.connect(first)
     second = rig.serve(ONE, rig.reserve(), "wait")
-    assert [each.listener.endpoint.port for each in acceptors(rig) if each.is_retired] == [first]
+    assert [each.listener.endpoint.port for each in acceptors(rig) if each.state == "retired"] == [first]
     logged(rig)
     rig.serve(ONE, first, "wait")
     assert logged(rig) == [("listener.stopped", url(ONE, second))]
     assert socks(rig) == {sock}
-    assert not acceptors(rig)[0].is_retired
+    assert acceptors(rig)[0].state != "retired"
     rig.finish()
     rig.readable()
     assert sorted(rig.pool.in_use) == [2, 3]
