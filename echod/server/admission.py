@@ -81,8 +81,11 @@ class Admission:
         """Gets each accepted connection, and calls `admit` for it now or later. If it raises, the socket is the caller's."""
         self.expected = 0
         """Connections for which it has not called `admit` yet."""
-        self.late: Callable[[], int] = lambda: 0
-        """Returns the turns of the loop until each end that has arrived by now is read, as far as those are more than usual."""
+        self.late: Callable[[str | None], int] = lambda _: 0
+        """Returns the turns of the loop until each end that a source has sent by now is read, as far as those are more than usual.
+
+        `None` stands for all sources.
+        """
 
     @property
     def held(self) -> int:
@@ -110,7 +113,8 @@ class Admission:
                 self.reject(sock, client, listener, reason)
                 return
         self._judge_soon()
-        turns = TURNS + self.late()
+        # If there is a worker for each, only the ends of its own source make room: to wait for others would keep `room` from all.
+        turns = TURNS + self.late(client.source if self._pool.free > len(self._held) else None)
         self._held.append(_Held(sock, client, listener, opening, turns=turns, accepted=accepted))
 
     def settle(self) -> None:

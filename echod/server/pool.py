@@ -56,6 +56,7 @@ class Pool:
         self.when_free: Callable[[], None] | None = None
         self._numbered = 0  # the last connection
         self._not_opened = 0  # of these, those that are not opened yet, or never were
+        self.opening: dict[str, int] = {}  # how many of those that are in use and not opened yet each source has
         self.unopened: dict[str, Callable[[Worker, BaseException | None], None]] = {}
         """By listener, where a connection is not open once it has a worker: what to call if it ends before `open`."""
         self.closed: Counter[str] = Counter()  # by reason
@@ -100,11 +101,12 @@ class Pool:
         try:
             self.in_use[number] = worker
         except BaseException:
-            self._uncount(source)
+            _uncount(self.sources, source)
             raise
         self._free.pop()
         self._numbered = number
         if listener in self.unopened:
+            self.opening[source] = self.opening.get(source, 0) + 1
             self._not_opened += 1
             worker.is_open = False
         try:
@@ -124,6 +126,7 @@ class Pool:
         worker.is_open = True
         worker.tls = tls
         self._not_opened -= 1
+        _uncount(self.opening, worker.client.source)
         self._log_opened(worker)
 
     def _log_opened(self, worker: Worker) -> None:
@@ -194,22 +197,16 @@ class Pool:
             if worker.is_open:
                 self._book(worker, exc)
             else:
+                _uncount(self.opening, source)
                 self.unopened[worker.listener](worker, exc)
         finally:  # whatever went wrong, the worker comes back
             del self.in_use[worker.connection]
-            self._uncount(source)
+            _uncount(self.sources, source)
             worker.leave()
             if len(self.in_use) < self.size:
                 self._free.append(worker)
                 if self.when_free:
                     self.when_free()
-
-    def _uncount(self, source: str) -> None:
-        left = self.sources[source] - 1
-        if left:
-            self.sources[source] = left
-        else:
-            del self.sources[source]
 
     def _book(self, worker: Worker, exc: BaseException | None) -> None:
         reason = worker.reason or _reason(exc)
@@ -250,6 +247,14 @@ class Pool:
                 syn=worker.syn(),
                 **fields,
             )
+
+
+def _uncount(sources: dict[str, int], source: str) -> None:
+    left = sources[source] - 1
+    if left:
+        sources[source] = left
+    else:
+        del sources[source]
 
 
 def _reason(exc: BaseException | None) -> str:

@@ -97,7 +97,7 @@ class Server:
         self.proxies = Proxies(loop, log, self.pool, self._access, self._admission)
         self.udp: Datagrams | None = None
         self.handshakes = Handshakes(loop, log, self.pool, self.rejections)
-        self._admission.late = lambda: self.handshakes.turns
+        self._admission.late = self.handshakes.turns
         parts = Parts(loop, log, self.pool, self._admission, self._datagrams, self.handshakes, {})
         self.listeners = Listeners(parts, inherited=inherited)
 

@@ -120,10 +120,12 @@ class Handshakes:
         if self._turn is None:
             self._turn = self.loop.call_soon(self._next)
 
-    @property
-    def turns(self) -> int:
-        """The turns of the loop until all queued steps are done. Only then, the ends of these connections are seen."""
-        return len(self._queue)
+    def turns(self, source: str | None) -> int:
+        """Return the turns of the loop until all queued steps are done. Only then, the ends of these connections are seen.
+
+        0 if this source has no connection in a handshake; `None` stands for all sources.
+        """
+        return len(self._queue) if source is None or source in self._pool.opening else 0
 
     def _next(self) -> None:
         self._turn = None

@@ -126,7 +126,7 @@ def test_a_client_too_many_is_refused_after_some_turns(door: Door, rules: Rules)
 
 def test_ends_that_are_read_late_are_waited_for(door: Door) -> None:
     """Such as those behind a queue of handshakes: they have arrived, and are not read yet."""
-    door.admission.late = lambda: 20
+    door.admission.late = lambda _: 20
     door.come()
     door.turn()
     door.come()
@@ -134,6 +134,35 @@ def test_ends_that_are_read_late_are_waited_for(door: Door) -> None:
     door.transport.receive_eof()
     door.turn(2)
     assert (door.served, door.refused) == ([1, 2], [])
+
+
+def test_with_workers_for_all_only_the_ends_of_its_own_source_are_waited_for(door: Door) -> None:
+    """Otherwise a source over its limit would keep the room for connections on hold from all others, as long as handshakes are queued."""
+    door.admission.late = lambda source: 0 if source == "192.0.2.1" else 20
+    door.rules(ONE_EACH)
+    resize(door.rig.pool, 9)
+    for address in ("192.0.2.1", "192.0.2.2"):
+        door.come(address)
+        door.come(address)
+    door.turn(TURNS)
+    assert door.refused == [2]
+    door.turn(20)
+    assert door.refused == [2, 4]
+
+
+def test_a_worker_that_is_free_for_another_client_does_not_count(door: Door) -> None:
+    """The one behind it waits for the end of any connection."""
+    door.admission.late = lambda source: 0 if source else 20
+    door.come()
+    door.turn()
+    door.come()
+    resize(door.rig.pool, 2)
+    door.come()
+    door.turn(TURNS + 18)
+    assert (door.served, door.refused) == ([1, 2], [])
+    door.rig.loop.transports[0].receive_eof()
+    door.turn(2)
+    assert (door.served, door.refused) == ([1, 2, 3], [])
 
 
 def test_clients_that_have_ended_already_get_the_only_worker_one_after_the_other(door: Door) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 from typing import TYPE_CHECKING, Any
 
 from echod.admin import status
@@ -83,6 +84,23 @@ def test_one_step_of_a_handshake_is_done_in_a_turn_of_the_loop(rig: Rig) -> None
         rig.loop.turn()
         answered.append([bool(transport.taken) for transport in rig.loop.transports])
     assert answered == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_ends_of_connections_in_a_handshake_are_seen_after_the_steps_that_are_queued(rig: Rig) -> None:
+    """Those of a source that has none in a handshake, or none any more, are seen at once."""
+    port = serve(rig)
+    rig.connect(port)
+    rig.readable()
+    shake_hands(rig.loop, rig.loop.transports[0])
+    ends = "127.0.0.2"
+    with socket.create_connection((LOCAL, port), source_address=(ends, 0)):
+        rig.readable()
+        transport = rig.loop.transports[1]
+        transport.receive(client_hello())
+        assert [rig.handshakes.turns(source) for source in (None, ends, LOCAL)] == [1, 1, 0]
+        transport.receive_eof()
+    rig.loop.run()
+    assert (rig.handshakes.turns(None), rig.pool.opening) == (0, {})
 
 
 def test_clients_in_the_backlog_of_a_retired_listener_get_the_last_certificate(rig: Rig) -> None:
