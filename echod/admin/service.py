@@ -110,6 +110,7 @@ class Admin:
         """Stop answering."""
         if self._socket:
             self._socket.close()  # first: as long as we listen, no other daemon takes the path
+            self._socket = None  # a check that comes meanwhile does not make it anew
         if self._measuring:
             self._measuring.cancel()
         for server in self._servers:

@@ -49,6 +49,19 @@ async def test_the_unix_socket_answers_everything(daemon: Inside, tmp_path: Path
     assert not path.exists()
 
 
+@on_loop
+async def test_a_socket_that_it_has_closed_is_not_made_anew(daemon: Inside, tmp_path: Path) -> None:
+    """The check of each second may come while clients are ended."""
+    path = tmp_path / "admin.sock"
+    made = Admin(asyncio.get_running_loop(), daemon.running, settings(path))
+    closing = asyncio.create_task(made.close())
+    await asyncio.sleep(0)
+    made.check()
+    await closing
+    assert not path.exists()
+    assert len(started(daemon)) == 1
+
+
 @needs_ipv6
 @on_loop
 async def test_the_port_may_be_on_every_address_and_have_names(daemon: Inside) -> None:
