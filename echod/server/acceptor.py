@@ -69,7 +69,7 @@ class Parts(NamedTuple):
     """Returns what all sockets of UDP share."""
     handshakes: Handshakes
     line: dict[Acceptor, None]
-    """Those that wait for a worker, or did a moment ago, in the order in which they have found none."""
+    """Those that wait for a worker, or for room on hold, or did a moment ago, in the order in which they have found none."""
 
 
 class Acceptor:
@@ -189,9 +189,9 @@ class Acceptor:
     def _accept_batch(self) -> None:
         try:
             # Half of the room for connections on hold is left to other listeners.
-            for _ in range(min(BATCH, (self._admission.room + 1) // 2)):
-                if self.waits and not self._gets_worker():
-                    self._wait_for_worker()
+            for _ in range(min(BATCH, (self._admission.room + 1) // 2) or 1):
+                if not self._gets_place():
+                    self._wait_for_place()
                     break
                 self._full_turns = 0
                 if not self._accept():
@@ -199,12 +199,14 @@ class Acceptor:
         finally:  # also if the last one failed: nothing else would wake a retired listener
             self._end_if_retired()
 
-    def _gets_worker(self) -> bool:
-        """Say whether a worker is free for this listener: others that have waited for longer go first.
+    def _gets_place(self) -> bool:
+        """Say whether there is room, or with "wait" a worker, for this listener: others that have waited for longer go first.
 
-        The loop asks the listeners in the same order in each of its turns: the first of them would get each worker.
+        The loop asks the listeners in the same order in each of its turns: the first of them would get each place.
         """
-        spare = self._pool.free - self._admission.held - self._admission.expected
+        spare = self._admission.room
+        if self.waits:
+            spare = min(spare, self._pool.free - self._admission.held - self._admission.expected)
         if 0 < spare <= len(self._line):
             for each in list(self._line):
                 if each is self:
@@ -219,13 +221,13 @@ class Acceptor:
             self._line.setdefault(self)
         return spare > 0
 
-    def _wait_for_worker(self) -> None:
-        """Leave the backlog alone in this turn; after some turns without a worker to spare, until `resume`.
+    def _wait_for_place(self) -> None:
+        """Leave the backlog alone in this turn; with "wait", after some turns without a worker to spare, until `resume`.
 
         To suspend at once would take two system calls for each worker that comes back a moment later.
         """
         self._full_turns += 1
-        if self._full_turns > admission.TURNS and self._pool.free <= self._admission.expected:
+        if self.waits and self._full_turns > admission.TURNS and self._pool.free <= self._admission.expected:
             self._full_turns = 0
             self._suspend()
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from echod.errors import Refusal
-from echod.server import kernel, listeners, tcp
+from echod.server import admission, kernel, listeners, tcp
 from echod.server.acceptor import Acceptor
+from echod.server.access import Rules
 from echod.server.endpoint import Endpoint, Listener
 from echod.server.listeners import Listeners, adopt
 from tests.support.certificates import pem_file
@@ -669,6 +670,58 @@ def test_listeners_take_turns_also_if_a_worker_is_soon_free_again(rig: Rig) -> N
         assert len(reading(rig)) == 3
         order.append(served(rig)[-1])
     assert order == [url(ONE, port), url(OTHER, port), url(THIRD, port), *[url(host, port) for host in hosts] * 3]
+
+
+def test_with_reject_listeners_take_turns_if_there_is_room_on_hold_for_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the one that the loop asks first took all of it, the clients of the others would wait for as long as it has clients."""
+    monkeypatch.setattr(admission, "MOST", 1)
+    hosts = [ONE, OTHER]
+    port = rig.serve(hosts)
+    rig.fill(port)
+    for host in hosts:
+        for _ in range(2):
+            rig.connect(port, host)
+    order = []
+    for _ in range(4):
+        for callback in list(rig.loop.readers.values()):
+            callback()
+        rig.finish()
+        order.append(served(rig)[-1])
+    assert order == [url(host, port) for host in hosts] * 2
+    assert rig.rejections.count == {}
+
+
+def test_with_reject_a_listener_without_room_on_hold_goes_on_reading(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that comes back would not resume it."""
+    monkeypatch.setattr(admission, "MOST", 1)
+    port = rig.serve(ONE)
+    rig.fill(port)
+    for _ in range(2):
+        rig.connect(port)
+    for _ in range(admission.TURNS + 2):
+        for callback in list(rig.loop.readers.values()):
+            callback()
+    assert (rig.admission.held, reading(rig)) == (1, socks(rig))
+
+
+def test_with_wait_too_no_more_are_accepted_than_there_is_room_on_hold_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a source that has too many."""
+    monkeypatch.setattr(admission, "MOST", 1)
+    rig.access.replace(Rules(None, None, 1, None))
+    resize(rig.pool, 9)
+    port = rig.serve(ONE, 0, "wait")
+    rig.connect(port)
+    rig.readable()
+    for _ in range(2):
+        rig.connect(port)
+    for _ in range(2):
+        for callback in list(rig.loop.readers.values()):
+            callback()
+    assert (len(rig.pool.in_use), rig.admission.held) == (1, 1)
 
 
 def test_a_listener_whose_client_is_gone_holds_up_nobody(rig: Rig) -> None:
