@@ -100,15 +100,16 @@ class Pool:
         self.sources[source] = self.sources.get(source, 0) + 1
         try:
             self.in_use[number] = worker
+            if listener in self.unopened:
+                self.opening[source] = self.opening.get(source, 0) + 1
+                self._not_opened += 1
+                worker.is_open = False
         except BaseException:
+            self.in_use.pop(number, None)
             _uncount(self.sources, source)
             raise
         self._free.pop()
         self._numbered = number
-        if listener in self.unopened:
-            self.opening[source] = self.opening.get(source, 0) + 1
-            self._not_opened += 1
-            worker.is_open = False
         try:
             self._log_opened(worker)
         except BaseException as error:

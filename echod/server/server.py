@@ -213,7 +213,7 @@ class Server:
         began = self._loop.time()
         await self.proxies.finish(HEADER_GRACE if patience is None else min(HEADER_GRACE, patience), at_once)
         # Connections on hold are judged as at any time. None joins them now, and each that gets a worker renews their turns.
-        for _ in range(TURNS * MOST):
+        for _ in range(TURNS * MOST + self._admission.late(None)):
             if not self._admission.held:
                 break
             await asyncio.sleep(0)

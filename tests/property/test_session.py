@@ -443,7 +443,7 @@ def test_a_connection_that_ends_without_a_byte_is_a_probe(
     rig = tls_rig(monkeypatch)
     client = Client(rig)
     client.worker.client.source = source
-    rig.pool.sources[source] = 1
+    rig.pool.sources[source] = rig.pool.opening[source] = 1
     if end == "FIN":
         client.transport.receive_eof()
     else:

@@ -47,12 +47,16 @@ class Full(dict[int, "Worker"]):
         raise MemoryError
 
 
-def test_a_connection_for_which_there_is_no_memory_changes_nothing(rig: Rig) -> None:
-    """It gets no worker and no number, and does not count for its source."""
-    rig.pool.in_use = Full()
+@pytest.mark.parametrize("books", ["in_use", "opening"])
+def test_a_connection_for_which_there_is_no_memory_changes_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, books: str
+) -> None:
+    """It gets no worker and no number, and does not count for its source. Nor does one with a handshake."""
+    rig.pool.unopened[LISTENER] = lambda *_: None
+    monkeypatch.setattr(rig.pool, books, Full())
     with pytest.raises(MemoryError):
         rig.take()
-    assert (rig.pool.free, rig.pool.accepted, rig.pool.sources) == (3, 0, {})
+    assert (rig.pool.free, rig.pool.accepted, rig.pool.sources, rig.pool.in_use) == (3, 0, {}, {})
 
 
 def test_a_connection_that_cannot_be_logged_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from echod.networks import Ranges
 from echod.server import kernel
 from echod.server import server as server_module
 from echod.server.acceptor import Acceptor
-from echod.server.admission import TURNS
+from echod.server.admission import MOST, TURNS
 from echod.server.drain import Drain
 from echod.server.listeners import adopt
 from echod.server.server import LameDuck, Server
@@ -616,6 +616,33 @@ def test_a_check_that_fails_is_logged(rig: Rig, server: Server, monkeypatch: pyt
         patch.setattr(kernel, "info", fail)
         rig.loop.advance(1.1)
     assert rig.lines.events("internal.error")[0]["message"] == "checking connection 1 failed"
+
+
+def test_a_drain_waits_for_ends_that_are_read_late(rig: Rig, server: Server) -> None:
+    """However many handshakes are queued."""
+    server.apply(wanted(pool__size=1))
+    server._admission.late = lambda _: TURNS * MOST
+    port = rig.port()
+    rig.fill(port)
+    rig.connect(port)
+    for callback in list(rig.loop.readers.values()):
+        callback()
+
+    async def test() -> None:
+        draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
+        for _ in range(TURNS * MOST + 1):
+            await asyncio.sleep(0)
+            rig.loop.turn()
+        rig.finish()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+            rig.loop.turn()
+        assert (server.pool.accepted, server.rejections.count.total()) == (2, 0)
+        rig.finish()
+        async with asyncio.timeout(DEADLINE):
+            assert await draining == 0
+
+    rig.run(test())
 
 
 # The end
