@@ -33,7 +33,7 @@ MESSAGE = bytes(64)
 
 
 def active(sock: socket.socket, seconds: float = SECONDS) -> list[float]:
-    """Send a message each millisecond for so long; return the seconds until each echo."""
+    """Send a message each millisecond for `seconds`. Return the time until each echo came, in seconds."""
     taken = []
     due = time.perf_counter()
     end = due + seconds

@@ -56,7 +56,7 @@ class Pool:
         self.when_free: Callable[[], None] | None = None
         self._numbered = 0  # the last connection
         self._not_opened = 0  # of these, those that are not opened yet, or never were
-        self.opening: dict[str, int] = {}  # how many of those that are in use and not opened yet each source has
+        self.opening: dict[str, int] = {}  # by source: its connections that have a worker and are not opened yet
         self.unopened: dict[str, Callable[[Worker, BaseException | None], None]] = {}
         """By listener, where a connection is not open once it has a worker: what to call if it ends before `open`."""
         self.closed: Counter[str] = Counter()  # by reason

@@ -98,7 +98,7 @@ class Server:
         self.udp: Datagrams | None = None
         self.handshakes = Handshakes(loop, log, self.pool, self.rejections)
         self._admission.late = self.handshakes.turns
-        parts = Parts(loop, log, self.pool, self._admission, self._datagrams, self.handshakes, {})
+        parts = Parts(loop, log, self.pool, self._admission, self._datagrams, self.handshakes, line={})
         self.listeners = Listeners(parts, inherited=inherited)
 
     def prepare(self, settings: Settings) -> Prepared:

@@ -59,7 +59,7 @@ class Rig:
         self.datagrams = Datagrams(self.loop.asyncio, self.log, self.access)
         self.handshakes = Handshakes(self.loop.asyncio, self.log, self.pool, self.rejections)
         self.parts = Parts(
-            self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams, self.handshakes, {}
+            self.loop.asyncio, self.log, self.pool, self.admission, lambda: self.datagrams, self.handshakes, line={}
         )
         self.listeners = Listeners(self.parts)
         self.sockets: list[socket.socket] = []
@@ -168,9 +168,13 @@ class Rig:
 
     def turn(self) -> None:
         """Let the loop find every listener readable once, and do what follows."""
+        self.accept()
+        self.loop.run()
+
+    def accept(self) -> None:
+        """Let the loop find every listener readable once, and nothing else happen."""
         for callback in list(self.loop.readers.values()):
             callback()
-        self.loop.run()
 
     def readable(self) -> None:
         """Let the loop find listeners readable until none is, and do what follows."""

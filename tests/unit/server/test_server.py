@@ -277,8 +277,7 @@ def test_a_drain_judges_connections_on_hold(rig: Rig, server: Server) -> None:
     rig.readable()
     rig.connect(port)
     rig.connect(port)
-    for callback in list(rig.loop.readers.values()):
-        callback()
+    rig.accept()
     rig.loop.transports[0].receive_eof()
 
     async def test() -> None:
@@ -625,8 +624,7 @@ def test_a_drain_waits_for_ends_that_are_read_late(rig: Rig, server: Server) -> 
     port = rig.port()
     rig.fill(port)
     rig.connect(port)
-    for callback in list(rig.loop.readers.values()):
-        callback()
+    rig.accept()
 
     async def test() -> None:
         draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
@@ -654,8 +652,7 @@ def test_a_drain_does_not_wait_for_ever_for_connections_on_hold(rig: Rig, server
     port = rig.port()
     rig.fill(port)
     rig.connect(port)
-    for callback in list(rig.loop.readers.values()):
-        callback()
+    rig.accept()
 
     async def test() -> None:
         draining = asyncio.create_task(server.drain(None, asyncio.get_running_loop().create_future()))
@@ -713,8 +710,7 @@ def test_connections_have_what_is_left_of_the_patience_of_a_drain(
     server.apply(wanted(pool__size=1))
     rig.fill(rig.port())
     rig.connect(rig.port())
-    for callback in list(rig.loop.readers.values()):
-        callback()
+    rig.accept()
 
     async def test() -> None:
         draining = asyncio.create_task(server.drain(patience, asyncio.get_running_loop().create_future()))
