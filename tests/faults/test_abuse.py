@@ -158,14 +158,16 @@ def test_a_slow_drip_holds_its_share_of_workers_and_no_more(echod: Daemon) -> No
 def test_stalled_connections_hold_one_chunk_each_until_the_write_timeout(echod: Daemon) -> None:
     """Memory of the process stays within a read of 256 kB for each worker, whatever they send; then they are cut."""
     number = 40
+    config = f"[pool]\nsize = {number + 1}\n[timeouts]\nwrite = "
     with (
-        echod(f"[pool]\nsize = {number + 1}\n[timeouts]\nwrite = '2s'") as daemon,
+        echod(f"{config}'off'") as daemon,
         contextlib.ExitStack() as stack,
         unharmed(daemon, memory=number * (256 << 10) + (8 << 20)),
     ):
         for sock in hoard(daemon, stack, number):
             sock.setblocking(False)
             _fill(sock)
+        daemon.reload(f"{config}'2s'")
         daemon.wait_for("connection.closed", count=number)
         assert {line["reason"] for line in daemon.events("connection.closed")} == {"write_timeout"}
 

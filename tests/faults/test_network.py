@@ -104,9 +104,10 @@ def set_tcp(name: str, value: int) -> None:
 
 def test_peers_that_vanish_are_ended_by_the_timeouts(echod: Daemon) -> None:
     """The silent as idle, those with echo pending because it does not move; who is on another way does not notice."""
-    with Link() as link, link.server.entered(), echod(f'{ANYWHERE}[timeouts]\nidle = "5s"\nwrite = "4s"') as daemon:
+    with Link() as link, link.server.entered(), echod(f'{ANYWHERE}[timeouts]\nidle = "off"\nwrite = "off"') as daemon:
         with unharmed(daemon), peers(link, daemon) as they:
             they.vanish()
+            daemon.reload(f'{ANYWHERE}[timeouts]\nidle = "5s"\nwrite = "4s"')
             assert reasons(daemon, they.pending + they.finished) == {"write_timeout"}
             assert reasons(daemon, they.silent) == {"idle_timeout"}
         assert link.lost > 0

@@ -133,9 +133,10 @@ def test_readers_that_wake_up_in_time_get_everything(echod: Daemon) -> None:
 @pytest.mark.slow
 def test_readers_of_a_byte_a_second_are_too_slow(echod: Daemon) -> None:
     """Their kernels don't ask for more (RFC 9293, 3.8.6.2.2), so no byte moves: they end; what they got is exact."""
-    with echod('[timeouts]\nwrite = "4s"') as daemon:
+    with echod('[timeouts]\nwrite = "off"') as daemon:
         with unharmed(daemon), streams(50, lambda: deaf(daemon)) as clients:
             fill(clients)
+            daemon.reload('[timeouts]\nwrite = "4s"')
 
             def over() -> bool:
                 for client in clients:

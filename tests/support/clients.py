@@ -123,7 +123,7 @@ def deaf(daemon: Echod, segment: int = 1400) -> socket.socket:
 def fill(clients: Sequence[Stream]) -> None:
     """Send on all until nothing moves any more: the daemon has echo pending for each, and reads no further.
 
-    The write timeout has to be longer than that takes, some tenths of a second.
+    That takes seconds: no timeout may end them meanwhile. A reload can set a short one afterwards.
     """
     queues: list[tuple[int, int]] = []
 
