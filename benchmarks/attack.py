@@ -7,6 +7,7 @@ Both ends are on this machine; what the kernel holds for the attacker's end (SO_
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 import resource
@@ -110,6 +111,9 @@ def measure_refused(directory: Path) -> None:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.attack", description=(__doc__ or "").partition("\n")[0]
+    ).parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory() as directory:
