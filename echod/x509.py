@@ -5,6 +5,7 @@ The input is DER that OpenSSL has parsed before. Names are written as RFC 4514 h
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 LONGEST_NAME = 256
 """Characters of a name in a log line; a client's certificate may have a name of any length."""
 _VERSION, _UTC_TIME = 0xA0, 0x17
-_RSA = bytes.fromhex("2a864886f70d010101")  # RFC 8017, A.1: rsaEncryption
+_RSA = frozenset({bytes.fromhex("2a864886f70d010101"), bytes.fromhex("2a864886f70d01010a")})
+"""RFC 8017, A.1 and A.2.3: rsaEncryption and id-RSASSA-PSS."""
+_AROUND = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
+"""What Python puts around OpenSSL's words: "[SSL] PEM lib (_ssl.c:3926)"."""
 _ATTRIBUTES = {
     # RFC 4514, 3, and the one that certificates have besides
     "550403": "CN",
@@ -60,7 +64,8 @@ def timestamp(moment: datetime) -> str:
 
 def reason(error: BaseException) -> str:
     """Return why OpenSSL failed, in its own words: "http request", "certificate verify failed: certificate has expired"."""
-    words = (getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)).replace("_", " ").lower()
+    text = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    words = _AROUND.sub("", text).replace("_", " ").lower()
     detail = getattr(error, "verify_message", None)
     return f"{words}: {detail}" if detail else words
 
@@ -108,7 +113,7 @@ def _time(value: _Value) -> datetime:
 
 def _rsa_bits(key: bytes) -> int:
     algorithm, bits = _values(key)
-    if next(_values(algorithm.content)).content != _RSA:
+    if next(_values(algorithm.content)).content not in _RSA:
         return 0
     numbers = next(_values(bits.content[1:]))  # after the number of unused bits
     return int.from_bytes(next(_values(numbers.content)).content).bit_length()

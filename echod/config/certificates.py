@@ -33,6 +33,8 @@ _LARGE_KEY = 4096
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_OF_ANOTHER = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""OpenSSL's reasons for a key that belongs to another certificate. The last two are for one of another type, such as RSA and EC."""
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -143,11 +145,13 @@ def _no_passphrase() -> str:
 
 def _read(setting: str, name: str) -> bytes:
     try:
-        with open(name, "rb") as file:  # noqa: PTH123 - a name with a NUL raises ValueError in both
+        mode = os.stat(name).st_mode  # noqa: PTH116 - a name with a NUL raises ValueError in both
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would wait for a writer, and a device never ends
+            raise _unreadable(setting, name, "it is not a regular file")
+        with open(name, "rb") as file:  # noqa: PTH123
             content = file.read()
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise Refusal(f"{name}: {setting}: can't be read: {why}", exit_code=os.EX_NOINPUT) from None
+        raise _unreadable(setting, name, error.strerror if isinstance(error, OSError) else str(error)) from None
     last = content.rpartition(b"\n")[2]
     if last and _BEGIN.startswith(last):  # OpenSSL would do without the certificate that begins there
         raise _refusal(setting, name, "ends in the middle of a line: it is probably half-written")
@@ -158,16 +162,28 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
+def _unreadable(setting: str, name: str, why: str | None) -> Refusal:
+    return Refusal(f"{name}: {setting}: can't be read: {why}", exit_code=os.EX_NOINPUT)
+
+
 def _refusal(setting: str, name: str, why: str) -> Refusal:
     return Refusal(f"{name}: {setting}: {why}")
 
 
 def _unfit(tls: Tls, error: OSError) -> Refusal:
-    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-        return _refusal(
-            "tls.key", tls.key or tls.certificate, f"is not the key of the certificate in {tls.certificate}"
-        )
+    key_file, reason = tls.key or tls.certificate, getattr(error, "reason", None)
+    if reason in _OF_ANOTHER:
+        return _refusal("tls.key", key_file, f"is not the key of the first certificate in {tls.certificate}")
+    if not reason and _can_be_read(tls.certificate):  # OpenSSL does not say which file is at fault
+        return _refusal("tls.key", key_file, "has a private key that can't be read: it is damaged or half-written")
     return _refusal("tls.certificate", tls.certificate, f"can't be used with its key: {x509.reason(error)}")
+
+
+def _can_be_read(certificates: str) -> bool:
+    with contextlib.suppress(OSError):
+        _context().load_verify_locations(certificates)
+        return True
+    return False
 
 
 def warnings(tls: Tls, certificate: Certificate) -> Iterator[str]:

@@ -171,7 +171,7 @@ class Session(asyncio.Protocol):
         self._transport.abort()
 
     def _refuse(self, error: ssl.SSLError) -> None:
-        self.refusal = ("failed", x509.reason(error))
+        self.refusal = CLOSED if isinstance(error, ssl.SSLZeroReturnError) else ("failed", x509.reason(error))
         self._failure = error
         self._flush()
         self._linger()

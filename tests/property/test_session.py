@@ -434,6 +434,22 @@ def test_a_handshake_that_is_ended_is_rejected(monkeypatch: pytest.MonkeyPatch, 
     rig.close()
 
 
+def test_close_notify_ends_a_handshake_as_fin_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = tls_rig(monkeypatch)
+    client = Client(rig)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.flush()
+    client.on_the_way += bytes.fromhex("15 0303 0002 01 00")
+    client.fin = True
+    client.deliver()
+    rig.loop.run()
+    (line,) = rig.lines.events("connection.rejected")
+    assert line["error"] == "the client has closed the connection"
+    assert (rig.pool.free, rig.handshakes.count) == (3, {"closed": 1})
+    rig.close()
+
+
 @pytest.mark.parametrize("end", ["FIN", "reset"])
 @pytest.mark.parametrize("source", ["192.0.2.9", ""])
 def test_a_connection_that_ends_without_a_byte_is_a_probe(

@@ -50,6 +50,12 @@ def test_times_and_the_size_of_rsa_keys() -> None:
     assert x509.timestamp(late) == "2050-01-01T00:00:00Z"
 
 
+def test_a_key_for_rsa_pss_alone_is_an_rsa_key() -> None:
+    """RFC 8017, A.2.3; its parameters are left out."""
+    known, pss = bytes.fromhex("06092a864886f70d0101010500"), bytes.fromhex("06092a864886f70d01010a0500")
+    assert x509.parse(certificate(bits=2048).replace(known, pss)).rsa_bits == 2048
+
+
 def test_a_certificate_of_version_1_has_no_field_for_the_version() -> None:
     der = certificate(maker.NameAttribute(NameOID.COMMON_NAME, "x"))
     version = bytes.fromhex("a003020102")
@@ -81,3 +87,4 @@ def test_reasons_are_openssls_words() -> None:
     failed.verify_message = "certificate has expired"
     assert x509.reason(failed) == "certificate verify failed: certificate has expired"
     assert x509.reason(ssl.SSLError(1, "too many messages")) == "too many messages"
+    assert x509.reason(ssl.SSLError(9, "[SSL] PEM lib (_ssl.c:3926)")) == "pem lib"

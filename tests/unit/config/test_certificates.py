@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from echod.config import certificates, checks
 from echod.errors import Refusal
@@ -85,7 +85,37 @@ def test_authorities_that_were_not_there_before(file: Path) -> None:
 
 def test_the_key_of_another_certificate() -> None:
     lines = refusal(certificate=pem_file(), key=pem_file("other")).lines
-    assert lines == (f"{pem_file('other')}: tls.key: is not the key of the certificate in {pem_file()}",)
+    assert lines == (f"{pem_file('other')}: tls.key: is not the key of the first certificate in {pem_file()}",)
+
+
+def private_key(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey) -> str:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+@pytest.mark.parametrize("key", [rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()])
+def test_a_key_of_another_type(file: Path, key: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey) -> None:
+    file.write_text(private_key(key))
+    (line,) = refusal(certificate=pem_file(), key=str(file)).lines
+    assert line == f"{file}: tls.key: is not the key of the first certificate in {pem_file()}"
+
+
+def test_a_damaged_key_is_told_from_a_damaged_certificate(file: Path) -> None:
+    whole = private_key(ec.generate_private_key(ec.SECP256R1()))
+    for damaged in (whole[:100], whole.replace("MI", "AA", 1)):
+        file.write_text(damaged)
+        (line,) = refusal(certificate=pem_file(), key=str(file)).lines
+        assert line == f"{file}: tls.key: has a private key that can't be read: it is damaged or half-written"
+
+
+def test_a_file_that_is_a_pipe_or_a_device(file: Path) -> None:
+    """A pipe without a writer would hold up this reload and all later ones; /dev/zero would take all memory."""
+    os.mkfifo(file)
+    good = pem_file()
+    for values in ({"certificate": str(file)}, {"certificate": good, "key": str(file)}, {"certificate": "/dev/zero"}):
+        failed = refusal(**values)
+        assert failed.exit_code == os.EX_NOINPUT
+        assert failed.lines[0].endswith(": can't be read: it is not a regular file")
 
 
 def test_a_broken_certificate(file: Path) -> None:
