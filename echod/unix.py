@@ -152,7 +152,7 @@ class UnixSocket:
         return sock
 
     def _refusal(self, error: OSError) -> Refusal:
-        if error.errno == errno.EADDRINUSE:
+        if error.errno in (errno.EADDRINUSE, errno.EPROTOTYPE):  # the latter: on a socket of another type
             return Refusal(f"{self._where}: address in use: another process listens there", exit_code=os.EX_UNAVAILABLE)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             directory = "a directory that echod may write to (RuntimeDirectory=, ReadWritePaths=)"

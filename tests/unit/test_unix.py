@@ -117,6 +117,18 @@ def test_a_live_socket_is_left_alone(path: Path) -> None:
         unix.connect(path, DEADLINE).close()
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_live_socket_of_another_type_is_left_alone(path: Path, kind: int) -> None:
+    """Such as /dev/log. The same message as for a stream socket."""
+    with socket.socket(socket.AF_UNIX, kind) as theirs:
+        theirs.bind(str(path))
+        if kind == socket.SOCK_SEQPACKET:
+            theirs.listen()
+        line = f"echod: admin.socket: unix:{path}: address in use: another process listens there"
+        assert refused(path) == (line, os.EX_UNAVAILABLE)
+        assert path.is_socket()
+
+
 def test_a_live_socket_with_a_full_backlog_is_left_alone(path: Path) -> None:
     """Its process is busy, not dead."""
     with opened(path) as made, contextlib.ExitStack() as clients:
