@@ -48,9 +48,8 @@ class Session(asyncio.Protocol):
     def __init__(self, worker: Worker, context: ssl.SSLContext, handshakes: Handshakes) -> None:
         self.worker = worker
         self._handshakes = handshakes
-        self._context: ssl.SSLContext | None = (
-            context  # until the first step: a batch of accepts would take long with OpenSSL
-        )
+        # Until the first step: a batch of accepts would take long with OpenSSL.
+        self._context: ssl.SSLContext | None = context
         self._incoming: ssl.MemoryBIO
         self._outgoing: ssl.MemoryBIO
         self.tls: ssl.SSLObject
@@ -163,6 +162,8 @@ class Session(asyncio.Protocol):
         """Let the worker have the connection, and what the client has sent after the handshake."""
         self.is_open = True
         self.worker.connection_made(self)  # type: ignore[arg-type] # it has the methods that are called
+        if self._incoming.pending and not self._is_over:  # it came in one piece with the rest of the last message
+            self._pass_on(self._incoming.pending)
         self._continue()
 
     def expire(self) -> None:

@@ -269,6 +269,41 @@ def test_no_byte_is_lost_in_any_order_of_events() -> None:
     )
 
 
+@pytest.mark.parametrize("end", ["data", "close_notify"])
+def test_what_follows_the_handshake_is_not_kept_waiting_wherever_it_was_split(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The rest of the client's last message may come in one read with what follows it, and nothing else after that."""
+    at, length = 1, 2
+    while at < length:
+        rig = tls_rig(monkeypatch)
+        client = Client(rig)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        client.flush()
+        client.deliver()
+        rig.loop.run()
+        client.incoming.write(client.transport.taken)
+        client.read = len(client.transport.taken)
+        client.tls.do_handshake()
+        client.flush()
+        if end == "data":
+            client.write(b"hello")
+        else:
+            client.close_notify()
+        length = len(client.on_the_way)
+        client.deliver(at)
+        rig.loop.run()
+        client.deliver()
+        rig.loop.run()
+        client.receive()
+        assert (client.echo, client.got_close_notify) == (client.sent, end == "close_notify"), f"split at {at}"
+        client.worker.abort("killed")
+        rig.loop.run()
+        rig.close()
+        at += 3
+
+
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 @pytest.mark.parametrize("size", [0, 5, 50_000])
 def test_a_client_may_send_all_and_close_with_its_last_message_of_the_handshake(
