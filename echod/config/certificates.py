@@ -129,7 +129,10 @@ def _load(tls: Tls) -> Loaded:
 
 
 def _context() -> ssl.SSLContext:
-    """Return a context for TLS 1.2 and 1.3, without anything that keeps state or lets the client start over."""
+    """Return a context for TLS 1.2 and 1.3, without tickets, compression or renegotiation.
+
+    It remembers the sessions of TLS 1.2 (docs/security.md): Python can't turn that off.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
