@@ -200,7 +200,8 @@ def _health(answer: Mapping[str, Any]) -> Iterator[Line]:
             when = f"expired ({tls['not_after']})"
         else:
             when = f"expires in {span(tls['expires_in'])} ({tls['not_after']})"
-        yield tls["valid_in"] > 0 or tls["expires_in"] < EXPIRES_SOON, "tls", f"{tls['subject']}, {when}"
+        name = tls["subject"] or tls["certificate"]  # some authorities leave the subject empty
+        yield tls["valid_in"] > 0 or tls["expires_in"] < EXPIRES_SOON, "tls", f"{name}, {when}"
     yield False, "rtt", _round_trips(answer["tcp"])
     yield False, "loop lag", f"{fine(lag['last'])} now; since the start p99 {fine(lag['p99'])}, max {fine(lag['max'])}"
     yield _log(answer["log"])

@@ -383,3 +383,5 @@ def test_a_certificate_that_clients_refuse_or_soon_will_needs_attention(
         "expires_in": expires_in,
     }
     assert about("tls", tls=tls) == [line]
+    # With an empty subject, as some authorities leave it, the file says which certificate it is.
+    assert about("tls", tls={**tls, "subject": ""}) == [line.replace("CN=e", "/etc/echod/tls.pem")]
