@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from echod import x509
+from echod.config import openssl
 from echod.errors import Refusal
 from echod.text import printable
 
@@ -129,16 +130,14 @@ def _load(tls: Tls) -> Loaded:
 
 
 def _context() -> ssl.SSLContext:
-    """Return a context for TLS 1.2 and 1.3, without tickets, compression or renegotiation.
-
-    It remembers the sessions of TLS 1.2 (docs/security.md): Python can't turn that off.
-    """
+    """Return a context for TLS 1.2 and 1.3, without anything that keeps state or lets the client start over."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_ciphers(CIPHERS)
     context.num_tickets = 0
+    openssl.restrict(context)
     return context
 
 
