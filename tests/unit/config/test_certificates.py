@@ -109,7 +109,7 @@ def test_a_damaged_key_is_told_from_a_damaged_certificate(file: Path) -> None:
 
 
 def test_a_file_that_is_a_pipe_or_a_device(file: Path) -> None:
-    """A pipe without a writer would hold up this reload and all later ones; /dev/zero would take all memory."""
+    """A pipe without a writer would hold up a start for ever, and a reload for as long as one may take; /dev/zero takes all memory."""
     os.mkfifo(file)
     good = pem_file()
     for values in ({"certificate": str(file)}, {"certificate": good, "key": str(file)}, {"certificate": "/dev/zero"}):
