@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _ssl
 import atexit
 import contextlib
+import ctypes
 import functools
 import os
 import shutil
@@ -76,6 +78,14 @@ def client_hello() -> bytes:
     with contextlib.suppress(ssl.SSLWantReadError):
         client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
     return outgoing.read()
+
+
+def choose_group(context: ssl.SSLContext, group: str) -> None:
+    """Let a client offer this group alone for the key exchange. `set_ecdh_curve` knows ffdhe8192 in some builds only."""
+    control = ctypes.CDLL(_ssl.__file__).SSL_CTX_ctrl
+    control.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_char_p]
+    pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
+    assert control(pointer, 92, 0, group.encode())  # SSL_CTRL_SET_GROUPS_LIST
 
 
 def client_context(

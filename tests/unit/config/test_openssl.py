@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from echod.config import certificates, openssl
-from tests.support.certificates import client_context, pem_file
+from tests.support.certificates import choose_group, client_context, pem_file
 from tests.support.rig import settings
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ def shake_hands(client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLContext]:
     return there, server
 
 
-@pytest.mark.parametrize("group", ["X25519", "prime256v1", "secp384r1", "secp521r1"])
+@pytest.mark.parametrize("group", ["X25519", "P-256", "P-384", "P-521"])
 def test_usual_groups_are_there(group: str) -> None:
     client = client_context()
-    client.set_ecdh_curve(group)
+    choose_group(client, group)
     assert shake_hands(client)[0].version() == "TLSv1.3"
 
 
 @pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192"])
 def test_a_client_can_not_choose_an_expensive_key_exchange(group: str) -> None:
     client = client_context()
-    client.set_ecdh_curve(group)
+    choose_group(client, group)
     with pytest.raises(ssl.SSLError, match="no suitable key share"):
         shake_hands(client)
 
