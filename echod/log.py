@@ -99,11 +99,11 @@ class Sink:
         return Held(lines, seconds if lines else None, self._error or self._output.error)
 
     def put(self, line: bytes) -> None:
-        """Take a line with its newline. Never blocks."""
+        """Take a line with its newline, or a copy: the memory of orjson's own line has room for 4 kB or more. Never blocks."""
         with self._lock:
             if self._held < self.limit:
+                self._lines.put(line if self._held < _BATCH else bytes(memoryview(line)))
                 self._held += 1
-                self._lines.put(line)
             else:
                 self.dropped += 1
 

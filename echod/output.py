@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STDERR = 2
+_AGAIN = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How a file is opened anew. It may be a FIFO by now: without O_NONBLOCK, opening that waits for a reader (fifo(7))."""
 
 
 class Output:
@@ -53,7 +55,7 @@ class Output:
             return
         try:
             if not os.path.samestat(os.lstat(self._name), os.fstat(self.fd)):
-                self._replace(os.open(self._name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW))
+                self._replace(os.open(self._name, _AGAIN))
             self.error = None
         except OSError as error:
             self.error = name_of(error)

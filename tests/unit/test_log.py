@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -444,6 +445,23 @@ def test_a_traceback_is_written_after_a_change(log: Log, pipe: Pipe) -> None:
     one, two = written(log, pipe)
     assert (one["event"], one["number"], "exception" in one) == ("one", 1, False)
     assert (two["event"], "ValueError: why" in two["exception"]) == ("two", True)
+
+
+def test_lines_that_are_held_take_little_more_memory_than_they_are_long(pipe: Pipe) -> None:
+    """The memory that orjson makes for a line has room for 4 kB or more."""
+    log = Log(pipe.output, settings.Log(format="json", queue=10_000))
+    before = _anonymous()
+    for number in range(10_000):
+        log.info("held", number=number)
+    assert _anonymous() - before < 10_000 * 1024
+    pipe.close_reader()
+    assert log.close() > 9000
+
+
+def _anonymous() -> int:
+    """Return the bytes of memory that this process has for itself."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 @pytest.mark.parametrize(("before", "after", "held"), [(5, 2, 5), (2, 5, 5), (5, 5, 5)])

@@ -119,6 +119,16 @@ def test_a_file_without_its_name_is_kept(file: tuple[Path, Output]) -> None:
     assert output.error is None
 
 
+def test_a_fifo_in_place_of_the_file_is_not_waited_for(file: tuple[Path, Output]) -> None:
+    """Opening it waits for a reader, and all lines with that."""
+    path, output = file
+    path.unlink()
+    os.mkfifo(path)
+    output.follow()
+    assert output.error == "ENXIO"
+    assert output.write(b"nobody finds this\n", 0) == 18
+
+
 def test_a_file_that_never_had_a_name_has_none_to_lose(tmp_path: Path) -> None:
     """It was removed before, or lies where this process can't see it."""
     path = tmp_path / "log"
