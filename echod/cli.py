@@ -177,8 +177,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from echod import daemon  # noqa: PLC0415 - needs uvloop
     from echod.log import Log  # noqa: PLC0415 - needs uvloop
 
-    if arguments.config:
-        arguments.config = arguments.config.absolute()  # a command that shows it may run in another folder
+    if file := config.choose_file(arguments.config, os.environ):
+        arguments.config = file.absolute()  # a command that shows it may run in another folder
     loaded = _load(arguments)
     service = systemd.Service(os.environ)
     flags, environ = flags_of(arguments), dict(os.environ)
@@ -204,11 +204,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
+    obstacles = list(checks.obstacles(loaded.settings, loaded.layers))
+    if certain := [line for is_certain, line in obstacles if is_certain]:
+        raise Refusal(*certain)
     if not arguments.quiet:
         if loaded.file and not loaded.has_keys:
             text = "has no key: a start takes the defaults, a reload is refused if there were keys before"
             _warn([f"{loaded.file}: {text}"])
-        _warn(loaded.warnings)
+        _warn([*loaded.warnings, *(line for _, line in obstacles)])
         stdio.answer(printable(f"{loaded.file or 'defaults'}: ok") + "\n")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from echod.config.settings import (
     Timeouts,
     declared,
 )
+from echod.config.toml import user
 from echod.config.types import duration_text, mode_text, rate_text, split_http_address
 from echod.networks import EVERYONE, Ranges
 from echod.text import shown
@@ -118,7 +121,8 @@ def _port_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[st
 
 
 def _path_used_twice(settings: Settings, layers: Sequence[Layer]) -> Iterator[str]:
-    if settings.listen.unix.startswith("/") and Path(settings.listen.unix) == Path(settings.admin.socket):
+    paths = settings.listen.unix, settings.admin.socket
+    if all(path.startswith("/") for path in paths) and os.path.realpath(paths[0]) == os.path.realpath(paths[1]):
         where = explain.origin(("listen", "unix"), layers)
         yield f"{where}: listen.unix: {shown(settings.listen.unix)} is also admin.socket: change one of them"
 
@@ -142,6 +146,22 @@ def certificates(settings: Settings) -> list[str]:
     from echod.config import certificates as files  # noqa: PLC0415 - with OpenSSL, which commands do without
 
     return list(files.warnings(settings.tls, files.load(settings.tls).certificate))
+
+
+def obstacles(settings: Settings, layers: Sequence[Layer]) -> Iterator[tuple[bool, str]]:
+    """Yield whether it is certain, and a line, for each path at which a start could not make its socket, as things are now.
+
+    A running daemon does not mind: it has its sockets, or says why it can't make one anew.
+    """
+    for section, key, path in (("listen", "unix", settings.listen.unix), ("admin", "socket", settings.admin.socket)):
+        if not path.startswith("/"):
+            continue
+        where = f"{explain.origin((section, key), layers)}: {section}.{key}: {shown(path)}"
+        if not os.access(Path(path).parent, os.W_OK | os.X_OK, effective_ids=True):
+            why = f"its directory does not exist, or is closed to {user()} (RuntimeDirectory=, ReadWritePaths=)"
+            yield False, f"{where}: a start would fail now: {why}"
+        elif os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+            yield True, f"{where}: exists and is not a socket: remove it, or set another path"
 
 
 def _overlap(one: _Address, other: _Address) -> bool:
@@ -210,7 +230,7 @@ def widened(before: Settings, after: Settings, layers: Sequence[Layer], *, binds
         if was and not now and before.udp.port is not None:
             yield line(f'no limit, it was "{rate_text(was)}"', "udp", key)
     old, new = before.tls.verify, after.tls.verify
-    if before.tls.port is not None and VERIFIES.index(new) < VERIFIES.index(old):
+    if None not in (before.tls.port, after.tls.port) and VERIFIES.index(new) < VERIFIES.index(old):
         yield line(f'certificates of clients are "{new}", they were "{old}"', "tls", "verify")
     if not binds:
         return

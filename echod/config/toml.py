@@ -43,7 +43,9 @@ def read(path: Path) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_SIZE + 1)
     except PermissionError as error:
-        line = f"{path}: can't be read: {error.strerror} (as {_user()})"  # a check by root succeeds where the service fails
+        line = (
+            f"{path}: can't be read: {error.strerror} (as {user()})"  # a check by root succeeds where the service fails
+        )
         raise Refusal(line, exit_code=os.EX_NOINPUT) from None
     except OSError as error:
         raise Refusal(f"{path}: can't be read: {error.strerror}", exit_code=os.EX_NOINPUT) from None
@@ -66,7 +68,8 @@ def read(path: Path) -> Document:
         raise Refusal(f"{path}: nested too deeply") from None
 
 
-def _user() -> str:
+def user() -> str:
+    """Return the user of this process, for messages."""
     uid = os.geteuid()
     try:
         return f"user {pwd.getpwuid(uid).pw_name}, uid {uid}"

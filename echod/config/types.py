@@ -199,7 +199,7 @@ def http_address(text: str) -> str:
         if found is None or int(found[3]) > MAX_PORT:
             raise ValueError  # noqa: TRY301 - gets the same message as an error of ipaddress
         if not text.startswith("*"):
-            ipaddress.ip_address(found[1] or found[2])
+            host(found[1] or found[2])
     except ValueError:
         raise ValueError(
             'must be an address with its port, e.g. "127.0.0.1:9107", "[::1]:9107" or "*:9107" for every address, or "off";'

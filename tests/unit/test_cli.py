@@ -92,6 +92,36 @@ def test_check_warns_about_a_file_without_a_key(capsys: pytest.CaptureFixture[st
     assert errors.startswith(f"warning: {file}: has no key: a start takes the defaults")
 
 
+@pytest.mark.parametrize("setting", ["listen.unix", "admin.socket"])
+@pytest.mark.parametrize(
+    ("path", "code", "problem"),
+    [
+        ("{}/e.sock", os.EX_OK, ""),
+        ("{}", os.EX_CONFIG, "exists and is not a socket: remove it, or set another path"),
+        ("{}/none/e.sock", os.EX_OK, "a start would fail now: its directory does not exist, or is closed to user"),
+    ],
+)
+def test_check_looks_where_a_start_makes_its_sockets(
+    capsys: pytest.CaptureFixture[str], file: Path, setting: str, path: str, *, code: int, problem: str
+) -> None:
+    """A directory may be made before the start, and the service may have another user."""
+    file.write_text(f'{setting} = "{path.format(file.parent)}"\n')
+    answer = run(capsys, "check", "-c", str(file))
+    assert answer[:2] == (code, f"{file}: ok\n" if code == os.EX_OK else "")
+    assert answer[2].count("\n") == bool(problem)
+    assert problem in answer[2]
+
+
+def test_check_minds_no_socket_of_a_daemon_that_runs(
+    capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path
+) -> None:
+    """A stale one is replaced by a start."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "e.sock"))
+    file.write_text(f'[listen]\nunix = "{tmp_path}/e.sock"\n')
+    assert run(capsys, "check", "-c", str(file)) == (os.EX_OK, f"{file}: ok\n", "")
+
+
 def test_check_finds_the_file_as_run_does(
     capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1032,6 +1062,19 @@ def test_run_passes_its_warnings_to_the_daemon(
     assert [loaded.warnings for loaded in seen] == [
         ["ECHOD_POOL_SIZE: unknown variable, ignored; did you mean ECHOD_POOL__SIZE?"]
     ] * 2
+
+
+@pytest.mark.parametrize("words", [["-c", "echod.toml"], []])
+def test_run_keeps_the_absolute_path_of_its_file(file: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """However the file is named: a command that shows it may run in another folder."""
+    seen: list[Path | None] = []
+    monkeypatch.setattr(daemon, "run", lambda loaded, *_: seen.append(loaded.file))
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv("ECHOD_CONFIG", file.name)
+    with file.with_name("log").open("w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert cli.run(["run", *words]) == os.EX_OK
+    assert seen == [file]
 
 
 def test_a_reload_reads_the_same_file_with_the_same_flags_and_variables(

@@ -315,6 +315,10 @@ TABLE: dict[str, Bad] = {
         "[listen]\nunix = '/run//a.sock'\n[admin]\nsocket = '/run/a.sock'",
         'FILE:2: listen.unix: "/run//a.sock" is also admin.socket: change one of them',
     ),
+    "one path for two sockets, by a link": wrong(
+        "[listen]\nunix = '/proc/self/root/x/a.sock'\n[admin]\nsocket = '/x/a.sock'",
+        'FILE:2: listen.unix: "/proc/self/root/x/a.sock" is also admin.socket: change one of them',
+    ),
     "a port alone": wrong("[admin]\nhttp = ':9107'", f'FILE:2: admin.http: {HTTP_ADDRESS} ":9107"'),
     # Values that are impossible together, or on this machine
     "an address twice": wrong(

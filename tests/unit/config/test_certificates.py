@@ -180,6 +180,12 @@ def test_a_reload_that_verifies_less_has_a_warning() -> None:
     assert list(checks.widened(lax, strict, (), binds=True)) == []
 
 
+def test_a_reload_without_tls_verifies_nobody_less() -> None:
+    """Nobody can connect there any more."""
+    tls = {"tls__port": 7443, "tls__certificate": pem_file(), "tls__client_ca": authority_file()}
+    assert list(checks.widened(settings(**tls, tls__verify="required"), settings(), (), binds=True)) == []
+
+
 @pytest.mark.parametrize(
     ("begin", "end", "bits", "text"),
     [

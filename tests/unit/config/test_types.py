@@ -384,6 +384,11 @@ def test_an_http_address_is_split_into_address_and_port() -> None:
         "[::1]9107",
         "[:::1]:80",
         "[fe80::1%eth0]:80",
+        "[fe80::1]:80",
+        "[::ffff:127.0.0.1]:80",
+        "[ff02::1]:80",
+        "224.0.0.1:80",
+        "255.255.255.255:80",
         "http://127.0.0.1:80",
         "127.0.0.1:80/",
         "127.0.0.1:٣",
@@ -391,7 +396,7 @@ def test_an_http_address_is_split_into_address_and_port() -> None:
     ],
 )
 def test_an_invalid_http_address_is_refused_with_examples(text: str) -> None:
-    """Above all a port alone: on which address to listen must be explicit."""
+    """Above all a port alone: on which address to listen must be explicit. Also an address that no socket can be bound to."""
     assert message(types.http_address, text) == (
         'must be an address with its port, e.g. "127.0.0.1:9107", "[::1]:9107" or "*:9107" for every address, or "off";'
         f" got {shown(text)}"
