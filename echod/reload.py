@@ -233,8 +233,8 @@ async def in_thread(function: Callable[[], _T]) -> _T:
     future.set_running_or_notify_cancel()  # a caller that waits no longer does not disturb the thread
 
     def job() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
             future.set_result(function())
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             future.set_exception(error)

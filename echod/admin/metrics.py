@@ -237,7 +237,8 @@ def _process() -> Iterator[_Reading]:
     # Where the kernel does not count them, they have to be listed, which takes one: there may be none left.
     with contextlib.suppress(OSError):
         yield _gauge("process_open_fds", "Open file descriptors.", open_descriptors())
-    yield _gauge("process_max_fds", "Limit of them.", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    with contextlib.suppress(OSError):
+        yield _gauge("process_max_fds", "Limit of them.", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def open_descriptors() -> int:

@@ -80,3 +80,15 @@ def test_no_soft_limit_stays_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (INFINITY, INFINITY))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("a limit was set"))
     limits.raise_soft_limit(10**6)
+
+
+def test_a_sandbox_that_tells_no_limit_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is raised: what the soft limit is, nobody knows."""
+
+    def refuse(_: int) -> tuple[int, int]:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(resource, "getrlimit", refuse)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("a limit was set"))
+    assert limits.hard_limit() is None
+    limits.raise_soft_limit(10**6)

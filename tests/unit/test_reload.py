@@ -238,6 +238,19 @@ def test_what_the_function_raises_comes_back(error: Exception) -> None:
 
 
 @pytest.mark.usefixtures("no_thread_left")
+def test_a_thread_that_fails_before_the_function_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory, for example."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(reload, "LONGEST", 1.0)
+    monkeypatch.setattr(signal, "pthread_sigmask", fail)
+    with pytest.raises(MemoryError):
+        asyncio.run(reload.in_thread(lambda: None))
+
+
+@pytest.mark.usefixtures("no_thread_left")
 def test_the_thread_takes_no_signal() -> None:
     """They are the main thread's, which waits for them."""
     blocked = asyncio.run(reload.in_thread(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())))

@@ -379,6 +379,19 @@ def test_without_a_descriptor_an_old_kernel_leaves_out_how_many_are_open(monkeyp
     assert "process_max_fds" in found
 
 
+def test_a_limit_that_a_sandbox_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some refuse prlimit64 as a whole, to prevent that it is set."""
+
+    def refuse(_: int) -> tuple[int, int]:
+        raise PermissionError(errno.EPERM, "")
+
+    with closing(Inside()) as daemon:
+        monkeypatch.setattr(resource, "getrlimit", refuse)
+        found = plain(samples(daemon))
+    assert "process_max_fds" not in found
+    assert "process_open_fds" in found
+
+
 def test_what_udp_has_done_is_counted_if_it_is_served(daemon: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what became of each datagram; a kernel that does not tell its drops leaves out that one."""
     assert not [name for name, _ in samples(daemon) if "udp" in name]
