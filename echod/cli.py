@@ -5,6 +5,7 @@ What only `run` needs is imported in `_run`, so that `check` and `--help` start 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -178,7 +179,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from echod.log import Log  # noqa: PLC0415 - needs uvloop
 
     if file := config.choose_file(arguments.config, os.environ):
-        arguments.config = file.absolute()  # a command that shows it may run in another folder
+        with contextlib.suppress(OSError):  # the working directory is gone: reading the file gives the message
+            arguments.config = file.absolute()  # a command that shows it may run in another folder
     loaded = _load(arguments)
     service = systemd.Service(os.environ)
     flags, environ = flags_of(arguments), dict(os.environ)

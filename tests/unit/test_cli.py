@@ -1077,6 +1077,18 @@ def test_run_keeps_the_absolute_path_of_its_file(file: Path, monkeypatch: pytest
     assert seen == [file]
 
 
+def test_a_relative_path_in_a_directory_that_was_removed_is_a_missing_file(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no bug."""
+    (file.parent / "gone").mkdir()
+    monkeypatch.chdir(file.parent / "gone")
+    (file.parent / "gone").rmdir()
+    problem = (os.EX_NOINPUT, "", "echod.toml: can't be read: No such file or directory\n")
+    assert run(capsys, "run", "-c", "echod.toml") == problem
+    assert run(capsys, "check", "-c", "echod.toml") == problem
+
+
 def test_a_reload_reads_the_same_file_with_the_same_flags_and_variables(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
