@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from tests.support.harness import LOCAL, reset
+from tests.support.idle_clock import CROWD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 _READ = 1 << 18
 
 
+class _Client(socket.socket):
+    """A client's connection. Who reads from it rests until something is there."""
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        CROWD.wait_for(self)
+        return super().recv(size, flags)
+
+
 @contextlib.contextmanager
 def serving(behave: Behaviour, listener: socket.socket | None = None) -> Iterator[int]:
     """Let each connection behave like this; yield the port."""
@@ -25,20 +33,35 @@ def serving(behave: Behaviour, listener: socket.socket | None = None) -> Iterato
     threads: list[threading.Thread] = []
     clients: list[socket.socket] = []
 
+    def start(target: Callable[..., None], *arguments: socket.socket) -> threading.Thread:
+        def run() -> None:
+            try:
+                target(*arguments)
+            finally:
+                CROWD.leave()
+
+        thread = threading.Thread(target=run)
+        CROWD.join()
+        thread.start()
+        return thread
+
     def accept() -> None:
         with contextlib.suppress(OSError):  # shut down
             while True:
-                client, _ = listener.accept()
+                CROWD.wait_for(listener)
+                client = _Client(fileno=listener.accept()[0].detach())
+                if (
+                    client.family != socket.AF_UNIX
+                ):  # an echo that Nagle's algorithm holds back waits for a timer of the kernel
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 clients.append(client)
-                threads.append(threading.Thread(target=serve, args=(client,)))
-                threads[-1].start()
+                threads.append(start(serve, client))
 
     def serve(client: socket.socket) -> None:
         with contextlib.suppress(OSError), client:
             behave(client)
 
-    accepting = threading.Thread(target=accept)
-    accepting.start()
+    accepting = start(accept)
     try:
         name = listener.getsockname()
         yield name[1] if isinstance(name, tuple) else 0
@@ -51,7 +74,9 @@ def serving(behave: Behaviour, listener: socket.socket | None = None) -> Iterato
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                CROWD.end_sleep()
+                thread.join(0.01)
 
 
 @contextlib.contextmanager
@@ -75,8 +100,10 @@ def datagrams(
 
         def serve() -> None:
             while True:
+                CROWD.wait_for(sock)
                 data, address = sock.recvfrom(1 << 16)
                 if address == stopper.getsockname():
+                    CROWD.leave()
                     return
                 if sources is not None:
                     sources.add(address)
@@ -84,12 +111,15 @@ def datagrams(
                     sock.sendto(answer, address)
 
         thread = threading.Thread(target=serve)
+        CROWD.join()
         thread.start()
         try:
             yield sock.getsockname()[1]
         finally:
             stopper.sendto(b"", sock.getsockname())
-            thread.join()
+            while thread.is_alive():
+                CROWD.end_sleep()
+                thread.join(0.01)
 
 
 def changed(change: Callable[[bytes], bytes]) -> Behaviour:
@@ -114,7 +144,7 @@ def delayed(seconds: float) -> Behaviour:
     """Send each read back after this time."""
 
     def wait(data: bytes) -> bytes:
-        time.sleep(seconds)
+        CROWD.sleep(seconds)
         return data
 
     return changed(wait)

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -23,6 +22,7 @@ from echod.client.paths import Route, Target
 from echod.client.streams import Message
 from tests.support.echo_servers import changed, datagrams, delayed, ending, flipped, in_turn, right, serving, silent
 from tests.support.harness import DEADLINE, LOCAL, free_port
+from tests.support.idle_clock import CROWD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tests.support.echo_servers import Behaviour
 
 Capture = pytest.CaptureFixture[str]
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 def run(capsys: Capture, *words: str) -> tuple[int, str, str]:
@@ -81,7 +83,7 @@ def test_a_stall_counts_for_each_message_that_was_due_meanwhile(capsys: Capture)
         while data := client.recv(1 << 16):
             if not stalled.is_set():
                 stalled.set()
-                time.sleep(0.15)
+                CROWD.sleep(0.15)
             client.sendall(data)
 
     with serving(behave) as port:
@@ -161,7 +163,7 @@ def test_what_is_lost_late_or_wrong_is_marked(capsys: Capture, monkeypatch: pyte
         nonlocal asked
         asked += 1
         if asked == 2:
-            time.sleep(0.15)
+            CROWD.sleep(0.15)
         return data[:-1] + b"?" if asked == 8 else data
 
     with serving(changed(answer)) as port:
@@ -239,7 +241,7 @@ def ctrl_c(echoes: int, seconds: float = 0.0) -> Behaviour:
         for _ in range(echoes):
             client.sendall(client.recv(64, socket.MSG_WAITALL))
         client.recv(64, socket.MSG_WAITALL)
-        time.sleep(seconds)
+        CROWD.sleep(seconds)
         os.kill(os.getpid(), signal.SIGINT)
         silent(client)
 

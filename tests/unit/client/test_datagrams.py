@@ -18,6 +18,7 @@ from echod.client.poller import Poller
 from echod.client.streams import Failure, Message
 from tests.support.echo_servers import datagrams
 from tests.support.harness import LOCAL, free_port, until
+from tests.support.idle_clock import CROWD
 from tests.unit.client.test_ping import IMPATIENT, QUICK, counts, ping, told
 from tests.unit.client.test_streams import Told, poll
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Capture = pytest.CaptureFixture[str]
+
+pytestmark = pytest.mark.usefixtures("clock")
 X25: Any = 9  # <bits/socket.h>
 
 
@@ -81,7 +84,7 @@ def test_late_echoes_are_told_and_stay_lost(capsys: Capture) -> None:
     """The socket stays the same."""
 
     def answers(data: bytes) -> Iterable[bytes]:
-        time.sleep(0.25)
+        CROWD.sleep(0.25)
         return [data]
 
     with datagrams(answers) as port:

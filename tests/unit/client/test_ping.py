@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,14 +16,18 @@ from echod.client.ping import _following
 from tests.support import echo_servers
 from tests.support.echo_servers import changed, delayed, ending, flipped, in_turn, right, serving, silent
 from tests.support.harness import LOCAL, free_port
+from tests.support.idle_clock import CROWD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.echo_servers import Behaviour
+    from tests.support.idle_clock import IdleClock
 
 Capture = pytest.CaptureFixture[str]
+
+pytestmark = pytest.mark.usefixtures("clock")
 
 QUICK = ["-i", "0.01", "-W", "5"]
 IMPATIENT = ["-W", "0.1"]
@@ -257,7 +259,7 @@ def test_a_late_echo_that_is_wrong_is_wrong(capsys: Capture) -> None:
     """A wrong byte is worse than a lost message."""
 
     def answer(data: bytes) -> bytes:
-        time.sleep(0.2)
+        CROWD.sleep(0.2)
         return data[:5] + bytes([data[5] ^ 1]) + data[6:]
 
     with serving(in_turn(changed(answer), right)) as port:
@@ -270,7 +272,7 @@ def test_bytes_that_nobody_sent_end_an_idle_connection(capsys: Capture) -> None:
     """Also after an echo that came late, whose message is wrong then."""
 
     def answer(data: bytes) -> bytes:
-        time.sleep(0.2)
+        CROWD.sleep(0.2)
         return data * 2
 
     with serving(in_turn(changed(answer), right)) as port:
@@ -331,12 +333,12 @@ def test_an_address_that_does_not_answer_is_passed_over(capsys: Capture, monkeyp
     assert (event["server"]["address"], code) == (LOCAL, 0)
 
 
-def test_a_deadline_ends_it(capsys: Capture) -> None:
+def test_a_deadline_ends_it(capsys: Capture, clock: IdleClock) -> None:
     """If nothing came back, all is lost; else a message that was just sent does not count."""
     with serving(silent) as port:
-        began = time.monotonic()
+        began = clock.now
         code, events, summary = told(capsys, "-w", "0.1", "-W", "5", "-i", "0.04", f"{LOCAL}:{port}")
-    assert 0.09 < time.monotonic() - began < 2
+    assert 0.09 < clock.now - began < 2
     assert (summary["lost"], code) == (len(events), 2)
     assert 1 <= len(events) <= 3
     with serving(in_turn(delayed(0.1))) as port:
@@ -371,19 +373,22 @@ def test_a_second_signal_is_not_caught(capsys: Capture, monkeypatch: pytest.Monk
     handlers = []
 
     def stuck(*_: object) -> None:
-        time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+        handlers.append(signal.getsignal(signal.SIGINT))
 
     monkeypatch.setattr("echod.client.ping.Ping._send", stuck)
     with serving(right) as port:
-        threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()
-        threading.Timer(0.07, lambda: handlers.append(signal.getsignal(signal.SIGINT))).start()
         ping(capsys, "-q", f"{LOCAL}:{port}")
     assert handlers == [signal.SIG_DFL]
 
 
 def test_interim_without_an_echo(capsys: Capture) -> None:
-    with serving(silent) as port:
-        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGQUIT)).start()
+    def ask(client: socket.socket) -> None:
+        client.recv(100)
+        os.kill(os.getpid(), signal.SIGQUIT)
+        silent(client)
+
+    with serving(ask) as port:
         _, _, err = ping(capsys, *QUICK, *IMPATIENT, "-c", "1", "-q", f"{LOCAL}:{port}")
     assert err == "0/0 echoed, 0 % lost, no echo yet\n"
 
