@@ -119,7 +119,8 @@ class Sink:
             if written == self._written:
                 break
             written = self._written
-            self._thread.join(patience)
+            for _ in range(10):  # parts: a machine that stands still costs one, and the writer has the others
+                self._thread.join(patience / 10)
         return self._held - self._batch_written() + self.dropped - self._reported
 
     def _run(self) -> None:
@@ -327,9 +328,8 @@ def _flat(_: object, __: str, event: EventDict) -> EventDict:
     """Flatten nested fields for people: client.address=192.0.2.1."""
     flat: EventDict = {}
     for name, value in event.items():
-        flat.update(
-            {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        )
+        parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        flat.update(parts)
     return flat
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -198,15 +197,19 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Choosy(Output):
-    """An output that takes some bytes, and fails then, with what `errors` has; `held` and `taken` are for the test."""
+    """An output that takes some bytes, and fails then, as its steps say. While `go` is not set, a write waits."""
 
     def __init__(self, pipe: Pipe, *steps: int | OSError | None) -> None:
         super().__init__(pipe.output.fileno())
         self.steps = list(steps)
         self.taken = b""
         self.mended: list[OSError] = []
+        self.waits, self.go = threading.Event(), threading.Event()
+        self.go.set()
 
     def write(self, data: bytes, start: int) -> int:
+        self.waits.set()
+        assert self.go.wait(DEADLINE)
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         if isinstance(step, OSError):
             raise step
@@ -217,6 +220,16 @@ class Choosy(Output):
     def mend(self, error: OSError) -> bool:
         self.mended.append(error)
         return error.errno == errno.EPIPE
+
+
+def put_together(sink: Sink, output: Choosy, *lines: bytes) -> None:
+    """Let the writer find these lines all at once, after an empty one that the next step of the output takes."""
+    output.go.clear()
+    sink.put(b"\n")
+    assert output.waits.wait(DEADLINE)
+    for line in lines:
+        sink.put(line)
+    output.go.set()
 
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -240,12 +253,10 @@ BROKEN = BrokenPipeError(errno.EPIPE, "Broken pipe")
 @pytest.mark.usefixtures("no_pause")
 def test_close_counts_the_lines_that_are_lost(pipe: Pipe, steps: tuple[int | OSError | None, ...], lost: int) -> None:
     """A line of which a part is written is lost too."""
-    output = Choosy(pipe, *steps)
+    output = Choosy(pipe, None, *steps)
     sink = Sink(output, 10, dropped)
-    with sink._lock:
-        sink._closing.set()  # so that the sink gives up
-        for line in (b"one\n", b"two\n", b"six\n"):
-            sink.put(line)
+    sink._closing.set()  # so that the sink gives up
+    put_together(sink, output, b"one\n", b"two\n", b"six\n")
     assert sink.close(DEADLINE) == lost
     assert not sink._thread.is_alive()
 
@@ -268,49 +279,73 @@ def test_dropped_lines_that_no_line_tells_of_are_lost_too(pipe: Pipe) -> None:
 @pytest.mark.usefixtures("no_pause")
 def test_a_line_that_was_begun_is_written_again_only_to_a_new_stream(pipe: Pipe, error: OSError) -> None:
     """Where nobody has its beginning. A disk that has room again gets the rest of it."""
-    output = Choosy(pipe, 6, error, None)
+    output = Choosy(pipe, None, 6, error, None)
     sink = Sink(output, 10, dropped)
-    with sink._lock:
-        for line in (b"one\n", b"two\n"):
-            sink.put(line)
-        sink._closing.wait(2 * module._GATHER)
+    put_together(sink, output, b"one\n", b"two\n")
     assert sink.close(DEADLINE) == 0
     assert output.mended == [error]
-    assert output.taken == (b"one\ntwtwo\n" if error is BROKEN else b"one\ntwo\n")
+    assert output.taken == (b"\none\ntwtwo\n" if error is BROKEN else b"\none\ntwo\n")
+
+
+class Stopped:
+    """A clock that goes only when told to, for the sink alone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(module, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.mark.usefixtures("no_pause")
-def test_what_is_held_is_told_with_its_time_and_its_cause(pipe: Pipe) -> None:
+def test_what_is_held_is_told_with_its_time_and_its_cause(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the moment at which the sink did not keep up; nothing before and after."""
+    clock = Stopped(monkeypatch)
     output = Choosy(pipe, NO_SPACE)
     sink = Sink(output, 1000, dropped)
     assert sink.state == Held(0, None, None)
     for _ in range(3 * module._BATCH):
         sink.put(b"line\n")
     until(lambda: sink.state.error)
-    assert sink.state.lines == 3 * module._BATCH
-    assert sink.state.error == "ENOSPC"
-    until(lambda: (sink.state.since or 0) > 0.05)
+    clock.now += 7
+    assert sink.state == Held(3 * module._BATCH, 7.0, "ENOSPC")
     output.steps = [None]
     until(lambda: sink.state == Held(0, None, None))
+    clock.now += 7
     with sink._lock:
         sink.put(b"on its way\n")
-        assert (sink.state.since or 0) < 0.05
+        assert (sink.state.since or 0) == 0
     assert sink.close(DEADLINE) == 0
 
 
-def test_lines_that_keep_moving_are_not_late(pipe: Pipe) -> None:
+def test_lines_that_keep_moving_are_not_late(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long there have been lines all the time."""
-    sink = Sink(Choosy(pipe, None), 1 << 20, dropped)
-    end = time.monotonic() + 0.5
-    longest = 0.0
-    while time.monotonic() < end:
-        for _ in range(10):
-            sink.put(b"line\n")
-        longest = max(longest, sink.state.since or 0)
-        time.sleep(0.001)
+    clock = Stopped(monkeypatch)
+    output = Gate(pipe.output.fileno())
+    sink = Sink(output, 100, dropped)
+    sink.put(b"line\n")
+    for _ in range(10):
+        assert output.entered.acquire(timeout=DEADLINE)
+        sink.put(b"line\n")  # beside the one that is being written
+        clock.now += 1
+        assert sink.state == Held(2, 1.0, None)
+        output.leave.release()
+    output.leave.release()
     assert sink.close(DEADLINE) == 0
-    assert longest < 0.25
+
+
+class Gate(Output):
+    """An output that tells when it is written to, and takes all when it is let."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self.entered, self.leave = threading.Semaphore(0), threading.Semaphore(0)
+
+    def write(self, data: bytes, start: int) -> int:
+        self.entered.release()
+        assert self.leave.acquire(timeout=DEADLINE)
+        return len(data) - start
 
 
 @pytest.mark.parametrize("trouble", ["ENOENT", None])
@@ -336,8 +371,30 @@ def test_close_waits_longer_for_a_sink_that_takes_something(pipe: Pipe, takes: i
 
     real, sink._thread = sink._thread, cast("threading.Thread", Slow())
     sink.close(0.5)
-    assert joins == [0.5] * attempts
+    assert sum(joins) == pytest.approx(0.5 * attempts)
     real.join()
+
+
+def test_a_machine_that_stands_still_costs_no_lines(pipe: Pipe) -> None:
+    """All the time that close has may be over before the writer runs again."""
+    output = Choosy(pipe, None)
+    output.go.clear()
+    sink = Sink(output, 10, dropped)
+    sink.put(b"last\n")
+    real = sink._thread
+
+    class Still:
+        stands = True
+
+        def join(self, _: float) -> None:
+            if not self.stands:
+                output.go.set()
+                real.join(DEADLINE)
+            self.stands = False
+
+    sink._thread = cast("threading.Thread", Still())
+    assert sink.close(0.1) == 0
+    assert output.taken == b"last\n"
 
 
 # The lines
