@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
+import sys
+import termios
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
@@ -362,55 +366,91 @@ def readable(client: Client) -> bool:
 # Time
 
 
+class Patience:
+    """The server's timeouts, by a clock that goes only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = 0
+        self._now = 0.0
+        self._deadlines: list[tuple[float, asyncio.Timeout]] = []
+        monkeypatch.setattr(http, "asyncio", SimpleNamespace(**vars(asyncio) | {"timeout": self._timeout}))
+
+    def _timeout(self, seconds: float) -> asyncio.Timeout:
+        self.begun += 1
+        timeout = asyncio.timeout(None)
+        self._deadlines.append((self._now + seconds, timeout))
+        return timeout
+
+    def wait(self, seconds: float) -> None:
+        """Let this much time pass."""
+        self._now += seconds
+        over = [timeout for deadline, timeout in self._deadlines if deadline <= self._now]
+        self._deadlines = [each for each in self._deadlines if each[0] > self._now]
+        for timeout in over:
+            with contextlib.suppress(RuntimeError):  # what it was for has ended before
+                timeout.reschedule(0)
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
+    return Patience(monkeypatch)
+
+
+def unread(client: Client) -> int:
+    """Return how much memory holds what it has sent and the server has not read (SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(client.sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
 @pytest.mark.parametrize(
     "begin",
     [b"G", GET[:-2], b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhell"],
     ids=["line", "head", "body"],
 )
 @on_loop
-async def test_a_request_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
+async def test_a_request_that_does_not_end_is_refused(patience: Patience, begin: bytes) -> None:
     """The whole request has to arrive in time."""
-    monkeypatch.setattr(http, "REQUEST", 0.05)
     async with serving(echo) as server:
         with server.connect() as client:
             await client.send(begin)
+            await becomes(lambda: not unread(client))
+            patience.wait(http.REQUEST)
             answer = await client.answer()
             assert answer.status == 408
-            assert answer.json == {"error": "the request took over 0 s"}
+            assert answer.json == {"error": "the request took over 5 s"}
             assert await client.ends()
 
 
 @on_loop
-async def test_a_byte_now_and_then_gives_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_byte_now_and_then_gives_no_more_time(patience: Patience) -> None:
     """Otherwise a client could hold a connection for hours with one request."""
-    monkeypatch.setattr(http, "REQUEST", 0.05)
     async with serving(echo) as server:
         with server.connect() as client:
-            while not readable(client):
+            for _ in range(10):
                 await client.send(b"y")
-                await asyncio.sleep(0.005)
+                await becomes(lambda: not unread(client))
+                patience.wait(http.REQUEST / 10)
             assert (await client.answer()).status == 408
 
 
 @on_loop
-async def test_a_client_that_sends_nothing_is_closed_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_sends_nothing_is_closed_without_an_answer(patience: Patience) -> None:
     """A browser that connects in advance would take it for the answer to a later request."""
-    monkeypatch.setattr(http, "REQUEST", 0.05)
     async with serving(echo) as server:
         with server.connect() as client:
+            await becomes(lambda: patience.begun)
+            patience.wait(http.REQUEST)
             assert await client.ends()
 
 
 @on_loop
-async def test_an_answer_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_may_take_its_time(patience: Patience) -> None:
     """A reload does; only the client is held to a time."""
-    for name in ("REQUEST", "STALL"):
-        monkeypatch.setattr(http, name, 0.5)
     held = Held()
     async with serving(held) as server:
         with server.connect() as client, server.connect() as other:
             await client.send(GET)
-            await becomes(lambda: held.asked)
+            await becomes(lambda: held.asked and patience.begun == 2)
+            patience.wait(http.REQUEST + http.STALL)
             assert await other.ends()
             held.go.set()
             assert (await client.answer()).json == "at last"
@@ -418,9 +458,8 @@ async def test_an_answer_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("target", ["/long", "/whole"])
 @on_loop
-async def test_a_client_that_does_not_read_its_answer_is_closed(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+async def test_a_client_that_does_not_read_its_answer_is_closed(patience: Patience, target: str) -> None:
     """This holds for an answer in parts and for a whole one."""
-    monkeypatch.setattr(http, "STALL", 0.05)
 
     async def answer(request: Request) -> Response:
         return await echo(request) if request.path == "/long" else Response(200, LONG)
@@ -428,23 +467,26 @@ async def test_a_client_that_does_not_read_its_answer_is_closed(monkeypatch: pyt
     async with serving(answer) as server:
         with server.connect() as client:
             await client.send(f"GET {target} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
-            await becomes(lambda: server.connections)
-            await becomes(lambda: not server.connections)
+            await becomes(lambda: readable(client))
+            while server.connections:
+                patience.wait(http.STALL / 10)
+                await asyncio.sleep(0)
             assert len(await client.read_all()) < len(LONG)
         assert server.lines.lines == []
 
 
 @on_loop
-async def test_a_client_that_reads_slowly_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_slowly_gets_its_answer(patience: Patience) -> None:
     """The time begins anew with each part."""
-    monkeypatch.setattr(http, "STALL", 0.5)
     async with serving(echo) as server:
         with server.connect() as client:
             await client.send(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n")
             data = bytearray()
             while not data.endswith(b"0\r\n\r\n"):
                 data += await client.read()
-                await asyncio.sleep(0.05)
+                patience.wait(http.STALL / 10)  # sixteen times
+                for _ in range(10):
+                    await asyncio.sleep(0)
             assert len(data) > len(LONG)
 
 
@@ -574,6 +616,8 @@ async def test_a_client_is_safe_from_eviction_for_a_while(
     """In a flood of clients, nobody would be answered otherwise. Meanwhile the next one waits in the backlog."""
     monkeypatch.setattr(http, "CONNECTIONS", 1)
     monkeypatch.setattr(http, name, 20.0)
+    grace = http.GRACE
+    monkeypatch.setattr(http, "GRACE", 20.0)  # until they are being answered
     held = Held()
     async with serving(held) as server:
         with server.connect() as first, server.connect() as second, server.connect() as third:
@@ -581,6 +625,7 @@ async def test_a_client_is_safe_from_eviction_for_a_while(
                 await first.send(GET)
                 await second.send(GET)
                 await becomes(lambda: held.asked == 2)
+                monkeypatch.setattr(http, "GRACE", grace)
             await third.send(GET)
             await asyncio.sleep(3 * http.PAUSE)
             assert server.connections == 2
