@@ -428,8 +428,8 @@ def test_sockets_that_this_process_may_not_make_are_a_fault_of_the_configuration
 
 def test_all_hosts_are_bound_or_none() -> None:
     """If the last one can't be bound, the first one is free again for others."""
-    with listening(["127.0.0.2"]) as (taken,):
-        port = port_of(taken)
+    port = free_port()
+    with listening(["127.0.0.2"], port) as (taken,):
         assert refusal(["127.0.0.1", "127.0.0.2"], port).lines == (
             f"echod: {taken.url}: address in use: choose another port (listen.port, -p)",
         )
@@ -479,7 +479,7 @@ def test_nothing_is_tried_again_unless_another_port_could_help(kernel: Callable[
         tried.append(address[0])
         super(type(self), self).bind(address)
 
-    with listening(["127.0.0.2"]) as (taken,):
+    with listening(["127.0.0.2"], free_port()) as (taken,):
         kernel(bind=count)
         refusal([UNASSIGNED])
         refusal(["127.0.0.1", "127.0.0.2"], port_of(taken))
