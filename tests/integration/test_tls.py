@@ -73,19 +73,22 @@ def echo_of_one(daemon: Echod, context: ssl.SSLContext | None = None) -> bytes:
 def test_the_first_echo_waits_for_no_timer(echod: Daemon) -> None:
     """In TLS 1.3, a client that has not turned off Nagle's algorithm sends once its Finished is acknowledged."""
     with echod(config()) as daemon:
-        took = []
-        for _ in range(5):
+
+        def took() -> float:
             with connected(daemon, client_context(version=ssl.TLSVersion.TLSv1_3)) as sock:
                 began = time.monotonic()
                 sock.sendall(b"x")
                 assert sock.recv(1) == b"x"
-                took.append(time.monotonic() - began)
-        assert min(took) < 0.02  # the kernel delays an acknowledgement by 40 ms
+                return time.monotonic() - began
+
+        # The kernel delays an acknowledgement by 40 ms, each time; a machine that has much to do delays some of them.
+        assert any(took() < 0.02 for _ in range(100))
 
 
 def test_clients_that_end_their_handshakes_make_room_for_others(echod: Daemon) -> None:
     """They have ended when the others connect, but each end waits behind the handshakes of those before it."""
-    with echod(config(rest="[pool]\nsize = 32\n")) as daemon, contextlib.ExitStack() as stack:
+    rest = "[pool]\nsize = 32\n[timeouts]\nhandshake = '1h'\n"
+    with echod(config(rest=rest)) as daemon, contextlib.ExitStack() as stack:
 
         def connect() -> socket.socket:
             address = (LOCAL, tls_port(daemon))
@@ -210,7 +213,7 @@ def test_a_tls_client_on_the_plain_port_gets_its_bytes_back(echod: Daemon) -> No
 
 
 def test_a_handshake_that_is_not_complete_in_time_is_rejected(echod: Daemon) -> None:
-    with echod(config(rest="[timeouts]\nhandshake = '100ms'")) as daemon:
+    with echod(config(rest="[timeouts]\nhandshake = '500ms'")) as daemon:
         with socket.create_connection((LOCAL, tls_port(daemon)), timeout=DEADLINE) as sock:
             sock.sendall(b"\x16\x03")
             assert read_all(sock) == b""
