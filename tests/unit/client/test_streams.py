@@ -195,7 +195,9 @@ def test_an_echo_that_is_there_counts_although_its_time_is_over() -> None:
         poll(exchange.poller, lambda: stream.opened)
         message = Message(1, 8, 0.0)
         exchange.send(stream, message)
-        time.sleep(0.2)
+        over = time.monotonic() + 0.05
+        until(lambda: stream.opened and select.select([stream.opened.sock], [], [], 0)[0], what="the echo")
+        until(lambda: time.monotonic() > over, what="the end of its time")
         exchange.turn(time.monotonic())
         stream.close()
         exchange.close()
