@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+LONG = 3
+"""Seconds of a timeout that must not end a client which is active a few times a second: a machine may stand still for a while."""
+
 
 def test_an_idle_connection_ends_with_eof_and_an_active_one_stays(echod: Daemon) -> None:
     """Without a byte for the idle timeout, a client gets EOF (not a reset); another that goes on sending is kept."""
-    with echod('[timeouts]\nidle = "500ms"') as daemon, daemon.connect() as idle, daemon.connect() as active:
+    with echod('[timeouts]\nidle = "off"') as daemon, daemon.connect() as idle, daemon.connect() as active:
         idle.sendall(b"last words")
         assert read_exactly(idle, 10) == b"last words"
+        daemon.reload(f'[timeouts]\nidle = "{LONG}s"')
         idle.settimeout(0.05)
 
         def ended() -> bool:
@@ -38,7 +43,7 @@ def test_an_idle_connection_ends_with_eof_and_an_active_one_stays(echod: Daemon)
         until(ended, what="the end of the idle connection")
         line = daemon.closed(idle)
         assert line["reason"] == "idle_timeout"
-        assert line["duration"] > 0.5
+        assert line["duration"] > LONG
         assert len(daemon.events("connection.closed")) == 1
         active.sendall(b"here")
         assert read_exactly(active, 4) == b"here"
@@ -47,12 +52,12 @@ def test_an_idle_connection_ends_with_eof_and_an_active_one_stays(echod: Daemon)
 def test_a_client_that_still_reads_is_not_idle(echod: Daemon) -> None:
     """The kernel has taken all of its echo and goes on sending: bytes move, and what the client says next is echoed."""
     data = os.urandom(400_000)
-    with echod('[timeouts]\nidle = "500ms"') as daemon, daemon.connect(receive_buffer=4096) as reader:
+    with echod(f'[timeouts]\nidle = "{LONG}s"') as daemon, daemon.connect(receive_buffer=4096) as reader:
         reader.sendall(data)
         begun, received = time.monotonic(), bytearray()
-        while time.monotonic() < begun + 2:
+        while time.monotonic() < begun + 1.5 * LONG:
             received += read_exactly(reader, 2000)
-            time.sleep(0.01)  # the reader's pace: 200 kB a second
+            time.sleep(0.025)  # the reader's pace: 80 kB a second
         assert len(received) < len(data)
         reader.sendall(b"more")
         received += read_exactly(reader, len(data) + 4 - len(received))
@@ -71,30 +76,34 @@ def test_a_client_that_never_says_anything_is_idle(echod: Daemon) -> None:
 
 def test_idle_off_keeps_the_silent(echod: Daemon) -> None:
     """With the idle timeout off, what ends others leaves a silent connection alone."""
-    config = '[timeouts]\nidle = "off"\nwrite = "200ms"'
-    with echod(config) as daemon, daemon.connect() as silent, daemon.connect() as stalled:
-        _stall(stalled)
+    config = '[timeouts]\nidle = "off"\nwrite = "{}"'
+    with echod(config.format("off")) as daemon, daemon.connect() as silent, daemon.connect() as stalled:
+        _stall(daemon, stalled)
+        daemon.reload(config.format("200ms"))
         assert daemon.closed(stalled)["reason"] == "write_timeout"
         silent.sendall(b"here")
         assert read_exactly(silent, 4) == b"here"
 
 
-def _stall(sock: socket.socket) -> int:
-    """Send without reading until nothing more goes out for a moment; return the bytes."""
+def _stall(daemon: Echod, sock: socket.socket) -> None:
+    """Send without reading until the daemon reads no more: nothing goes out, although it has run meanwhile."""
     sock.settimeout(0.2)
-    sent = 0
-    try:
-        while True:
-            sent += sock.send(bytes(1 << 16))
-    except (TimeoutError, ConnectionError):
-        return sent
+    rounds = 0
+    while rounds < 2:
+        with contextlib.suppress(TimeoutError):
+            while sock.send(bytes(1 << 16)):
+                rounds = 0
+        daemon.reload(daemon.file.read_text())
+        rounds += 1
 
 
 def test_a_client_that_does_not_read_ends_with_write_timeout(echod: Daemon) -> None:
     """Its echo does not move for the write timeout: it is reset, and its worker serves the next client."""
-    with echod('[timeouts]\nwrite = "300ms"\n[pool]\nsize = 1') as daemon:
+    config = '[pool]\nsize = 1\n[timeouts]\nwrite = "{}"'
+    with echod(config.format("off")) as daemon:
         with daemon.connect(receive_buffer=1 << 14) as sock:
-            _stall(sock)
+            _stall(daemon, sock)
+            daemon.reload(config.format("300ms"))
             line = daemon.closed(sock)
             assert line["reason"] == "write_timeout"
             assert 0 < line["bytes_sent"] < line["bytes_received"]
@@ -109,7 +118,8 @@ def test_at_the_end_of_its_lifetime_a_client_gets_all_of_its_echo_and_eof(echod:
         with daemon.connect() as sock:
             sent = came_back = 0
             while True:
-                sock.sendall(b"ping")
+                with contextlib.suppress(ConnectionError):  # it may be cut already
+                    sock.sendall(b"ping")
                 sent += 4
                 answer = sock.recv(4)
                 if not answer:
@@ -118,7 +128,8 @@ def test_at_the_end_of_its_lifetime_a_client_gets_all_of_its_echo_and_eof(echod:
                 came_back += 4
                 time.sleep(0.01)  # else it is in the middle of a word at the end
             assert sent - came_back <= 4
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may be cut already
+                sock.shutdown(socket.SHUT_WR)
             line = daemon.closed(sock)
         assert (line["reason"], line["bytes_sent"]) == ("lifetime", came_back)
         assert 0.4 <= line["duration"] < 0.4 + 0.3 + DEADLINE / 4
@@ -127,9 +138,11 @@ def test_at_the_end_of_its_lifetime_a_client_gets_all_of_its_echo_and_eof(echod:
 
 def test_a_client_that_does_not_close_after_its_lifetime_is_cut(echod: Daemon) -> None:
     """After a moment; what it sends meanwhile is dropped."""
-    with echod('[timeouts]\nlifetime = "200ms"') as daemon, daemon.connect() as sock:
+    with echod('[timeouts]\nlifetime = "off"') as daemon, daemon.connect() as sock:
         sock.sendall(b"hello")
-        assert read_all(sock) == b"hello"
+        assert read_exactly(sock, 5) == b"hello"
+        daemon.reload('[timeouts]\nlifetime = "200ms"')
+        assert read_all(sock) == b""
         sock.sendall(b"too late")
         line = daemon.closed(sock)
         assert (line["reason"], line["bytes_received"], line["bytes_sent"]) == ("lifetime", 13, 5)
@@ -137,8 +150,9 @@ def test_a_client_that_does_not_close_after_its_lifetime_is_cut(echod: Daemon) -
 
 def test_a_client_that_does_not_read_is_reset_at_the_end_of_its_lifetime(echod: Daemon) -> None:
     """The write timeout may be far longer."""
-    with echod('[timeouts]\nlifetime = "300ms"') as daemon, daemon.connect(receive_buffer=1 << 14) as sock:
-        _stall(sock)
+    with echod('[timeouts]\nlifetime = "off"') as daemon, daemon.connect(receive_buffer=1 << 14) as sock:
+        _stall(daemon, sock)
+        daemon.reload('[timeouts]\nlifetime = "300ms"')
         assert daemon.closed(sock)["reason"] == "lifetime"
         with pytest.raises(ConnectionError):
             read_all(sock)
@@ -148,13 +162,13 @@ def test_a_slow_reader_that_makes_progress_is_no_stalled_one(echod: Daemon) -> N
     """A client that takes some of its echo now and then gets all of it, though it takes many times the timeout."""
     data = os.urandom(12 << 20)
     with (
-        echod('[timeouts]\nwrite = "400ms"\nidle = "400ms"') as daemon,
+        echod(f'[timeouts]\nwrite = "{LONG}s"\nidle = "{LONG}s"') as daemon,
         daemon.connect(receive_buffer=1 << 16) as sock,
         ThreadPoolExecutor(1) as threads,
     ):
         sending = threads.submit(send_all, sock, data)
         back = b""
-        for _ in range(16):  # the pace is what is tested
+        for _ in range(15 * LONG):  # the pace is what is tested
             back += read_exactly(sock, 1 << 17)
             time.sleep(0.1)
         back += read_all(sock)
@@ -162,4 +176,4 @@ def test_a_slow_reader_that_makes_progress_is_no_stalled_one(echod: Daemon) -> N
         assert back == data
         line = daemon.closed(sock)
         assert (line["reason"], line["bytes_sent"]) == ("eof", len(data))
-        assert line["duration"] > 1.5
+        assert line["duration"] > 1.5 * LONG
