@@ -129,7 +129,7 @@ def test_clients_of_one_link_or_translator_have_shares_of_their_own(
 @pytest.mark.slow
 def test_a_burst_of_a_second_comes_in_and_the_rest_does_not(echod: Daemon) -> None:
     """With room for far more in the pool; later, the next one comes in."""
-    with echod("[access]\naccept_rate = '20/m'") as daemon:  # a token takes 3 seconds: the burst is over before
+    with echod("[access]\naccept_rate = '10/m'") as daemon:  # a token takes 6 seconds: the burst is over before
         with daemon.connect() as one, daemon.connect() as another:
             assert [is_served(one), is_served(another)] == [True, False]
         assert daemon.wait_for("connection.rejected")["reason"] == "accept_rate"

@@ -428,9 +428,9 @@ def test_who_has_sent_everything_gets_all_of_its_echo_after_the_deadline(echod: 
         back = read_exactly(sock, 1 << 19)
         daemon.signal(signal.SIGTERM)
         daemon.wait_for("daemon.draining")
-        for _ in range(10):  # the pace is what is tested: half of it takes a second
+        for _ in range(10):  # the pace is what is tested: half of it takes half a second, of two that there are
             back += read_exactly(sock, len(data) // 20)
-            time.sleep(0.1)
+            time.sleep(0.05)
         back += read_all(sock)
         sending.result()
         assert len(back) == len(data)

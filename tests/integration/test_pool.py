@@ -79,7 +79,10 @@ def test_rejections_are_logged_ten_times_a_second_and_the_rest_counted(echod: Da
     """Of a burst, ten get a line; the first line after that second says how many had none."""
     with echod(REJECT) as daemon, contextlib.ExitStack() as stack:
         occupy(daemon, stack)
-        ports = []
+        with daemon.suspended():  # so that all of the burst come within that second
+            burst = [stack.enter_context(daemon.connect()) for _ in range(20)]
+        assert [read_all(client) for client in burst] == [b""] * 20
+        ports = [int(client.getsockname()[1]) for client in burst]
 
         def counted() -> bool:
             ports.append(rejected(daemon))

@@ -369,7 +369,7 @@ def test_other_clients_verify_the_certificate_and_get_their_bytes_back(echod: Da
     if not shutil.which(program):
         pytest.skip(f"needs {program}")
     more = f"verify = 'optional'\nclient_ca = '{authority_file()}'"
-    with echod(config(more=more, rest="[timeouts]\nidle = '2s'")) as daemon:
+    with echod(config(more=more, rest="[timeouts]\nidle = '4s'")) as daemon:
         typed = words.format(ca=authority_file(), own=pem_file("probe.example"), port=tls_port(daemon)).split()
         done = subprocess.run(typed, input=BIG, capture_output=True, timeout=DEADLINE, check=True)
         line = daemon.wait_for("connection.closed")
