@@ -128,14 +128,20 @@ def test_a_file_that_hangs_holds_up_no_later_reload(log: Log, monkeypatch: pytes
     """Such as one on a network that has gone: it is given up, and the next one is read."""
     come_back = threading.Event()
     hangs = iter([True, False])
-    monkeypatch.setattr(reload, "LONGEST", 0.5)
+    monkeypatch.setattr(reload, "LONGEST", 0.1)
 
     def load(_: Path | None) -> config.Loaded:
         if next(hangs):
             come_back.wait(DEADLINE)
         raise Refusal("read")
 
-    assert reload_by(log, load, 2) == [
+    async def reload_twice() -> list[tuple[list[str], int]]:
+        daemon = daemon_of(log, load)
+        first = await daemon.reloads.reload()
+        monkeypatch.setattr(reload, "LONGEST", DEADLINE)
+        return [(list(ended.errors), ended.exit_code) for ended in (first, await daemon.reloads.reload())]
+
+    assert uvloop.run(reload_twice()) == [
         (["the file could not be read and checked within 0 s"], os.EX_CONFIG),
         (["read"], os.EX_CONFIG),
     ]
