@@ -205,6 +205,15 @@ def test_a_connection_whose_header_does_not_come_is_rejected(gate: Gate) -> None
     assert gate.at_rest
 
 
+def test_a_header_that_came_while_the_process_was_stopped_is_in_time(gate: Gate) -> None:
+    """The loop runs its timers before it reads."""
+    gate.come().sendall(v1(CLIENT, 4711))
+    gate.rig.loop.advance(LIMIT)
+    assert NAMED.items() <= gate.lines("connection.opened")[0].items()
+    assert gate.rejected == []
+    assert gate.at_rest
+
+
 def test_without_a_limit_it_waits_for_the_header(gate: Gate) -> None:
     """`timeouts.handshake = "off"`. A reload that changes it affects new connections only."""
     gate.set(limit=None)
