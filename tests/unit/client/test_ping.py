@@ -305,7 +305,11 @@ def test_sizes_take_turns_and_show_from_which_on_nothing_comes_back(capsys: Capt
 
 def test_reconnect_tries_each_address_by_itself(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the one that fails is not hidden by the next. The summary has a row for each."""
-    with serving(right) as port, serving(right, socket.create_server(("127.0.0.2", port))):
+    port = free_port()
+    with (
+        serving(right, socket.create_server((LOCAL, port))),
+        serving(right, socket.create_server(("127.0.0.2", port))),
+    ):
         hosts = [LOCAL, "127.0.0.2", "127.0.0.3"]
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)

@@ -20,7 +20,7 @@ from echod.client.paths import Address, Route, Target
 from echod.client.poller import Poller
 from echod.client.streams import Failure, Message, Stream
 from tests.support.echo_servers import right, serving, silent
-from tests.support.harness import DEADLINE, LOCAL, reset, until
+from tests.support.harness import DEADLINE, LOCAL, free_port, reset, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,8 +103,8 @@ def test_a_callback_may_remove_another_descriptor_that_is_ready(poller: Poller) 
 def test_an_address_that_hangs_is_raced_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 8305, 5: after some time, beside it. The first to answer wins, and the other attempt is closed."""
     monkeypatch.setattr(opening, "ATTEMPT_DELAY", 0.02)
-    with socket.socket() as hanging, socket.create_server((LOCAL, 0)) as listener, socket.socket() as client:
-        port = listener.getsockname()[1]
+    port = free_port()
+    with socket.socket() as hanging, socket.create_server((LOCAL, port)), socket.socket() as client:
         hanging.bind(("127.0.0.2", port))
         hanging.listen(0)
         client.connect(("127.0.0.2", port))  # its backlog is full: the kernel drops SYNs
