@@ -9,6 +9,7 @@ import platform
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import tomllib
@@ -25,6 +26,7 @@ from echod.config import admin_socket, render
 from echod.config import load as config
 from echod.config.settings import Setting, declared
 from tests.support.canned_daemon import Canned, row, status
+from tests.support.harness import DEADLINE
 from tests.support.in_process import without_privileges
 
 if TYPE_CHECKING:
@@ -915,6 +917,23 @@ def test_main_exits_with_the_code_of_its_command(
             cli.main()
         assert ended.value.code == code
     assert capsys.readouterr().out == "defaults: ok\n"
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_end() -> None:
+    """Such as one that reads a file while the daemon stops."""
+    code = """
+import threading
+from echod import cli
+
+def run(_):
+    threading.Thread(target=threading.Event().wait).start()
+    return 7
+
+cli.run = run
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 # Standard streams

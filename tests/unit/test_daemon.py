@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 from typing import TYPE_CHECKING, cast
+from unittest import mock
 
 import pytest
 import uvloop
@@ -159,6 +160,34 @@ def test_before_it_serves_and_when_it_stops_it_does_not_reload(log: Log) -> None
         return [*states, daemon.server.state, await daemon.reloads.requested()]
 
     assert uvloop.run(ask()) == ["starting", None, "draining", None]
+
+
+def test_the_second_stop_signal_cuts_and_later_ones_change_nothing(log: Log) -> None:
+    """However many come before the loop goes on."""
+
+    async def stop() -> list[tuple[bool, bool]]:
+        daemon = daemon_of(log, defaults)
+        states = []
+        for _ in range(4):
+            daemon._on_stop_signal()
+            states.append((daemon.told_to_stop.is_set(), daemon._told_to_cut.done()))
+        return states
+
+    assert uvloop.run(stop()) == [(True, False), (True, True), (True, True), (True, True)]
+
+
+@pytest.mark.parametrize("has_admin", [False, True])
+def test_each_check_looks_after_the_admin_socket(log: Log, *, has_admin: bool) -> None:
+    """If there is one."""
+    admin = mock.Mock() if has_admin else None
+
+    async def check() -> None:
+        daemon = daemon_of(log, defaults)
+        daemon._admin = admin
+        daemon._on_check()
+
+    uvloop.run(check())
+    assert admin is None or admin.check.call_count == 1
 
 
 def asked_at_once(log: Log, times: int, reloads: int) -> list[Reloaded | None]:
