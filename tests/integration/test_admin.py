@@ -319,7 +319,7 @@ def test_a_lame_duck_is_made_and_taken_back(admin: Daemon) -> None:
         assert local.ready() == remote.ready() == (503, "lame duck")
         assert line_of(ask("ready", daemon), os.EX_UNAVAILABLE) == "echod: not ready: lame duck"
         assert b"\nechod_lame_duck 1.0\n" in remote.ask("/metrics").body
-        assert re.search(r"(?m)^! lame duck  accepting, but not ready for \ds; `echod ", said(ask("status", daemon)))
+        assert re.search(r"(?m)^! lame duck  accepting, but not ready for \d+s; `echod ", said(ask("status", daemon)))
         assert daemon.echo(b"served") == b"served"
         assert said(ask("lame-duck --off", daemon)) == "no lame duck\n"
         assert daemon.wait_for("daemon.lame_duck_ended")["seconds"] > 0
