@@ -29,7 +29,7 @@ Capture = pytest.CaptureFixture[str]
 
 pytestmark = pytest.mark.usefixtures("clock")
 
-QUICK = ["-i", "0.01", "-W", "5"]
+QUICK = ["-i", "0.01", "-W", "60"]
 IMPATIENT = ["-W", "0.1"]
 """For what never comes back."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.echo_servers import ending, right, serving, silent
 from tests.support.harness import DEADLINE, LOCAL
+from tests.support.idle_clock import CROWD
 from tests.unit.client.test_ping import QUICK, ping, told
 
 if TYPE_CHECKING:
@@ -129,17 +129,16 @@ def test_a_server_without_tls_is_told(capsys: Capture) -> None:
     assert event["error"] == "no TLS handshake within 0.1 s"
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_server_that_does_not_read_stops_the_sending(capsys: Capture, certificate: Path) -> None:
     """As without TLS."""
-    released = threading.Event()
 
     def behave(_: socket.socket) -> None:
-        released.wait(DEADLINE)
+        CROWD.sleep(60)
 
     with serving(over_tls(certificate, behave)) as port:
         words = ["-c", "1", "-W", "0.3", "--ca", str(certificate), "-s", "16000000", f"tls://localhost:{port}"]
         code, (event,), _ = told(capsys, *words)
-        released.set()
     assert (event["reason"], code) == ("timeout", 2)
 
 
