@@ -137,7 +137,8 @@ def _context() -> ssl.SSLContext:
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_ciphers(CIPHERS)
     context.num_tickets = 0
-    openssl.restrict(context)
+    if not openssl.restrict(context):
+        context.set_ecdh_curve("prime256v1")  # the only way that ssl has: no other group than P-256
     return context
 
 

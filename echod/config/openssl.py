@@ -4,7 +4,8 @@ By default, a client may choose ffdhe8192 (RFC 7919), and a handshake then takes
 clients a second would hold up everybody (CVE-2002-20001, "D(HE)at"). And OpenSSL remembers 20,480 sessions of TLS 1.2, each
 with the client's certificate: up to 220 MB.
 
-So this calls OpenSSL itself, if it finds what it expects. It does not if OpenSSL is a hidden part of Python's program.
+So this calls OpenSSL itself, if it finds what it expects. It does not if OpenSSL is a hidden part of Python's program: then
+the ssl module can at least leave P-256 as the only group, which takes clients another round trip.
 """
 
 from __future__ import annotations

@@ -54,6 +54,17 @@ def test_no_session_is_kept() -> None:
     assert server.session_stats()["number"] == 0
 
 
+def test_where_openssl_can_not_be_called_the_group_is_p_256(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that have guessed another one are asked for it. An expensive one is out of the question."""
+    monkeypatch.setattr(openssl, "restrict", function(0))
+    client = client_context()
+    assert shake_hands(client)[0].version() == "TLSv1.3"
+    for group in ("X25519", "ffdhe8192"):
+        choose_group(client, group)
+        with pytest.raises(ssl.SSLError, match="no suitable key share"):
+            shake_hands(client)
+
+
 def function(result: int) -> Callable[..., int]:
     def call(*_: object) -> int:
         return result
