@@ -208,8 +208,8 @@ class Session(asyncio.Protocol):
             self._held.shrink()  # it may stay like that for long
 
     def _continue(self) -> None:
-        """Go on with what is held, and then read on."""
-        if self._is_over or self._transport.is_closing() or not self._reading:
+        """Go on with what is held, and then read on. A handshake has its turns."""
+        if not self.is_open or self._is_over or self._transport.is_closing() or not self._reading:
             return
         self._decrypt()
         if not self._held and self._reading:

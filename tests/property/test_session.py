@@ -485,6 +485,30 @@ def test_close_notify_ends_a_handshake_as_fin_does(monkeypatch: pytest.MonkeyPat
     rig.close()
 
 
+def test_a_handshake_whose_output_was_stuck_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next step is queued behind one of another client, when the kernel takes the rest of the daemon's messages."""
+    rig = tls_rig(monkeypatch)
+    client, other = Client(rig), Client(rig)
+    client.transport.window = 100
+    for each in (client, other):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            each.tls.do_handshake()
+        each.flush()
+    client.deliver()
+    rig.loop.run()
+    other.deliver()
+    client.on_the_way += bytes.fromhex("15 0303 0002 02 30")
+    client.deliver()
+    client.take(1 << 20)
+    rig.loop.run()
+    client.fin = True
+    client.deliver()
+    rig.loop.run()
+    (line,) = rig.lines.events("connection.rejected")
+    assert line["error"] == "tlsv1 alert unknown ca"
+    rig.close()
+
+
 @pytest.mark.parametrize("end", ["FIN", "reset"])
 @pytest.mark.parametrize("source", ["192.0.2.9", ""])
 def test_a_connection_that_ends_without_a_byte_is_a_probe(
