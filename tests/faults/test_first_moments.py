@@ -50,11 +50,18 @@ class First(Echod):
         os.kill(self.pid, number)
 
     def has_begun(self) -> bool:
-        """Say whether it has a handler for TERM, which is our first instruction, as proc(5) has it. One for INT is Python's."""
-        (mask,) = [
-            line for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if line.startswith("SigCgt")
-        ]
-        return bool(int(mask.split()[1], 16) >> (SIGTERM - 1) & 1)
+        """Say whether it has a handler for TERM, which is our first instruction. One for INT is Python's."""
+        return self._has_term("SigCgt")
+
+    def loses_no_term(self) -> bool:
+        """Say whether TERM is blocked, as `BLOCKED` does it, or handled already."""
+        return self._has_term("SigBlk") or self.has_begun()
+
+    def _has_term(self, mask: str) -> bool:
+        """Say whether TERM is in a mask of signals, as proc(5) has it."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith(mask)]
+        return bool(int(line.split()[1], 16) >> (SIGTERM - 1) & 1)
 
 
 @contextlib.contextmanager
@@ -87,9 +94,7 @@ def test_the_first_process_stops_whenever_it_is_told_to(tmp_path: Path, number: 
 def test_the_first_process_loses_no_signal_that_was_blocked_before(tmp_path: Path, moment: float) -> None:
     """Not even while Python itself starts."""
     with started(tmp_path, *BLOCKED) as daemon:
-        pid = daemon.pid
-        until(lambda: Path(f"/proc/{pid}/comm").read_text() != "unshare\n", what="env", interval=0)
-        time.sleep(0.005)  # env takes less than this to block them
+        until(daemon.loses_no_term, what="the signals blocked", interval=0)
         time.sleep(moment)
         daemon.signal(SIGTERM)
         assert ends_well(daemon)
