@@ -18,6 +18,7 @@ from echod.server import tcp
 from echod.server.acceptor import Acceptor
 from echod.server.endpoint import Endpoint
 from echod.server.session import Session
+from echod.server.timeouts import SHORTEST_TICK
 
 if TYPE_CHECKING:
     import _socket
@@ -111,8 +112,14 @@ class Handshakes:
     def watch(self, session: Session) -> None:
         """Let the handshake take what is left of the time that it may take together with a PROXY header."""
         if self._timeout is not None:
-            left = session.worker.opened + self._timeout - time.monotonic()
-            session.timer = self.loop.call_later(max(0.0, left), session.expire)
+            left = max(0.0, session.worker.opened + self._timeout - time.monotonic())
+            session.timer = self.loop.call_later(left, self._on_late, session, self.loop.time() + left)
+
+    def _on_late(self, session: Session, due: float) -> None:
+        if self.loop.time() - due <= SHORTEST_TICK:
+            session.expire()
+        else:  # the loop was held up, or the process stopped (SIGSTOP): what has come meanwhile is handled first
+            session.timer = self.loop.call_later(SHORTEST_TICK, session.expire)
 
     def queue(self, session: Session) -> None:
         """Have the next step of this handshake done when its turn comes."""

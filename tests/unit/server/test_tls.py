@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from echod.admin import status
 from echod.config import certificates
 from echod.server import tls
+from echod.server.timeouts import SHORTEST_TICK
 from tests.support.certificates import client_hello, pem_file, shake_hands
 from tests.support.fakes import sockets
 from tests.support.harness import LOCAL
@@ -16,6 +17,10 @@ from tests.support.rig import Rig, settings
 
 if TYPE_CHECKING:
     import pytest
+
+
+TIMEOUT = 10
+"""Seconds of `timeouts.handshake` by default."""
 
 
 def wanted(**values: Any) -> Any:
@@ -101,6 +106,25 @@ def test_ends_of_connections_in_a_handshake_are_seen_after_the_steps_that_are_qu
         transport.receive_eof()
     rig.loop.run()
     assert (rig.handshakes.turns(None), rig.pool.opening) == (0, {})
+
+
+def test_a_handshake_that_takes_too_long_is_over(rig: Rig) -> None:
+    """When the loop was held up until then, such as by SIGSTOP, it has first a look at what has come meanwhile."""
+    port = serve(rig)
+    for _ in range(2):
+        rig.connect(port)
+        rig.readable()
+    one, other = rig.loop.transports
+    rig.loop.now += 2 * TIMEOUT
+    rig.loop.advance(0)
+    shake_hands(rig.loop, one)
+    rig.loop.advance(SHORTEST_TICK)
+    assert [one.is_closing(), other.is_closing()] == [False, True]
+    rig.connect(port)
+    rig.readable()
+    rig.loop.advance(TIMEOUT)
+    assert rig.handshakes.count == {"ok": 1, "timeout": 2}
+    assert {line["error"] for line in rig.lines.events("connection.rejected")} == {"timed out"}
 
 
 def test_clients_in_the_backlog_of_a_retired_listener_get_the_last_certificate(rig: Rig) -> None:
