@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from echod.server.drain import LINGER
 from tests.support.bystander import unharmed
 from tests.support.clients import CHUNK, deaf, fill, finish, run, streams
 from tests.support.harness import DEADLINE, Echod, reset, until
+from tests.support.running_time import running_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 CLIENTS = 300
 ROUNDS = 2
+ROUNDS_EACH = 50
 
 
 def before_accept(daemon: Echod) -> None:
@@ -106,10 +109,11 @@ def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> Non
     ):
         running = threads.submit(run, clients, writing=True)
         until(lambda: all(client.heard for client in clients) or running.done(), what="echo for all")
-        began = time.monotonic()
+        began, behind = running_time(), time.monotonic() - running_time()
         daemon.signal(signal.SIGTERM)
         running.result()
-        assert "eof" in {client.ended for client in clients}
+        stood_still = time.monotonic() - running_time() - behind
+        assert "eof" in {client.ended for client in clients} or stood_still > LINGER / 2
 
         def cut() -> bool:
             for client in clients:
@@ -117,7 +121,7 @@ def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> Non
             return daemon.process.poll() is not None
 
         until(cut, what="the end", interval=0)
-        assert time.monotonic() - began < 0.5 + 6
+        assert running_time() - began < 0.5 + 6
         assert daemon.wait() == 0
         assert daemon.lines[-1]["aborted"] == len(clients)
         lines = [daemon.closed(client.sock) for client in clients]
@@ -129,28 +133,23 @@ def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> Non
 
 @pytest.mark.parametrize("size", [2, 1024], ids=["full", "enough"])
 def test_100_clients_that_come_and_go_as_fast_as_they_can(echod: Daemon, size: int) -> None:
-    """For some seconds; every one of them is in the books, served or rejected, and all workers are back."""
+    """Each fifty times; every one of them is in the books, served or rejected, and all workers are back."""
 
-    def come_and_go(number: int) -> int:
-        """Connect and close, again and again; return how many times."""
-        over = time.monotonic() + 3
-        rounds = 0
-        while time.monotonic() < over:
+    def come_and_go(number: int) -> None:
+        """Connect and close, again and again."""
+        for _ in range(ROUNDS_EACH):
             daemon.connect(source=f"127.0.1.{number}").close()  # each has ports enough
-            rounds += 1
-        return rounds
 
     held = (
         65_536 * 500
     )  # bytes: lines of the log that wait for this test, which reads them slowly while its clients run
     with echod(f"[pool]\nsize = {size}") as daemon:
         with unharmed(daemon, memory=(32 << 20) + held), ThreadPoolExecutor(100) as threads:
-            connections = sum(threads.map(come_and_go, range(1, 101)))
+            list(threads.map(come_and_go, range(1, 101)))  # and raise what went wrong
         assert daemon.stop() == 0
         lines = daemon.events("connection.closed")
         rejected = sum(1 + sum(line.get("suppressed", {}).values()) for line in daemon.events("connection.rejected"))
-        assert connections > 500
-        assert connections + 1 == len(lines) + rejected
+        assert len(lines) + rejected == 100 * ROUNDS_EACH + 1
         assert bool(rejected) == (size < 100)
         assert {line["reason"] for line in lines} == {"eof"}
         assert daemon.lines[-1]["connections"] == len(lines)

@@ -8,7 +8,6 @@ import random
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from tests.support.bystander import unharmed
 from tests.support.clients import Stream, fill, make_small, run, streams
 from tests.support.harness import DEADLINE, Echod, until
 from tests.support.link import SERVER, Link
+from tests.support.running_time import running_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -116,12 +116,14 @@ def test_peers_that_vanish_are_ended_by_the_timeouts(echod: Daemon) -> None:
 def test_peers_that_vanish_are_found_without_timeouts_too(echod: Daemon) -> None:
     """The kernel gives up on them: on the silent by keepalive, here after seconds instead of hours."""
     with Link() as link, link.server.entered():
-        for name, value in (("keepalive_time", 1), ("keepalive_intvl", 1), ("keepalive_probes", 2)):
+        # Meanwhile, a link that is slow to hand over an answer is no reason to give up.
+        for name, value in (("keepalive_time", 1), ("keepalive_intvl", 1), ("keepalive_probes", 100)):
             set_tcp(name, value)
         with echod(f'{ANYWHERE}[timeouts]\nidle = "off"\nwrite = "off"') as daemon:
             with unharmed(daemon), peers(link, daemon) as they:
                 they.vanish()
-                set_tcp("retries2", 2)
+                for name in ("keepalive_probes", "retries2"):
+                    set_tcp(name, 2)
                 lines = [daemon.closed(client.sock) for client in they.all]
             assert {(line["reason"], line["error"]) for line in lines} == {("error", "ETIMEDOUT")}
 
@@ -131,10 +133,10 @@ def test_peers_that_have_vanished_do_not_hold_up_a_stop(echod: Daemon) -> None:
     with Link() as link, link.server.entered(), echod(f'{ANYWHERE}[timeouts]\ndrain = "1s"') as daemon:
         with peers(link, daemon) as they:
             they.vanish()
-            began = time.monotonic()
+            began = running_time()
             daemon.signal(signal.SIGTERM)
             assert daemon.wait() == 0
-            assert time.monotonic() - began < 1 + 6
+            assert running_time() - began < 1 + 6
             assert reasons(daemon, they.all) == {"drained"}
         assert daemon.lines[-1]["aborted"] == 3 * EACH
 
@@ -246,10 +248,10 @@ def test_at_the_drain_deadline_on_a_bad_network_clients_have_a_part_of_their_ech
     ):
         running = threads.submit(run, clients, writing=True)
         until(lambda: all(client.heard for client in clients) or running.done(), what="echo for all")
-        began = time.monotonic()
+        began = running_time()
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
-        assert time.monotonic() - began < 0.5 + 6
+        assert running_time() - began < 0.5 + 6
         running.result()
         lines = [daemon.closed(client.sock) for client in clients]
         assert {line["reason"] for line in lines} == {"drained"}

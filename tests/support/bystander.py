@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.support.harness import DEADLINE, read_exactly, until
+from tests.support.running_time import running_time
 
 if TYPE_CHECKING:
     import socket
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from tests.support.harness import Echod
 
 PATIENCE = DEADLINE / 8
-"""Seconds that one echo may take beside a fault, on a machine that has other things to do. None is expected near it."""
+"""Seconds of running time that one echo may take beside a fault, on a machine that has other things to do.
+
+None is expected near it.
+"""
 PAUSE = 0.01
 QUIET = 0.1
 """The part of a processor below which nothing spins."""
@@ -43,10 +47,10 @@ class Bystander(threading.Thread):
 
     def _echo(self) -> None:
         said = os.urandom(1 + self.rounds * 97 % 3000)
-        began = time.monotonic()
+        began = running_time()
         self.sock.sendall(said)
         assert read_exactly(self.sock, len(said)) == said
-        self.longest = max(self.longest, time.monotonic() - began)
+        self.longest = max(self.longest, running_time() - began)
         self.rounds += 1
 
     def finish(self) -> None:
