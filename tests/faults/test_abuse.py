@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.bystander import unharmed
+from tests.support.clients import Stream, fill
 from tests.support.harness import DEADLINE, LOCAL, Echod, read_all, read_exactly, until
+from tests.support.running_time import running_time
 
 if TYPE_CHECKING:
     import socket
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 ATTACKER = "127.0.0.66"
 ADDRESSES = 10_000
-IDLE = 2.0
+IDLE = 4
+"""Seconds: more than a client that takes no longer than it has to may be late, also if its machine stands still for a moment."""
 LATE = 3.0
 """Seconds that the janitor may take to see that somebody has been idle, on a machine that has other things to do."""
 ENDLESS = 64 << 20
@@ -116,15 +119,14 @@ def sources(daemon: Echod) -> list[dict[str, object]]:
 @pytest.mark.parametrize("when_full", ["reject", "wait"])
 def test_an_idle_hoard_keeps_others_out_no_longer_than_the_idle_timeout(echod: Daemon, when_full: str) -> None:
     """It has all workers, and comes again and again as long as it is not asked to take turns."""
-    with (
-        echod(f"[pool]\nsize = 50\nwhen_full = '{when_full}'\n[timeouts]\nidle = '{IDLE:.0f}s'") as daemon,
-        contextlib.ExitStack() as stack,
-    ):
+    config = f"[pool]\nsize = 50\nwhen_full = '{when_full}'\n[timeouts]\nidle = "
+    with echod(f"{config}'off'") as daemon, contextlib.ExitStack() as stack:
         hoarders = hoard(daemon, stack, 50)
         daemon.wait_for("pool.full")
-        began = time.monotonic()
+        daemon.reload(f"{config}'2s'")
+        began = running_time()
         until(lambda: is_served(daemon), what="served", interval=0.1)
-        assert time.monotonic() - began < IDLE + LATE
+        assert running_time() - began < 2 + LATE
         for sock in hoarders:
             assert read_all(sock) == b""
         daemon.wait_for("connection.closed", count=51)
@@ -140,10 +142,10 @@ def is_served(daemon: Echod) -> bool:
 
 def test_a_slow_drip_holds_its_share_of_workers_and_no_more(echod: Daemon) -> None:
     """A byte before each idle timeout is use as good as any: what bounds it is `per_source`, and others are served."""
-    config = f"[pool]\nsize = 20\n[timeouts]\nidle = '{IDLE:.0f}s'\n[access]\nper_source = 10"
+    config = f"[pool]\nsize = 20\n[timeouts]\nidle = '{IDLE}s'\n[access]\nper_source = 10"
     with echod(config) as daemon, contextlib.ExitStack() as stack:
         drips = hoard(daemon, stack, 10)
-        end = time.monotonic() + 2 * IDLE
+        end = time.monotonic() + 1.5 * IDLE
         while time.monotonic() < end:
             for sock in drips:
                 sock.sendall(b"x")
@@ -151,7 +153,7 @@ def test_a_slow_drip_holds_its_share_of_workers_and_no_more(echod: Daemon) -> No
             with daemon.connect(source=ATTACKER) as eleventh:
                 assert read_exactly(eleventh, 1) == b""
             assert is_served(daemon)
-            time.sleep(IDLE / 4)  # the drip
+            time.sleep(IDLE / 8)  # the drip
         assert not [line for line in daemon.events("connection.closed") if line["client"]["address"] == ATTACKER]
 
 
@@ -164,22 +166,9 @@ def test_stalled_connections_hold_one_chunk_each_until_the_write_timeout(echod: 
         contextlib.ExitStack() as stack,
         unharmed(daemon, memory=number * (256 << 10) + (8 << 20)),
     ):
-        for sock in hoard(daemon, stack, number):
-            sock.setblocking(False)
-            _fill(sock)
+        clients = [Stream(sock) for sock in hoard(daemon, stack, number)]
+        fill(clients)
+        assert max(client.sent for client in clients) < ENDLESS, "it reads on, although it can't write"
         daemon.reload(f"{config}'2s'")
         daemon.wait_for("connection.closed", count=number)
         assert {line["reason"] for line in daemon.events("connection.closed")} == {"write_timeout"}
-
-
-def _fill(sock: socket.socket) -> None:
-    """Send until the daemon has stopped reading and the kernel takes no more."""
-    data, sent, quiet = bytes(1 << 18), 0, 0
-    while quiet < 3:
-        assert sent < ENDLESS, "it reads on, although it can't write"
-        try:
-            sent += sock.send(data)
-            quiet = 0
-        except BlockingIOError:
-            quiet += 1
-            time.sleep(0.01)  # the daemon may still be reading

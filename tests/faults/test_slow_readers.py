@@ -104,8 +104,10 @@ def test_tls_connections_cost_little_idle_used_and_stalled(echod: Daemon) -> Non
 
         for _ in range(10):  # what the first connections cost once
             use(connect())
+        daemon.wait_for("connection.opened", count=10)  # lines that wait take memory too
         before = daemon.memory()
         clients = [connect() for _ in range(TLS_CLIENTS)]
+        daemon.wait_for("connection.opened", count=10 + TLS_CLIENTS)
 
         def cost() -> float:
             return (daemon.memory() - before) / TLS_CLIENTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.bystander import unharmed
-from tests.support.harness import DEADLINE, Echod, read_all, read_exactly, send_all, until
+from tests.support.clients import Stream, fill, run
+from tests.support.harness import Echod, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,14 +27,6 @@ pytestmark = pytest.mark.slow
 def exchange(sock: socket, said: bytes) -> None:
     sock.sendall(said)
     assert read_exactly(sock, len(said)) == said
-
-
-def stall(sock: socket, said: bytes) -> None:
-    """Send and read nothing, until nothing moves any more: the daemon has echo that nobody takes."""
-    sock.settimeout(0.3)
-    with contextlib.suppress(TimeoutError):
-        sock.sendall(said)
-    sock.settimeout(DEADLINE)
 
 
 def internal(daemon: Echod) -> list[str]:
@@ -105,19 +97,15 @@ def test_a_connection_whose_call_fails_is_closed_and_named(echod: Daemon, inject
 
 def test_a_write_that_fails_later_closes_the_connection(echod: Daemon, injection: Injection) -> None:
     """When the peer reads on after a stall: what it got is the beginning of what it sent."""
-    said = os.urandom(32 << 20)
     with echod(env=injection.environment) as daemon, unharmed(daemon):
         with daemon.connect() as sock:
-            stall(sock, said)
+            client = Stream(sock)
+            fill([client])
             injection.arm("write", errno.ENOMEM, client=sock)
-            heard = bytearray()
-            with pytest.raises(ConnectionResetError):  # noqa: PT012 - what is heard before it counts
-                while chunk := sock.recv(1 << 18):
-                    heard += chunk
+            run([client])  # which compares what it hears
             closed = daemon.closed(sock)
-        assert (closed["reason"], closed["error"]) == ("error", "ENOMEM")
-        assert said.startswith(heard)
-        assert len(said) > closed["bytes_sent"] >= len(heard) > 0
+        assert (closed["reason"], closed["error"], client.ended) == ("error", "ENOMEM", "reset")
+        assert client.sent > closed["bytes_sent"] >= client.heard > 0
 
 
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EINTR])

@@ -69,7 +69,9 @@ class Crowd:
             for group in self._groups:
                 for _ in range(group.coming(now)):
                     self._come(group, now)
-        for fd, events in self._poll.poll(TICK):
+        events_of = self._poll.poll(TICK)
+        now = time.monotonic()
+        for fd, events in events_of:
             client, group = self._clients[fd]
             client.act(events, now)
             self._look(fd, client, group)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SIZE = 1 << 16
 CHUNK = (256 + 4) << 10
 """Bytes that a worker may need: one read, and a fixed overhead. The allocator need not give them back."""
+STUCK = 3
+"""Times in a row that nothing has moved."""
 _TWICE = random.Random(862).randbytes(SIZE) * 2
 
 
@@ -126,9 +128,10 @@ def fill(clients: Sequence[Stream]) -> None:
     That takes seconds: no timeout may end them meanwhile. A reload can set a short one afterwards.
     """
     queues: list[tuple[int, int]] = []
+    quiet = 0
 
     def stuck() -> bool:
-        nonlocal queues
+        nonlocal queues, quiet
         before, queues = queues, []
         for client in clients:
             sent = -1
@@ -137,6 +140,8 @@ def fill(clients: Sequence[Stream]) -> None:
                 client.send()
             assert not client.ended
             queues.append((client.sent, client.unacknowledged()))
-        return queues == before and all(queued for _, queued in queues)
+        # More than once, as the daemon may not have run since the last time.
+        quiet = quiet + 1 if queues == before and all(queued for _, queued in queues) else 0
+        return quiet == STUCK
 
-    until(stuck, what="full queues", interval=0.3)
+    until(stuck, what="full queues", interval=0.15)
