@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.clients import Stream, fill
 from tests.support.harness import DEADLINE, LOCAL, Echod, command, free_port, read_all, read_exactly, send_all, until
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ def live(daemon: Echod, http: int, admin: tuple[str, ...]) -> None:
         assert read_exactly(open_one, 1) == b"x"
         killed.sendall(b"x")
         assert read_exactly(killed, 1) == b"x"
-        stalled.settimeout(0.3)
-        with contextlib.suppress(TimeoutError):
-            stalled.sendall(bytes(32 << 20))
+        fill([Stream(stalled)])
         rows = json.loads(command("connections", "--json", *admin).stdout)
         assert [(row["state"], row["tcp"]) for row in rows] == [("stalled", None), ("open", None), ("open", None)]
         assert [row["syn"] for row in rows] == [None, None, None]
@@ -72,8 +71,9 @@ def live(daemon: Echod, http: int, admin: tuple[str, ...]) -> None:
         assert killed.recv(1) == b""
         assert (daemon.closed(killed)["tcp"], daemon.closed(killed)["syn"]) == (None, None)
         port = free_port()
-        answer = daemon.reload(f"[listen]\nhost = '{LOCAL}'\nport = {port}\n[pool]\nsize = 9\n{TIMEOUTS}")
-        assert (answer["event"], answer["changed"]) == ("config.reloaded", ["listen.port", "pool.size"])
+        answer = daemon.reload(f"[listen]\nhost = '{LOCAL}'\nport = {port}\n[pool]\nsize = 9\n{CUT}")
+        changed = ["listen.port", "pool.size", "timeouts.write"]
+        assert (answer["event"], answer["changed"]) == ("config.reloaded", changed)
         with socket.create_connection((LOCAL, port), DEADLINE) as sock:
             send_all(sock, b"moved")
             assert read_all(sock) == b"moved"
@@ -87,7 +87,8 @@ def live(daemon: Echod, http: int, admin: tuple[str, ...]) -> None:
     assert [line for line in daemon.lines if line["event"].startswith("internal")] == []
 
 
-TIMEOUTS = "[timeouts]\nwrite = '2s'\ndrain = '200ms'\n"
+TIMEOUTS = "[timeouts]\nwrite = 'off'\ndrain = '200ms'\n"
+CUT = TIMEOUTS.replace("off", "2s")
 
 
 @pytest.mark.parametrize(("error", "at_most"), [(errno.ENOPROTOOPT, 0), (errno.EOPNOTSUPP, 0), (0, 0), (0, 1), (0, 24)])
@@ -131,7 +132,8 @@ def test_in_an_emulator_it_lives_as_ever(echod: Daemon, tmp_path: Path) -> None:
     http = free_port()
     admin = ("--admin.socket", str(tmp_path / "admin.sock"))
     config = f"[listen]\nhost = '{LOCAL}'\nport = {free_port()}\n{TIMEOUTS}"
-    with echod(config, prefix=[emulator], flags=(*admin, "--admin.http", f"{LOCAL}:{http}")) as daemon:
+    flags = (*admin, "--admin.http", f"{LOCAL}:{http}")
+    with echod(config, prefix=[emulator], flags=flags, patience=5 * DEADLINE) as daemon:
         live(daemon, http, admin)
 
 
@@ -163,7 +165,7 @@ def test_without_proc_it_lives_as_ever(echod: Daemon, tmp_path: Path) -> None:
     config = f"[listen]\nhost = '{LOCAL}'\nport = {free_port()}\n{TIMEOUTS}"
     with echod(config, flags=flags, prefix=NO_PROC) as daemon:
         assert daemon.echo(b"hi") == b"hi"
-        answer = daemon.reload(config.replace("2s", "3s"))
+        answer = daemon.reload(config.replace("off", "3s"))
         assert (answer["event"], answer["changed"]) == ("config.reloaded", ["timeouts.write"])
         assert json.loads(ask(http, "/status"))["state"] == "running"
         found = re.findall(r"^(process_\w+) ", ask(http, "/metrics"), re.MULTILINE)

@@ -68,12 +68,14 @@ class Echod:
         prefix: Sequence[str] = (),
         program: Sequence[str] = ECHOD,
         pass_fds: Sequence[int] = (),
+        patience: float = DEADLINE,
     ) -> None:
         """By default the port is any free one, on 127.0.0.1; `config` and `flags` come on top of that.
 
         With a `stdout` of the caller's, the log is not read. With a `port`, the daemon has started when it listens
-        there, and not when its log says so.
+        there, and not when its log says so. It has to start within `patience` seconds.
         """
+        self._patience = patience
         self.file = directory / "echod.toml"
         if config or not self.file.exists():
             self.file.write_text(config)
@@ -103,9 +105,13 @@ class Echod:
             self.read_log()
         try:
             if self._port:
-                until(lambda: self.process.poll() is not None or listens(self._port), what=f"listening on {self._port}")
+                until(
+                    lambda: self.process.poll() is not None or listens(self._port),
+                    what=f"listening on {self._port}",
+                    deadline=self._patience,
+                )
             else:
-                self.wait_for("daemon.started")
+                self.wait_for("daemon.started", deadline=self._patience)
         except BaseException as error:
             self.process.kill()
             error.add_note(f"exit code {self.process.wait()}, standard error: {self.errors()}")

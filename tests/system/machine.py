@@ -49,7 +49,11 @@ class Machine:
     def __enter__(self) -> Self:
         try:
             self.init = until_some(self._child, what="PID 1")
-            until(lambda: self.run("systemctl is-system-running", check=False) == "running\n", what="the boot")
+            until(
+                lambda: self.run("systemctl is-system-running", check=False) == "running\n",
+                what="the boot",
+                deadline=5 * DEADLINE,
+            )
             self._threads.submit(self.enter_network).result()
         except BaseException:
             self.__exit__()
@@ -158,7 +162,7 @@ class Machine:
             found[:] = self.events(unit, event)
             return len(found) >= count
 
-        until(look, what=f"{count} {event}", interval=0.2)
+        until(look, what=f"{count} {event}", interval=0.2, deadline=5 * DEADLINE)
         return found
 
     # Clients

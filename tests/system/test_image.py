@@ -102,6 +102,7 @@ class Container(Echod):
             directory=directory,
             env=podman.environment | {"ECHOD_ADMIN__SOCKET": "auto"},
             prefix=podman.there,
+            patience=5 * DEADLINE,
             program=["podman", "run", "--rm", f"--name={self.name}", "--env=ECHOD_*", mount, HOST, *RIGHTS, image],
         )
 
