@@ -193,7 +193,7 @@ def test_a_status_says_that_lines_are_held_since_when_and_why(echod: Daemon, tmp
         assert found["held"] + taken == 3 + 2 * 50
         assert (found["error"], found["dropped"]) == (error, 0)
         screen = command("status", *asked).stdout
-        assert re.search(r"^! log +no lines dropped, \d+ held for \ds: ", screen, re.MULTILINE)
+        assert re.search(r"^! log +no lines dropped, \d+ held for \d+s: ", screen, re.MULTILINE)
         if not error:
             os.close(reader)
         daemon.signal(signal.SIGTERM)

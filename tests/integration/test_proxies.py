@@ -220,13 +220,12 @@ def slowly(daemon: Echod, header: bytes, data: bytes) -> bytes:
 
 def test_a_stop_serves_a_client_whose_header_is_under_way(echod: Daemon) -> None:
     """One that never comes does not hold it up."""
-    with (
-        echod(PROXIES) as daemon,
-        daemon.connect(source=PROXY) as silent,
-        daemon.connect(source=PROXY) as sock,
-    ):
+    with contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(echod(PROXIES))
+        before = daemon.descriptors()
+        silent, sock = [stack.enter_context(daemon.connect(source=PROXY)) for _ in range(2)]
         sock.sendall(b"PROXY ")
-        time.sleep(0.05)
+        until(lambda: daemon.descriptors() == before + 3, what="both, and the epoll of those that wait")
         daemon.signal(signal.SIGTERM)
         daemon.wait_for("daemon.draining")
         send_all(sock, v1(CLIENT, 4711)[6:] + b"hello")
