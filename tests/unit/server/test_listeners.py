@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from echod.config.settings import Settings
     from echod.server.acceptor import Parts
 
-ONE, OTHER, THIRD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+# Nobody is a client from the last two, so that a port of ONE is free there.
+ONE, OTHER, THIRD = "127.0.0.1", "127.0.10.2", "127.0.10.3"
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
