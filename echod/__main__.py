@@ -42,7 +42,8 @@ def main() -> None:
 
 
 def _begin_daemon() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # TERM and INT only until both have a handler: between the two, Python's own for INT would write a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, *_STOP})
     for number in _STOP:
         # Not by an exception: in the midst of an import, Python may lose it.
         signal.signal(number, lambda *_: os._exit(os.EX_OK))
