@@ -54,8 +54,9 @@ class First(Echod):
         return self._has_term("SigCgt")
 
     def loses_no_term(self) -> bool:
-        """Say whether TERM is blocked, as `BLOCKED` does it, or handled already."""
-        return self._has_term("SigBlk") or self.has_begun()
+        """Say whether TERM is blocked, as `BLOCKED` does it, or handled already. unshare(1) blocks it too, for a moment."""
+        is_unshare = Path(f"/proc/{self.pid}/comm").read_text() == "unshare\n"
+        return not is_unshare and (self._has_term("SigBlk") or self.has_begun())
 
     def _has_term(self, mask: str) -> bool:
         """Say whether TERM is in a mask of signals, as proc(5) has it."""
