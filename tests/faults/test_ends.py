@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 CLIENTS = 300
 ROUNDS = 2
-ROUNDS_EACH = 50
+ROUNDS_EACH = 100
+"""Connections that each client makes which comes and goes, one after the other."""
 
 
 def before_accept(daemon: Echod) -> None:
@@ -133,16 +134,15 @@ def test_clients_that_never_stop_sending_are_ended_in_time(echod: Daemon) -> Non
 
 @pytest.mark.parametrize("size", [2, 1024], ids=["full", "enough"])
 def test_100_clients_that_come_and_go_as_fast_as_they_can(echod: Daemon, size: int) -> None:
-    """Each fifty times; every one of them is in the books, served or rejected, and all workers are back."""
+    """Again and again; every one of them is in the books, served or rejected, and all workers are back."""
 
     def come_and_go(number: int) -> None:
         """Connect and close, again and again."""
         for _ in range(ROUNDS_EACH):
             daemon.connect(source=f"127.0.1.{number}").close()  # each has ports enough
 
-    held = (
-        65_536 * 500
-    )  # bytes: lines of the log that wait for this test, which reads them slowly while its clients run
+    # Bytes: lines of the log that wait for this test, which reads them slowly while its clients run.
+    held = 65_536 * 500
     with echod(f"[pool]\nsize = {size}") as daemon:
         with unharmed(daemon, memory=(32 << 20) + held), ThreadPoolExecutor(100) as threads:
             list(threads.map(come_and_go, range(1, 101)))  # and raise what went wrong
